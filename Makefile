@@ -1,0 +1,44 @@
+# Every target works from a fresh clone: `setup` makes .venv first and does nothing where it is up to date.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format clean clean-venv
+
+PY := .venv/bin/python
+export PYTHON FLAVOUR
+
+# One thread a process: the tests start several, and more threads than cores cost far more than they give.
+test test-all: export OMP_NUM_THREADS ?= 1
+
+GPU = $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && echo yes)
+WITHOUT_GPU = $(if $(GPU),, and not gpu)
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo 'ARGS="..." goes to the demo (as Hydra overrides) or to pytest: make demo ARGS="trainer.max_steps=5"'
+	@echo 'PYTHON=... and FLAVOUR=cpu|cuda choose the interpreter and the build that setup takes by itself'
+
+setup: ## install everything into .venv (CUDA build where there is an NVIDIA GPU, else CPU)
+	@sh scripts/setup.sh
+
+demo: setup ## train the tiny model by AT-RL and show that it learned
+	@$(PY) train.py $(ARGS)
+
+test: setup ## run the tests, the slow ones left out
+	@$(PY) -m pytest -m "not slow$(WITHOUT_GPU)" $(ARGS)
+
+test-all: setup ## run all tests that this machine can run
+	@$(PY) -m pytest -m "(slow or not slow)$(WITHOUT_GPU)" $(ARGS)
+
+check: setup ## lint and check the formatting
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: setup ## format, and fix what the linter can fix
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean: ## remove caches and build folders (outputs and .venv stay)
+	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-venv: ## remove .venv
+	@rm -rf .venv

@@ -1,0 +1,50 @@
+"""Sampled accuracy on held-out problems, before and after training and on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning import Callback
+
+from atrl.evaluation.score import Score, held_out_sampling, score
+from atrl.module import PolicyModule
+from atrl.types import Prompt
+
+
+class EvaluateCallback(Callback):
+    """Scores the policy with the run's own sampler and reward, at temperature 1.
+
+    The same problems and seeds each time, so that before and after differ by the policy alone.
+
+    Args:
+        prompts: held-out problems.
+        samples: responses per problem.
+        every: also every so many steps; 0 is only before and after.
+        seed: of the run.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, samples: int, every: int, seed: int) -> None:
+        self._prompts, self._samples, self._every, self._seed = prompts, samples, every, seed
+        self.before: Score | None = None
+        self.after: Score | None = None
+
+    def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
+        """The policy as training found it."""
+        self.before = self._score(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
+        """Log `eval/accuracy` every so many steps."""
+        if self._every and pl_module.steps_done % self._every == 0:
+            pl_module.log("eval/accuracy", self._score(pl_module).accuracy, batch_size=1)
+
+    def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
+        """The policy as training leaves it."""
+        self.after = self._score(pl_module)
+
+    def _score(self, pl_module: PolicyModule) -> Score:
+        with pl_module.timer.phase("evaluate"):
+            rollouts = pl_module.rollouts
+            sampling = held_out_sampling(rollouts.sampling, samples=self._samples)
+            return score(
+                rollouts.sampler, self._prompts, pl_module.reward, sampling, seed=f"{self._seed}/held-out"
+            )

@@ -1,0 +1,139 @@
+"""Writes down what every step did: metrics, all rollouts, and a few of them with their attention for the report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from lightning import Callback
+
+from atrl.callbacks.anchor_credit import reading_mask
+from atrl.metrics import reward_metrics, rollout_metrics
+from atrl.module import PolicyModule, StepRecord
+from atrl.types import Status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SAMPLE_MOMENTS = 5
+_SAMPLES_A_MOMENT = 4
+
+
+class RecordCallback(Callback):
+    """Logs the step's metrics and appends its rollouts to `rollouts.jsonl`.
+
+    Args:
+        folder: of the run.
+        tokenizer: to show tokens one by one.
+        merge_size: image patches per image token along one side; 1 where the model does not merge.
+        max_steps: of the run; rollouts for the report are taken at five moments spread over it.
+    """
+
+    def __init__(self, folder: Path, *, tokenizer, merge_size: int, max_steps: int) -> None:
+        self._folder, self._tokenizer, self._merge_size = folder, tokenizer, merge_size
+        last = _SAMPLE_MOMENTS - 1
+        self._moments = {1 + round(moment * (max_steps - 1) / last) for moment in range(_SAMPLE_MOMENTS)}
+        self.statuses: Counter[Status] = Counter()
+        self.tokens = 0
+        self.peak_host_bytes = 0
+
+    def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
+        """Time spent before the first step is not the first step's."""
+        (self._folder / "samples").mkdir(exist_ok=True)
+        pl_module.timer.lap()
+
+    def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
+        """Log, count and write."""
+        step = pl_module.last_step
+        seconds = pl_module.timer.lap()
+        rewards = reward_metrics(step.rewards)
+        rollouts = rollout_metrics(step, seconds["rollout"])
+        memory = psutil.Process().memory_info().rss
+        pl_module.log_dict(
+            rewards | rollouts | step.metrics | {f"time/{name}": value for name, value in seconds.items()}
+            | {"memory/host": float(memory), "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"]},
+            batch_size=1,
+        )  # fmt: skip
+        bar = {"reward": rewards["reward/mean"], "accuracy": rewards["reward/right"]}
+        bar["tokens/s"] = rollouts["rollout/tokens_per_second"]
+        pl_module.log_dict(bar, prog_bar=True, logger=False, batch_size=1)
+        self.statuses.update(reward.status for group in step.rewards for reward in group)
+        self.tokens += sum(len(rollout.token_ids) for group in step.groups for rollout in group.rollouts)
+        rows = step_rows(step, self._tokenizer)
+        with (self._folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if step.step in self._moments:
+            self._write_samples(step, rows)
+
+    def _write_samples(self, step: StepRecord, rows: list[dict[str, Any]]) -> None:
+        size = len(step.groups[0].rollouts)
+        chosen = [number * size for number in range(min(_SAMPLES_A_MOMENT, len(step.groups)))]
+        reading = reading_mask(step.groups, self._tokenizer, step.experience.response_mask)
+        with (self._folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for number in chosen:
+                prompt = step.groups[number // size].prompt
+                length = len(rows[number]["tokens"])
+                sample = rows[number] | {
+                    "images": self._write_images(step.step, number, prompt.images),
+                    "density": _numbers(None if step.credit is None else step.credit.density, number, length),
+                    "reading": None if reading is None else reading[number, :length].tolist(),
+                    "entropy": _numbers(step.entropy, number, length),
+                    "attention": self._attention_maps(step, number, length),
+                }
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def _write_images(self, step: int, number: int, images) -> list[str]:
+        names = [f"samples/{step:06d}_{number:04d}_{index}.png" for index in range(len(images))]
+        for name, image in zip(names, images, strict=True):
+            image.save(self._folder / name)
+        return names
+
+    def _attention_maps(self, step: StepRecord, number: int, length: int) -> list | None:
+        """Per image a list [token][row][column] of the largest mass that any head puts on each image token."""
+        if step.capture is None or "image_grid_thw" not in step.experience.pixels[number]:
+            return None
+        peak = step.capture.image[number, :, :, :length].amax(dim=(0, 1))
+        maps, start = [], 0
+        for frames, height, width in step.experience.pixels[number]["image_grid_thw"].tolist():
+            rows, columns = height // self._merge_size, width // self._merge_size
+            end = start + frames * rows * columns
+            grid = peak[:, start:end].reshape(length, frames, rows, columns).amax(dim=1)
+            maps.append([[[round(value, 4) for value in line] for line in token] for token in grid.tolist()])
+            start = end
+        return maps
+
+
+def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:
+    """One JSON-ready row per rollout; its weights average 1."""
+    rows = []
+    for index, (group, rewards) in enumerate(zip(step.groups, step.rewards, strict=True)):
+        problem = group.prompt.problem
+        for sample, (rollout, reward) in enumerate(zip(group.rollouts, rewards, strict=True)):
+            row, length = len(rows), len(rollout.token_ids)
+            credit = step.credit
+            rows.append(
+                {
+                    "step": step.step,
+                    "problem": problem.id,
+                    "question": problem.question,
+                    "gold": problem.answer,
+                    "response": group.texts[sample],
+                    "tokens": tokenizer.batch_decode([[token] for token in rollout.token_ids]),
+                    "reward": round(reward.total, 6),
+                    "parts": reward.parts,
+                    "status": reward.status.value,
+                    "advantage": round(float(step.advantages[index, sample]), 6),
+                    "weights": [1.0] * length if credit is None else _numbers(credit.weights, row, length),
+                    "anchors": None
+                    if credit is None or credit.anchors is None
+                    else credit.anchors[row, :length].tolist(),
+                }
+            )
+    return rows
+
+
+def _numbers(values: Tensor | None, row: int, length: int) -> list[float] | None:
+    return None if values is None else [round(value, 5) for value in values[row, :length].tolist()]

@@ -1,0 +1,221 @@
+"""Runs a Hydra program so that what a user can mend is one line on stderr, and what is a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+
+from atrl.explain import CommandLine, explain
+
+EXIT_USER = 2
+EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",  # forked workers would otherwise deadlock or warn
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Set before the libraries are imported, where the user has not set them."""
+
+QUIET_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "WANDB_SILENT": "true",
+}
+"""Set likewise, unless the config says ``verbose: true``."""
+
+CHATTY_LIBRARIES = ("datasets", "filelock", "fsspec", "httpx", "lightning", "matplotlib", "torch", "urllib3", "wandb")
+"""Loggers of which the console shows warnings and errors only."""
+
+UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+OUR_FOLDER = Path(__file__).resolve().parent
+STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
+
+
+class JobFailed(Exception):
+    """A job of a sweep met an error of the user's; its message is what to print. It survives pickling."""
+
+
+def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str | Path = "conf") -> int:
+    """Composes the config that the command line asks for and runs `task` on it, or on each of a sweep's.
+
+    Everything that Hydra offers (``--help``, ``--cfg``, ``--multirun``, shell completion …) works as always.
+
+    Args:
+        task: the program; Hydra passes it the config.
+        config_name: the primary config, without its suffix.
+        config_path: the folder of the configs, relative to the file of `task`.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user's (bad overrides, a ``ValueError`` raised in atrl's own code, a
+        file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with ``error:``. With
+        ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they keep their traceback.
+
+    Raises:
+        Exception: whatever else went wrong, which is a bug.
+        SystemExit: from Hydra's command-line parser, and for ``--help`` and its like.
+    """
+    folder = Path(inspect.getfile(task)).resolve().parent / config_path
+    _set_defaults(os.environ, ENVIRONMENT)
+    job = _Job(task)
+    try:
+        with _variable("HYDRA_FULL_ERROR", "1"):  # errors reach us; otherwise Hydra prints them itself and exits
+            hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(job)()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit of its own
+            return _interrupted()
+        raise
+    except JobFailed as failure:
+        if not job.reported:  # the job ran in another process, whose stderr is elsewhere
+            _report(str(failure))
+        return EXIT_USER
+    except Exception as error:
+        if _debugging() or _raised_in_job(error):
+            raise
+        lines = explain(error, CommandLine.parse(sys.argv[1:], folder=folder, config_name=config_name))
+        if lines is None:
+            raise
+        _report("\n".join(lines))
+        return EXIT_USER
+    return EXIT_USER if job.reported else 0
+
+
+class _Job:
+    """The task as Hydra calls it, once or for each job of a sweep, perhaps in another process."""
+
+    def __init__(self, task: Callable[[DictConfig], Any]) -> None:
+        functools.update_wrapper(self, task)
+        self.task = task
+        self.reported = False
+
+    def __call__(self, config: DictConfig) -> Any:
+        if OmegaConf.select(config, "verbose") is not True:
+            _set_defaults(os.environ, QUIET_ENVIRONMENT)
+            _quieten_console()
+        try:
+            # Programs that the task starts should see the environment as the user set it.
+            with _variable("HYDRA_FULL_ERROR", None):
+                return self.task(config)
+        except Exception as error:
+            message = None if _debugging() else user_message(error, Path(inspect.getfile(self.task)))
+            if message is None:
+                raise
+            self.reported = True
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                overrides = " ".join(HydraConfig.get().overrides.task)
+                message = f"job {HydraConfig.get().job.num} ({overrides}): {message}"
+                _report(message)
+                raise JobFailed(message) from None  # Hydra goes on with the sweep and fails it at the end
+            _report(message)  # not raised: Hydra would print a line of its own
+            return None
+
+
+def user_message(error: BaseException, task_file: Path) -> str | None:
+    """What to tell the user of an error in a job, or None where it is a bug of ours.
+
+    A user's errors are a ``ValueError`` that was raised by a line of this package or of `task_file` (one from within a
+    library is a bug in how we call it), a file of the user's that our code can't open, and a config value without a
+    value. Hydra's wrapping around errors in constructors is taken off first.
+    """
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set: add {error.full_key}=VALUE to the command line"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}"
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, ValueError) and files and _is_ours(files[-1], task_file):
+        return str(error)
+    if isinstance(error, UNREADABLE):
+        beyond_library = [file for file in files if not _is_standard_library(file)]
+        if beyond_library and _is_ours(beyond_library[-1], task_file):
+            return str(error) if error.filename is None else f"{error.strerror}: {error.filename}"
+    return None
+
+
+def _is_ours(file: Path, task_file: Path) -> bool:
+    return file.resolve().is_relative_to(OUR_FOLDER) or file.resolve() == task_file.resolve()
+
+
+def _is_standard_library(file: Path) -> bool:
+    if str(file).startswith("<frozen "):
+        return True
+    return file.resolve().is_relative_to(STANDARD_LIBRARY) and "site-packages" not in file.parts
+
+
+def _raised_in_job(error: BaseException) -> bool:
+    """Whether Hydra passes on what a job raised: it does so in one place, also for jobs in other processes."""
+    raiser = JobReturn.return_value.fget.__code__
+    return any(frame.f_code is raiser for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _debugging() -> bool:
+    return "1" in (os.environ.get("ATRL_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
+
+
+def _report(message: str) -> None:
+    sys.stdout.flush()
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def _interrupted() -> int:
+    _report("interrupted by Ctrl-C")
+    return EXIT_INTERRUPTED
+
+
+def _set_defaults(environment: MutableMapping[str, str], defaults: dict[str, str]) -> None:
+    for name, value in defaults.items():
+        environment.setdefault(name, value)
+
+
+def _quieten_console() -> None:
+    # A filter of the handler outlasts the level that Lightning sets for its loggers when it is imported.
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_worth_showing)
+
+
+def _worth_showing(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in CHATTY_LIBRARIES
+
+
+@contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """Sets an environment variable, or removes it for None, and puts it back afterwards."""
+    before = os.environ.get(name)
+    _assign(name, value)
+    try:
+        yield
+    finally:
+        _assign(name, before)
+
+
+def _assign(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

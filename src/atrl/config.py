@@ -1,0 +1,226 @@
+"""What a config may hold: its sections, its components, and what must hold between them.
+
+To add a setting, add a field to its section; to add a section, write a frozen dataclass and name it in `SECTIONS`;
+to add a component group, name it in `COMPONENTS`; to add a rule, write a function and list it in `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from atrl.annotations import show
+from atrl.schema import UNSET, check_call, check_group, to_plain
+from atrl.suggest import did_you_mean
+
+Section = TypeVar("Section")
+Check = Callable[[DictConfig], str | None]
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The top level of ``conf/train.yaml``."""
+
+    experiment: str = "demo"  # names the run's folder
+    stage: Literal["rl", "sft", "sft_rl"] = "rl"
+    seed: int = 0
+    verbose: bool = False  # True lets the libraries log what they like
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a seed that the random generators refuse."""
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must be in [0, {MAX_SEED}], got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """The group ``trainer``: how long, and on what."""
+
+    max_steps: int = 120  # training steps of the RL stage, one rollout batch each
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int | Literal["auto"] = 1  # processes on each node
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: int | None = None  # of each process; null for all cores divided among the processes
+    evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
+    checkpoint_every: int | None = None  # steps; null for only one at the end
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a count that is too small."""
+        at_least("trainer.max_steps", self.max_steps, 1, "each step takes one rollout batch")
+        at_least("trainer.num_nodes", self.num_nodes, 1)
+        at_least("trainer.evaluate_samples", self.evaluate_samples, 0, "0 leaves the evaluation out")
+        if self.devices != "auto":
+            at_least("trainer.devices", self.devices, 1, "write trainer.accelerator=cpu to use no GPU")
+        if self.threads is not None:
+            at_least("trainer.threads", self.threads, 1, "null takes all cores")
+        if self.checkpoint_every is not None:
+            at_least("trainer.checkpoint_every", self.checkpoint_every, 1, "null saves only at the end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The group ``optimizer``: AdamW, its warm-up and gradient clipping."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.0
+    warmup_steps: int = 5  # the learning rate rises linearly over so many optimizer steps
+    max_gradient_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a rate or count that AdamW can't train with."""
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate must be above 0, got {self.learning_rate}: try 1e-4")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must be in [0, 1), got {list(self.betas)}: try [0.9, 0.98]")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay must be 0 (off) or more, got {self.weight_decay}")
+        at_least("optimizer.warmup_steps", self.warmup_steps, 0, "0 starts at the full learning rate")
+        if self.max_gradient_norm <= 0:
+            raise ValueError(f"optimizer.max_gradient_norm must be above 0, got {self.max_gradient_norm}: try 1")
+
+
+SECTIONS: dict[str, type] = {"": RunSettings, "trainer": TrainerSettings, "optimizer": OptimizerSettings}
+"""The dataclass of each plain section of the training config; the root's name is empty."""
+
+COMPONENTS: tuple[str, ...] = (
+    "algorithm",
+    "callbacks",
+    "credit",
+    "data",
+    "logger",
+    "model",
+    "reward",
+    "rollout",
+)
+"""The groups that hold components: nodes with a ``_target_``, or lists or named sets of such."""
+
+
+def at_least(key: str, value: int, least: int, remedy: str = "") -> None:
+    """Raises ValueError, in one line that starts with the config key, where `value` is below `least`."""
+    if value < least:
+        raise ValueError(f"{key} must be at least {least}, got {value}" + (f": {remedy}" if remedy else ""))
+
+
+def read_section(node: DictConfig, kind: type[Section]) -> Section:
+    """The fields of `kind` that `node` has, as a `kind`; other keys of the node, such as groups, are left alone."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name in node]
+    values = {name: node[name] for name in names}
+    return kind(**{
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for name, value in values.items()
+    })
+
+
+def check_config(
+    config: DictConfig | Mapping[str, Any],
+    *,
+    sections: Mapping[str, type] | None = None,
+    components: Iterable[str] | None = None,
+    checks: Sequence[Check] | None = None,
+) -> None:
+    """Checks a composed config before anything is built from it, as far as names, types and cross-checks go.
+
+    Args:
+        config: the whole config; a node ``hydra`` is left alone.
+        sections: the plain sections by name; None for `SECTIONS`.
+        components: the names of the component groups; None for `COMPONENTS`.
+        checks: the rules on the whole config; None for `CHECKS`.
+
+    Raises:
+        ValueError: with one line for each problem: keys that nothing reads, values that don't fit their annotation,
+            values that are missing. Ranges and cross-checks are looked at once these are right.
+    """
+    sections = SECTIONS if sections is None else sections
+    problems: list[str] = []
+    config = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    tree = to_plain(config, problems, skip=("hydra",))
+    _check_sections(tree, sections, COMPONENTS if components is None else components, problems)
+    if not problems:
+        problems += _refusals(tree, sections)
+    if not problems:
+        found = [check(config) for check in (CHECKS if checks is None else checks)]
+        problems += [problem for problem in found if problem is not None]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _check_sections(
+    tree: dict[str, Any], sections: Mapping[str, type], components: Iterable[str], problems: list[str]
+) -> None:
+    groups = set(components)
+    settings = {field.name for field in dataclasses.fields(sections[""])}
+    for key in tree.keys() - settings - groups - sections.keys():
+        known = settings | groups | sections.keys() - {""}
+        problems.append(f"{key} is read by nothing{did_you_mean(key, known) or ': delete it'}")
+    for key in tree.keys() & groups:
+        check_group(tree[key], key, problems)
+    for key, kind in sections.items():
+        node = _section(tree, key, kind)
+        if node is None:
+            problems.append(f"{key} is missing: add '- {key}: OPTION' to the defaults list of the config")
+        elif isinstance(node, dict):
+            check_call(kind, f"the section {key!r}", node, key, problems)
+        elif node is not UNSET:
+            problems.append(f"{key} must be a mapping, got {show(node)}")
+
+
+def _section(tree: dict[str, Any], key: str, kind: type) -> Any:
+    if key:
+        return tree.get(key)
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: tree[name] for name in names if name in tree}
+
+
+def _refusals(tree: dict[str, Any], sections: Mapping[str, type]) -> list[str]:
+    """What the sections' own range checks say."""
+    refused = []
+    for key, kind in sections.items():
+        try:
+            kind(**_section(tree, key, kind))
+        except ValueError as error:
+            refused.append(str(error))
+    return refused
+
+
+def group_holds_a_comparison(config: DictConfig) -> str | None:
+    """A group's advantages compare its responses, so one alone has none."""
+    size = OmegaConf.select(config, "rollout.group_size")
+    if size is None or size >= 2:
+        return None
+    return f"rollout.group_size must be at least 2, got {size}: advantages compare the responses to one prompt"
+
+
+def responses_fit_the_context(config: DictConfig) -> str | None:
+    """A prompt and its response share the sampler's context."""
+    context = OmegaConf.select(config, "rollout.max_model_len")
+    response = OmegaConf.select(config, "rollout.max_response_tokens")
+    if context is None or response is None:
+        return None
+    prompt = OmegaConf.select(config, "rollout.max_prompt_tokens") or 1
+    if prompt + response <= context:
+        return None
+    return (
+        f"rollout.max_model_len must be at least {prompt + response}, got {context}: "
+        f"it holds {prompt} prompt and {response} response tokens"
+    )
+
+
+def clusters_exist(config: DictConfig) -> str | None:
+    """Anchors are taken from clusters, so there must be one."""
+    clusters = OmegaConf.select(config, "credit.num_clusters")
+    if clusters is None or clusters >= 1:
+        return None
+    return f"credit.num_clusters must be at least 1, got {clusters}: credit=token_level works without clusters"
+
+
+CHECKS: tuple[Check, ...] = (group_holds_a_comparison, responses_fit_the_context, clusters_exist)
+"""What must hold across the config; each returns one line, or None where all is well."""

@@ -1,0 +1,31 @@
+"""Cutting a token graph into clusters with METIS; the only file that imports it."""
+
+from __future__ import annotations
+
+
+def partition(starts: list[int], targets: list[int], weights: list[int], *, num_clusters: int, seed: int = 0) -> list[int]:
+    """A cluster id for every node: about equal sizes, least weight of the edges cut.
+
+    METIS: Karypis & Kumar, SIAM J. Sci. Comput. 20(1), 1998. Recursive bisection is asked for explicitly: pymetis
+    would otherwise change to k-way above eight parts, in the middle of an ablation over their number.
+
+    Args:
+        starts, targets, weights: the graph in compressed rows; each edge stands in both of its rows.
+        num_clusters: how many parts; 1 or an edgeless graph needs no METIS.
+        seed: of METIS's own generator.
+    """
+    nodes = len(starts) - 1
+    if num_clusters <= 1:
+        return [0] * nodes
+    if not targets:
+        return [node * num_clusters // nodes for node in range(nodes)]
+    import pymetis
+
+    _, membership = pymetis.part_graph(
+        num_clusters,
+        adjacency=pymetis.CSRAdjacency(starts, targets),
+        eweights=weights,
+        recursive=True,
+        options=pymetis.Options(seed=seed),
+    )
+    return list(membership)

@@ -1,0 +1,151 @@
+"""Coordinate geometry: pictures of two points on a grid, and questions that only the picture answers.
+
+Both points of a problem are drawn, whatever it asks. The splits have no pair of points in common, not even with
+the letters exchanged, so that an accuracy on `test` measures reading and not recall.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from atrl.data import wording
+from atrl.types import Problem, ReadingRule
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Point = tuple[int, int]
+Kind = Literal["read", "midpoint", "distance", "slope"]
+Split = Literal["train", "selection", "test"]
+
+_COLOURS = {"A": "#d62728", "B": "#1f77b4"}
+_SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.7), "selection": (0.7, 0.8), "test": (0.8, 1.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometryProblems:
+    """A seeded generator of coordinate-geometry problems.
+
+    Args:
+        grid: points lie on integer coordinates 0 … grid-1, the origin at the bottom left.
+        cell_pixels: side of a grid cell; a picture is ``grid * cell_pixels`` pixels wide and high.
+        kinds: what is asked.
+        train_size, selection_size, test_size: problems in each split.
+        seed: of the problems; the split of the point pairs does not depend on it.
+    """
+
+    grid: int = 7
+    cell_pixels: int = 16
+    kinds: Sequence[Kind] = ("read", "midpoint", "distance", "slope")
+    train_size: int = 8192
+    selection_size: int = 256
+    test_size: int = 512
+    seed: int = 0
+
+    name = "geometry"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.grid <= 10:
+            raise ValueError(f"data.grid must be 2 … 10 (coordinates are single digits), got {self.grid}")
+        if not self.kinds:
+            raise ValueError("data.kinds is empty: name at least one of read, midpoint, distance, slope")
+
+    def load(self, split: Split) -> Sequence[Problem]:
+        """The problems of `split`, the same for the same seed, on every machine and for every world size."""
+        size = {"train": self.train_size, "selection": self.selection_size, "test": self.test_size}[split]
+        if size < 1:
+            raise ValueError(f"data.{split}_size is {size}, which leaves no problem: set it to 1 or more")
+        return _Drawn(self, split, size)
+
+    def baseline(self) -> None:
+        """No blind baseline is given: the controls of `experiments/` measure it."""
+        return None
+
+    def problem(self, problem_id: str, pairs: Sequence[tuple[Point, Point]]) -> Problem:
+        """The problem with this id, its points drawn from `pairs`; a function of seed and id alone."""
+        rng = random.Random(f"{self.seed}/{problem_id}")
+        kind = rng.choice(tuple(self.kinds))
+        a, b = rng.choice(midpoint_pairs(pairs) if kind == "midpoint" else pairs)
+        if rng.random() < 0.5:
+            a, b = b, a
+        asked = rng.choice("AB")
+        answer = solve(kind, a, b, asked)
+        return Problem(
+            id=problem_id,
+            question="<image>" + wording.question(kind, asked, rng),
+            answer=answer,
+            images=(draw({"A": a, "B": b}, self.grid, self.cell_pixels),),
+            target=wording.worked_answer(kind, a, b, asked, answer, rng),
+            reading=ReadingRule(r"\((\d),(\d)\)", count=1 if kind == "read" else 2),
+        )
+
+
+class _Drawn(Sequence[Problem]):
+    """Problems made when they are asked for: thousands of pictures need no memory."""
+
+    def __init__(self, source: GeometryProblems, split: Split, size: int) -> None:
+        self._source, self._split, self._size = source, split, size
+        self._pairs = split_pairs(source.grid, split)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._size))]
+        if not -self._size <= index < self._size:
+            raise IndexError(index)
+        return self._source.problem(f"{self._split}-{index % self._size}", self._pairs)
+
+
+def split_pairs(grid: int, split: Split) -> list[tuple[Point, Point]]:
+    """The unordered pairs of distinct grid points that belong to `split`; the three splits are disjoint."""
+    points = [(x, y) for x in range(grid) for y in range(grid)]
+    pairs = [(a, b) for i, a in enumerate(points) for b in points[i + 1 :]]
+    random.Random("point pairs").shuffle(pairs)
+    low, high = _SHARES[split]
+    return pairs[round(low * len(pairs)) : round(high * len(pairs))]
+
+
+def midpoint_pairs(pairs: Sequence[tuple[Point, Point]]) -> list[tuple[Point, Point]]:
+    """The pairs whose midpoint has integer coordinates."""
+    return [(a, b) for a, b in pairs if (a[0] + b[0]) % 2 == 0 and (a[1] + b[1]) % 2 == 0]
+
+
+def solve(kind: Kind, a: Point, b: Point, asked: str) -> str:
+    """The answer: a point "(x,y)", a number, or the sign of the slope in words."""
+    if kind == "read":
+        x, y = a if asked == "A" else b
+        return f"({x},{y})"
+    if kind == "midpoint":
+        return f"({(a[0] + b[0]) // 2},{(a[1] + b[1]) // 2})"
+    if kind == "distance":
+        return str(abs(a[0] - b[0]) + abs(a[1] - b[1]))
+    if a[0] == b[0]:
+        return "undefined"
+    product = (b[1] - a[1]) * (b[0] - a[0])
+    return "positive" if product > 0 else "negative" if product < 0 else "zero"
+
+
+def draw(points: dict[str, Point], grid: int, cell_pixels: int) -> Image:
+    """An RGB picture [grid·cell, grid·cell] of lettered discs on a grid, each in the middle of its cell, y upwards."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = grid * cell_pixels
+    picture = Image.new("RGB", (side, side), "white")
+    canvas = ImageDraw.Draw(picture)
+    middle = [cell * cell_pixels + cell_pixels // 2 for cell in range(grid)]
+    for line in middle:
+        canvas.line([(line, 0), (line, side)], fill="#dddddd")
+        canvas.line([(0, line), (side, line)], fill="#dddddd")
+    radius = cell_pixels * 7 // 16
+    font = ImageFont.load_default(size=max(6, radius * 3 // 2))
+    for letter, (x, y) in points.items():
+        centre = (middle[x], middle[grid - 1 - y])
+        box = [centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius]
+        canvas.ellipse(box, fill=_COLOURS[letter])
+        canvas.text(centre, letter, fill="white", font=font, anchor="mm")
+    return picture

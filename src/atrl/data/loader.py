@@ -1,0 +1,75 @@
+"""Batches of prompts for training, in an order that does not depend on how many processes share the work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from atrl.data.prompts import PromptBuilder
+from atrl.types import Problem, Prompt
+
+
+class PromptLoader:
+    """`steps` batches of `batch_size` prompts, through as many shuffled passes over `problems` as that takes.
+
+    A prompt that is too long is dropped, counted once and replaced by the next problem, so every batch is full.
+
+    Args:
+        problems: of the training split.
+        builder: turns a problem into a prompt.
+        batch_size: prompts per step.
+        steps: batches in all; the loader's length.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, problems: Sequence[Problem], builder: PromptBuilder, *, batch_size: int, steps: int, seed: int
+    ) -> None:
+        self._problems, self._builder = problems, builder
+        self._batch_size, self._steps, self._seed = batch_size, steps, seed
+        self._cursor = 0
+        self.dropped: set[str] = set()
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[Prompt]]:
+        for _ in range(self._steps):
+            yield self._next_batch()
+
+    def _next_batch(self) -> list[Prompt]:
+        batch: list[Prompt] = []
+        tried = 0
+        while len(batch) < self._batch_size:
+            if tried > len(self._problems) + self._batch_size:
+                raise ValueError(
+                    f"hardly any prompt fits into rollout.max_prompt_tokens={self._builder.max_prompt_tokens}: a whole "
+                    f"pass over the data found {len(batch)}, the shortest dropped ids are {sorted(self.dropped)[:3]}; "
+                    "raise the limit or lower the model's image size"
+                )
+            built = self._builder.build_all([self._problem(self._cursor)])
+            self.dropped.update(built.dropped)
+            batch += built.prompts
+            self._cursor += 1
+            tried += 1
+        return batch
+
+    def _problem(self, cursor: int) -> Problem:
+        epoch, position = divmod(cursor, len(self._problems))
+        return self._problems[self._order(epoch)[position]]
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        if getattr(self, "_ordered", None) is None or self._ordered[0] != epoch:
+            order = list(range(len(self._problems)))
+            random.Random(f"{self._seed}/{epoch}").shuffle(order)
+            self._ordered = (epoch, order)
+        return self._ordered[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the data the loader stands."""
+        return {"cursor": self._cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._cursor = state["cursor"]

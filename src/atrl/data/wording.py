@@ -1,0 +1,67 @@
+"""The words of the geometry problems: questions, and worked answers for the supervised warm-up.
+
+The wording varies at random, so that a response carries tokens whose choice the reward does not care about.
+"""
+
+from __future__ import annotations
+
+import random
+
+_QUESTIONS = {
+    "read": ("Where is {asked}?", "What are the coordinates of {asked}?", "Read off point {asked}."),
+    "midpoint": ("What is the midpoint of A and B?", "Find the midpoint of AB.", "Which point lies midway between A and B?"),
+    "distance": (
+        "What is the Manhattan distance of A and B?",
+        "How far is B from A along the grid lines?",
+        "Find the Manhattan distance between A and B.",
+    ),
+    "slope": ("Is the slope of AB positive or negative?", "What sign has the slope of AB?", "Find the sign of the slope of AB."),
+}  # fmt: skip
+_OPENERS = ("", "Let us look at the picture. ", "From the picture, ", "First read the grid: ", "On the grid, ")
+_PLACES = ("{p} is at {at}", "{p} lies at {at}", "point {p} sits at {at}", "I see {p} at {at}")
+_JOINS = (" and ", ", while ", ", and ", "; ")
+_RESULTS = {
+    "midpoint": (
+        "The midpoint is ({ax}+{bx})/2, ({ay}+{by})/2. ",
+        "Half of {ax}+{bx} and half of {ay}+{by} gives the middle. ",
+        "Averaging, ({ax}+{bx})/2 and ({ay}+{by})/2. ",
+    ),
+    "distance": (
+        "The steps are {dx} across and {dy} up or down. ",
+        "Across it is {dx}, and along the other axis {dy}. ",
+        "Adding {dx} and {dy} gives the distance. ",
+    ),
+    "slope": (
+        "From A to B, x changes from {ax} to {bx} and y from {ay} to {by}. ",
+        "So x goes {ax} to {bx}, y goes {ay} to {by}. ",
+        "Compare {ax} with {bx} and {ay} with {by}. ",
+    ),
+}
+_CLOSERS = ("The answer is ", "So the answer is ", "Hence ", "Answer: ")
+
+
+def question(kind: str, asked: str, rng: random.Random) -> str:
+    """One of the wordings of what is asked, `asked` being the letter of the point to read."""
+    return rng.choice(_QUESTIONS[kind]).format(asked=asked)
+
+
+def worked_answer(
+    kind: str, a: tuple[int, int], b: tuple[int, int], asked: str, answer: str, rng: random.Random
+) -> str:
+    """A response that states the points it reads, works out the answer and ends in ``\\boxed{answer}``."""
+
+    def place(letter: str) -> str:
+        x, y = a if letter == "A" else b
+        return rng.choice(_PLACES).format(p=letter, at=f"({x},{y})")
+
+    if kind == "read":
+        reading, result = place(asked), ""
+    else:
+        first, second = rng.choice(("AB", "BA"))
+        reading = place(first) + rng.choice(_JOINS) + place(second)
+        numbers = {"ax": a[0], "ay": a[1], "bx": b[0], "by": b[1], "dx": abs(a[0] - b[0]), "dy": abs(a[1] - b[1])}
+        result = rng.choice(_RESULTS[kind]).format(**numbers)
+    opener = rng.choice(_OPENERS)
+    if not opener.endswith(", ") and not opener.endswith(": "):
+        reading = reading[0].upper() + reading[1:]
+    return f"{opener}{reading}. {result}{rng.choice(_CLOSERS)}\\boxed{{{answer}}}"

@@ -1,0 +1,43 @@
+"""95 % intervals for accuracies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_Z95 = 1.959963984540054
+
+
+def wilson_interval(right: int, samples: int) -> tuple[float, float]:
+    """The Wilson score interval of a share, for independent samples.
+
+    ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` with z = 1.96; E. B. Wilson, JASA 22 (1927).
+
+    Raises:
+        ValueError: without a sample, or with more right than there are samples.
+    """
+    if samples < 1 or not 0 <= right <= samples:
+        raise ValueError(f"an interval needs 0 <= right <= samples and a sample, got {right} of {samples}")
+    share, square = right / samples, _Z95**2 / samples
+    centre = (share + square / 2) / (1 + square)
+    half = _Z95 * math.sqrt(share * (1 - share) / samples + square / (4 * samples)) / (1 + square)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_interval(shares: Sequence[float]) -> tuple[float, float]:
+    """The interval of the mean of per-problem accuracies, each over several samples of the same problem.
+
+    Samples of one problem are not independent, so the problems are what is counted: mean ± 1.96·s/√n with the
+    standard deviation s between problems (Miller, "Adding error bars to evals", arXiv 2411.00640, section 2.2),
+    cut to [0, 1].
+
+    Raises:
+        ValueError: with fewer than two problems.
+    """
+    count = len(shares)
+    if count < 2:
+        raise ValueError(f"an interval over problems needs at least 2 of them, got {count}: score more problems")
+    mean = sum(shares) / count
+    variance = sum((share - mean) ** 2 for share in shares) / (count - 1)
+    half = _Z95 * math.sqrt(variance / count)
+    return max(0.0, mean - half), min(1.0, mean + half)

@@ -1,0 +1,59 @@
+"""Accuracy of a sampler's policy on prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from atrl.evaluation.intervals import clustered_interval, wilson_interval
+from atrl.types import Prompt, Reward, RolloutGroup, Status
+
+if TYPE_CHECKING:
+    from atrl.rewards.weighted import WeightedReward
+    from atrl.rollout.base import Sampler, Sampling
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """How a policy did: accuracy with its 95 % interval, and the rollouts behind it."""
+
+    accuracy: float
+    ci95: tuple[float, float]
+    samples: int
+    statuses: dict[str, int]
+    groups: list[RolloutGroup]
+    rewards: list[list[Reward]]
+
+
+def score(
+    sampler: Sampler, prompts: Sequence[Prompt], reward: WeightedReward, sampling: Sampling, *, seed: str
+) -> Score:
+    """Sample `sampling.group_size` responses to each prompt and score them; the interval is over problems.
+
+    Raises:
+        ValueError: if there is no prompt.
+    """
+    if not prompts:
+        raise ValueError("there is no problem to score: every prompt was dropped or the split is empty")
+    groups = sampler.generate(prompts, sampling, seed=seed)
+    rewards = reward.score(groups)
+    statuses = Counter(verdict.status for group in rewards for verdict in group)
+    shares = [sum(verdict.status is Status.RIGHT for verdict in group) / len(group) for group in rewards]
+    single = sampling.group_size == 1 or len(prompts) == 1
+    samples = sum(statuses.values())
+    right = statuses[Status.RIGHT]
+    return Score(
+        accuracy=right / samples,
+        ci95=wilson_interval(right, samples) if single else clustered_interval(shares),
+        samples=samples,
+        statuses={status.value: statuses[status] for status in Status},
+        groups=groups,
+        rewards=rewards,
+    )
+
+
+def held_out_sampling(sampling: Sampling, *, samples: int, greedy: bool = False) -> Sampling:
+    """How held-out problems are sampled: at temperature 1, or greedily, whatever the training rollouts use."""
+    return replace(sampling, group_size=samples, temperature=0.0 if greedy else 1.0)

@@ -1,0 +1,224 @@
+"""What was wrong with a command line, worked out after Hydra has refused it.
+
+Hydra's own messages name the override that failed. Here the config is composed again without it, so that the message
+can name the key, group or option that was probably meant.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from atrl.suggest import did_you_mean, nearest_keys
+
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
+"""What Hydra raises for a command line or a YAML file that it can't use, besides its own ValueErrors."""
+
+NOISE = ("Config search path:", "Search path:", "See https://")
+"""Where the part of Hydra's messages starts that is no help in one line."""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Where the configs lie and what the user asked for."""
+
+    folder: Path
+    config_name: str
+    overrides: tuple[str, ...]
+    multirun: bool
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str], *, folder: Path, config_name: str) -> CommandLine:
+        """Reads the program's arguments as Hydra does; its ``--config-*`` flags replace the defaults given here."""
+        flags, _ = get_args_parser().parse_known_args(list(arguments))
+        overrides = list(flags.overrides)
+        if flags.config_dir is not None:
+            overrides.append(f"hydra.searchpath=['file://{Path(flags.config_dir).absolute()}']")
+        if flags.config_path is not None:
+            folder = folder.parent / flags.config_path
+        return cls(folder, flags.config_name or config_name, tuple(overrides), flags.multirun)
+
+
+def explain(error: Exception, command: CommandLine) -> list[str] | None:
+    """One line for each thing that is wrong with `command`, for an error raised before any job ran.
+
+    Returns None where `error` is not of the kind that a user causes.
+    """
+    by_hydra = isinstance(error, ValueError) and _raised_in_hydra(error)
+    if not (by_hydra or isinstance(error, REFUSALS)):
+        return None
+    try:
+        problems = override_problems(command)
+    except (*REFUSALS, ValueError):
+        problems = []  # the YAML files themselves are wrong, which `error` says
+    return problems or [_in_one_line(error)]
+
+
+def override_problems(command: CommandLine) -> list[str]:
+    """One line for each override that names no key, group or option, or that can't be read."""
+    with initialize_config_dir(str(command.folder.absolute()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        overrides, problems = _parse(command.overrides, loader)
+        groups = {group: options(loader, group) for group in all_groups(loader)}
+        usable = []
+        for override in overrides:
+            if override.is_sweep_override() and not command.multirun:
+                problems.append(_sweep_without_multirun(override))
+            elif override.key_or_group in groups and not override.is_delete():
+                problem = _option_problem(override, groups[override.key_or_group])
+                if problem is None:
+                    usable.append(override)
+                else:
+                    problems.append(problem)
+        choose = [f"{override.get_key_element()}={_values(override)[0]}" for override in usable]
+        composition = _Composition(command.config_name, choose, groups)
+        asked = [override for override in overrides if override.key_or_group not in groups]
+        return problems + [problem for problem in map(composition.key_problem, asked) if problem is not None]
+
+
+def all_groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+    """Every config group at or below `parent`, nested ones as ``"hydra/launcher"``."""
+    for name in loader.list_groups(parent):
+        group = f"{parent}/{name}" if parent else name
+        yield group
+        yield from all_groups(loader, group)
+
+
+def options(loader: ConfigLoader, group: str) -> list[str]:
+    """Every option of a group, those in its subfolders as ``"folder/option"``."""
+    direct = loader.get_group_options(group, ObjectType.CONFIG)
+    nested = [f"{name}/{option}" for name in loader.list_groups(group) for option in options(loader, f"{group}/{name}")]
+    return sorted(direct) + nested
+
+
+def _parse(texts: Sequence[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
+    parser = OverridesParser.create(config_loader=loader)
+    overrides, problems = [], []
+    for text in texts:
+        try:
+            overrides += parser.parse_overrides([text])
+        except HydraException:
+            problems.append(
+                f"the override {text!r} can't be read: write key=value without spaces around the '=', and put a value "
+                f"with special characters in two pairs of quotes, as in 'key=\"a: b\"'"
+            )
+    return overrides, problems
+
+
+def _sweep_without_multirun(override: Override) -> str:
+    key, _, values = override.input_line.partition("=")
+    return f"{override.input_line} is a sweep: add --multirun for a job for each value, or write '{key}=[{values}]' for a list"
+
+
+def _values(override: Override) -> list[Any]:
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+    value = override.value()
+    return value if isinstance(value, list) else [value]
+
+
+def _option_problem(override: Override, known: Sequence[str]) -> str | None:
+    group = override.key_or_group
+    for value in _values(override):
+        if value not in known and not isinstance(value, dict):
+            near = did_you_mean(str(value), known)
+            return f"{override.input_line}: the group {group!r} has no option {str(value)!r}{near} (there are {_listed(known)})"
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+class _Composition:
+    """The config as the usable group choices compose it."""
+
+    def __init__(self, config_name: str, choices: list[str], groups: dict[str, list[str]]) -> None:
+        self.config_name, self.choices, self.groups = config_name, choices, groups
+        config = compose(config_name, choices, return_hydra_config=True)
+        self.chosen = {group: config.hydra.runtime.choices.get(group) for group in groups}
+        self.keys = dotted_keys(OmegaConf.to_container(config, resolve=False))
+
+    def key_problem(self, override: Override) -> str | None:
+        """A line on an override whose key does not exist; None for one that exists or is being added."""
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add() or key in self.keys:
+            return None
+        return f"no key {key!r}{self._with_other_option(key) or self._near(key)}"
+
+    def _near(self, key: str) -> str:
+        in_hydra = key.startswith("hydra")
+        known = [name for name in self.keys if name.startswith("hydra") == in_hydra]
+        near = nearest_keys(key, [*known, *(group for group in self.groups if group.startswith("hydra") == in_hydra)])
+        if near:
+            return f", did you mean {' or '.join(repr(name) for name in near)}?"
+        return ": --cfg job lists them all; to add it write +KEY=VALUE".replace("KEY", key)
+
+    def _with_other_option(self, key: str) -> str | None:
+        """Which other choices of its group would have the key, as ``credit.anchor_ratio`` needs credit=atrl."""
+        group = key.partition(".")[0]
+        holders = [
+            f"{group}={option}"
+            for option in self.groups.get(group, [])
+            if option != self.chosen[group] and self._has(key, f"{group}={option}")
+        ]
+        return f" with {group}={self.chosen[group]}: it belongs to {_listed(holders)}" if holders else None
+
+    def _has(self, key: str, choice: str) -> bool:
+        group = choice.partition("=")[0]
+        others = [other for other in self.choices if other.partition("=")[0] != group]
+        try:
+            config = compose(self.config_name, [*others, choice])
+        except REFUSALS:
+            return False
+        return key in dotted_keys(OmegaConf.to_container(config, resolve=False))
+
+
+def dotted_keys(node: Any, path: str = "") -> list[str]:
+    """The dotted key of every node below `node`, Hydra's own ``_target_`` and its like left out."""
+    if not isinstance(node, dict | list):
+        return []
+    children = node.items() if isinstance(node, dict) else enumerate(node)
+    keys = []
+    for name, child in children:
+        if not str(name).startswith("_"):
+            key = f"{path}.{name}" if path else str(name)
+            keys += [key, *dotted_keys(child, key)]
+    return keys
+
+
+def _raised_in_hydra(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(hydra.__file__).parent)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        near = did_you_mean(option, error.options)
+        known = _listed(list(error.options))
+        return f"a defaults list asks for {group}={option}, which does not exist{near} (there are {known})"
+    text = str(error)
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        text = f"{text}: {str(error.__cause__).partition(chr(10))[0]}"
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.strerror}: {error.filename}"
+    for noise in NOISE:
+        text = text.partition(noise)[0]
+    return " ".join(text.split())

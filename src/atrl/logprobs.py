@@ -1,0 +1,45 @@
+"""Logits → log-probabilities of the sampled tokens, under the distribution that they were sampled from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def process_logits(
+    logits: Float[Tensor, "*batch vocabulary"], *, temperature: float, banned_ids: Sequence[int] = ()
+) -> Float[Tensor, "*batch vocabulary"]:
+    """The logits of the sampling distribution, in float32: divided by the temperature, banned tokens at -inf.
+
+    A sampler draws from exactly this distribution; comparing log-probs of anything else is the commonest cause of
+    sampler-trainer mismatch.
+
+    Raises:
+        ValueError: if `temperature` is not positive: greedy decoding has no log-probs to train on.
+    """
+    if temperature <= 0:
+        raise ValueError(f"rollout.temperature must be positive for training, got {temperature}")
+    processed = logits.float()
+    if temperature != 1.0:
+        processed = processed / temperature
+    if banned_ids:
+        index = torch.tensor(tuple(banned_ids), device=logits.device)
+        processed = processed.index_fill(-1, index, float("-inf"))
+    return processed
+
+
+def token_logprobs(
+    processed: Float[Tensor, "rollout response vocabulary"], token_ids: Int[Tensor, "rollout response"]
+) -> Float[Tensor, "rollout response"]:
+    """log π(token): the chosen logit less the log-sum-exp of its row."""
+    chosen = processed.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    return chosen - processed.logsumexp(-1)
+
+
+def token_entropy(processed: Float[Tensor, "rollout response vocabulary"]) -> Float[Tensor, "rollout response"]:
+    """Entropy −Σ p·log p in nats; a banned token has p = 0 and adds nothing."""
+    logprobs = processed.log_softmax(-1)
+    return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)

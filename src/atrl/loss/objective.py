@@ -1,0 +1,64 @@
+"""An algorithm: advantage estimator, policy loss, aggregation and KL term, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from atrl.advantage import GroupAdvantage, ShuffledAdvantage
+from atrl.loss.aggregation import BatchTotals, ConstantLength, SequenceMean, TokenMean
+from atrl.loss.clipped import ClippedLoss
+from atrl.loss.kl import k3_divergence
+from atrl.types import Experience
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is minimised: ``aggregate(policy loss + kl_coefficient · k3)``.
+
+    Args:
+        advantage: rewards of a group → an advantage per rollout.
+        loss: log-probs and advantages → a loss per token.
+        aggregation: losses per token → one number.
+        kl_coefficient: weight of the divergence from the reference policy; with 0 no reference model is kept.
+        updates_per_batch: optimizer steps on one batch of rollouts.
+    """
+
+    advantage: GroupAdvantage | ShuffledAdvantage
+    loss: ClippedLoss
+    aggregation: TokenMean | SequenceMean | ConstantLength
+    kl_coefficient: float = 0.0
+    updates_per_batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kl_coefficient < 0:
+            raise ValueError(f"algorithm.kl_coefficient must be 0 or more, got {self.kl_coefficient}")
+        if self.updates_per_batch < 1:
+            raise ValueError(f"algorithm.updates_per_batch must be at least 1, got {self.updates_per_batch}")
+
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rollout response"],
+        advantages: Float[Tensor, "rollout response"],
+        batch: Experience,
+        totals: BatchTotals,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """This micro-batch's share of the loss, and sums over its trained tokens for the metrics.
+
+        Where the batch has no old log-probs the current ones take their place: with one update a batch the ratio
+        is 1, and only its gradient matters.
+        """
+        mask = batch.response_mask
+        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        token = self.loss(logprobs, old_logprobs, advantages)
+        per_token = token.loss
+        sums = {"clip_share": (token.clipped & mask).sum().float()}
+        if self.kl_coefficient > 0:
+            assert batch.reference_logprobs is not None, "algorithm.kl_coefficient > 0 needs reference log-probs"
+            divergence = k3_divergence(logprobs, batch.reference_logprobs)
+            per_token = per_token + self.kl_coefficient * divergence
+            sums["kl"] = (divergence.detach() * mask).sum()
+        return self.aggregation(torch.where(mask, per_token, 0.0), mask, totals), sums

@@ -1,0 +1,39 @@
+"""What a step is summed up as: numbers by name, from the values that its stages returned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from atrl.types import Reward, Status
+
+if TYPE_CHECKING:
+    from atrl.module import StepRecord
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> dict[str, float]:
+    """Mean reward, mean of each part, share of each status, and share of groups whose rewards are all equal."""
+    flat = [reward for group in rewards for reward in group]
+    metrics = {"reward/mean": sum(reward.total for reward in flat) / len(flat)}
+    for name in flat[0].parts:
+        metrics[f"reward/{name}"] = sum(reward.parts[name] for reward in flat) / len(flat)
+    counts = Counter(reward.status for reward in flat)
+    metrics |= {f"reward/{status.value}": counts[status] / len(flat) for status in Status}
+    flat_groups = sum(len({reward.total for reward in group}) == 1 for group in rewards)
+    return metrics | {"reward/flat_groups": flat_groups / len(rewards)}
+
+
+def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
+    """Lengths in tokens, and tokens generated per second of the rollout phase."""
+    lengths = [len(rollout.token_ids) for group in step.groups for rollout in group.rollouts]
+    return {
+        "rollout/response_length": sum(lengths) / len(lengths),
+        "rollout/response_length_max": float(max(lengths)),
+        "rollout/tokens_per_second": sum(lengths) / max(rollout_seconds, 1e-9),
+    }

@@ -1,0 +1,125 @@
+"""Where a policy comes from: a bundled, local or hub checkpoint, or nothing at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from atrl.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+BUNDLED = {"tiny": Path(__file__).parent / "tiny"}
+"""Checkpoints that come with the package."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A policy with its processor, and the folder that holds (or starts from) its weights."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedModel:
+    """A checkpoint in Hugging Face form.
+
+    Args:
+        path: "tiny" for the model that comes with atrl, a folder, a run's folder (its `model/` is taken), or a name on
+            the Hugging Face hub.
+        dtype: of the weights.
+        attention: transformers' name of the attention kernel.
+        freeze_vision: leave the vision tower as it is.
+        instruction: appended to every question.
+        trust_remote_code: run the checkpoint's own Python code; only for names that you trust.
+    """
+
+    path: str = "tiny"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    freeze_vision: bool = False
+    instruction: str = ""
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Say what is wrong with `path` before anything is loaded.
+
+        Raises:
+            ValueError: if it is no checkpoint and can't be a hub name either.
+        """
+        self._resolve()
+
+    def load(self, work_folder: Path) -> LoadedModel:
+        """Model and processor; `work_folder` is not needed here."""
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        source = self._resolve()
+        options = {"trust_remote_code": self.trust_remote_code}
+        processor = AutoProcessor.from_pretrained(source, **options)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, self.dtype), attn_implementation=self.attention, **options
+        )
+        if self.freeze_vision:
+            model.model.visual.requires_grad_(False)
+        return LoadedModel(model, processor, _local_folder(source))
+
+    def _resolve(self) -> str:
+        return resolve_checkpoint(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchModel:
+    """The tiny architecture with random weights and a freshly learned tokenizer: where `stage=sft` starts from.
+
+    Args:
+        seed: of the weights.
+        instruction: appended to every question.
+    """
+
+    seed: int = 0
+    instruction: str = ""
+
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def load(self, work_folder: Path) -> LoadedModel:
+        """Build the checkpoint in `work_folder` and load it from there."""
+        from atrl.models.scratch import build
+
+        folder = build(work_folder, seed=self.seed)
+        return PretrainedModel(path=str(folder)).load(work_folder)
+
+
+def resolve_checkpoint(path: str) -> str:
+    """The folder or hub name behind a bundled name, a run's folder, a folder or a hub name.
+
+    Raises:
+        ValueError: if nothing is there and it is not of the form owner/name.
+    """
+    if path in BUNDLED:
+        return str(BUNDLED[path])
+    folder = Path(path).expanduser()
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    if folder.is_dir():
+        raise ValueError(f"{path} holds no checkpoint: expected config.json in it, or in its folder model/")
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")) and not folder.parent.is_dir():
+        return path
+    hint = did_you_mean(path, BUNDLED)
+    raise ValueError(
+        f"there is no checkpoint {path!r}: name a folder, a run's folder, a hub model (owner/name) or 'tiny'{hint}"
+    )
+
+
+def _local_folder(source: str) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors", "*.model"]))

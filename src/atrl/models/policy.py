@@ -1,0 +1,58 @@
+"""One forward pass of a vision-language model over a batch of experience."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from atrl.types import Experience
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, "rollout response vocabulary"]:
+    """The logits that predict each response token: row t is computed from everything before token t.
+
+    Only the rows from the last prompt token to the last-but-one response token reach the vocabulary head.
+    """
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        logits_to_keep=batch.response_length + 1,
+        **picture_inputs(model, batch.input_ids, batch.pixels),
+    )
+    return output.logits[:, :-1]
+
+
+def picture_inputs(
+    model: PreTrainedModel, input_ids: Int[Tensor, "rollout tokens"], pixels: Sequence[dict[str, Tensor]]
+) -> dict[str, Any]:
+    """Keyword arguments that give `model` the pictures of every row.
+
+    A picture is encoded once, however many rows share its tensors (the responses of a group do); gradients of all
+    those rows flow into that one encoding.
+    """
+    unique: dict[int, dict[str, Tensor]] = {id(entry): entry for entry in pixels if entry}
+    if not unique:
+        return {}
+    encoded = model.get_image_features(
+        torch.cat([entry["pixel_values"] for entry in unique.values()]),
+        torch.cat([entry["image_grid_thw"] for entry in unique.values()]),
+        return_dict=True,
+    )
+    counts = [len(entry["image_grid_thw"]) for entry in unique.values()]
+    features = iter(encoded.pooler_output)
+    by_entry = {key: [next(features) for _ in range(count)] for key, count in zip(unique, counts, strict=True)}
+    rows = [entry for entry in pixels if entry]
+    encoded.pooler_output = tuple(feature for entry in rows for feature in by_entry[id(entry)])
+    return {
+        "mm_encoder_outputs": {"image": encoded},
+        "image_grid_thw": torch.cat([entry["image_grid_thw"] for entry in rows]),
+        "mm_token_type_ids": (input_ids == model.config.image_token_id).int(),
+    }

@@ -1,0 +1,140 @@
+"""The recorded rollouts as the page shows them: coloured tokens beside pictures with heat maps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atrl.report.figures import number
+from atrl.report.heatmaps import HeatMaps, heat_maps
+from atrl.report.pictures import Picture, embed
+from atrl.report.run_folder import Sample
+
+UNIT_TINT = 0.16
+"""Tint of a token of weight 1, which is what every token gets without credit assignment."""
+LONG_RESPONSE = 400
+"""Tokens above which a response is folded."""
+
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token as it is drawn.
+
+    Attributes:
+        text: printable; the template escapes it.
+        tint: 0 … 1, strength of the background.
+        marks: CSS classes: ``a`` anchor, ``r`` reads the picture.
+    """
+
+    text: str
+    tint: float
+    marks: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One rollout as it is drawn; all its strings are printable but not escaped."""
+
+    sample: Sample
+    question: list[str]
+    """The text around the pictures: one piece more than there are ``<image>`` marks."""
+    gold: str
+    problem: str
+    parts: list[tuple[str, str]]
+    tokens: list[Token]
+    pictures: list[Picture]
+    heat: HeatMaps | None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the response is folded at first."""
+        return len(self.tokens) > LONG_RESPONSE
+
+    @property
+    def anchor_count(self) -> int:
+        """Anchors in the response."""
+        return sum(self.sample.anchors or [])
+
+    def data(self) -> dict[str, Any]:
+        """What the page's script needs beyond the markup: per-token numbers and the heat maps."""
+        sample, heat = self.sample, self.heat
+        return {
+            "weights": [rounded(weight) for weight in sample.weights],
+            "density": None if sample.density is None else [rounded(value) for value in sample.density],
+            "entropy": None if sample.entropy is None else [rounded(value) for value in sample.entropy],
+            "heat": None
+            if heat is None
+            else {
+                "overview": heat.overview,
+                "kept": None if len(heat.kept) == len(sample.tokens) else heat.kept,
+                "levels": heat.levels,
+                "peaks": heat.peaks,
+                "totals": heat.totals,
+            },
+        }
+
+
+def make_cards(samples: Sequence[Sample], run_dir: Path) -> list[Card]:
+    """Cards for `samples`, their tokens tinted on one common scale.
+
+    Raises:
+        ValueError: if a picture lies outside `run_dir`.
+    """
+    top = scale_top([weight for sample in samples for weight in sample.weights])
+    return [_card(sample, top, run_dir) for sample in samples]
+
+
+def _card(sample: Sample, top: float, run_dir: Path) -> Card:
+    pictures = [embed(run_dir, name, problem=sample.problem) for name in sample.images]
+    return Card(
+        sample=sample,
+        question=[printable(piece).strip() for piece in sample.question.split("<image>")],
+        gold=printable(sample.gold),
+        problem=printable(sample.problem),
+        parts=[(printable(name), number(value)) for name, value in sample.parts.items()],
+        tokens=[_token(sample, i, top) for i in range(len(sample.tokens))],
+        pictures=pictures,
+        heat=heat_maps(sample),
+    )
+
+
+def _token(sample: Sample, i: int, top: float) -> Token:
+    marks = [mark for mark, column in (("a", sample.anchors), ("r", sample.reading)) if column and column[i]]
+    # A token that shows nothing (a line break, half a character) still needs something to point at.
+    text = printable(sample.tokens[i]).replace("\n", "↵\n") or "∅"
+    return Token(text, tint(sample.weights[i], top), " ".join(marks))
+
+
+def scale_top(weights: Sequence[float]) -> float:
+    """The weight of the strongest tint: the largest that occurs, at least 2, rounded up to a half."""
+    return max(2.0, math.ceil(2 * max(weights, default=0.0)) / 2)
+
+
+def tint(weight: float, top: float) -> float:
+    """Weight 0 … `top` to a tint of 0 … 1: linear up to `UNIT_TINT` at weight 1, and linear from there to 1.
+
+    The bend at 1 keeps ordinary tokens pale whatever the largest weight is; more weight never looks weaker.
+    """
+    if weight <= 1:
+        return UNIT_TINT * weight
+    return min(1.0, UNIT_TINT + (1 - UNIT_TINT) * (weight - 1) / (top - 1))
+
+
+def printable(text: str) -> str:
+    """Text that can be written as UTF-8 and seen: control characters as their pictures, stray surrogates as U+FFFD.
+
+    This does not escape for HTML; the template does.
+    """
+    return _SURROGATES.sub("\ufffd", text).translate(_CONTROLS)
+
+
+def rounded(value: float | None) -> float | None:
+    """Three significant digits; None for what JSON can't hold."""
+    return float(f"{value:.3g}") if value is not None and math.isfinite(value) else None

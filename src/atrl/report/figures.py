@@ -1,0 +1,135 @@
+"""Numbers as a reader wants them, and the figures at the head of the report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from atrl.report.run_folder import Accuracy, Summary
+
+PHASES = ("rollout", "reward", "score", "credit", "update", "sync", "evaluate")
+THIN_SPACE = "\u202f"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as ``44.1 %``; a dash for None."""
+    return "–" if value is None else f"{100 * value:.{digits}f}{THIN_SPACE}%"
+
+
+def duration(seconds: float | None) -> str:
+    """``0.42 s``, ``42.0 s``, ``2 min 27 s`` or ``3 h 05 min``; a dash for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    if seconds < 3599.5:
+        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def memory(size: int | None) -> str:
+    """Bytes as decimal gigabytes or megabytes; a dash for None."""
+    if size is None:
+        return "–"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, thousands grouped; a dash for None."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What training did to the accuracy.
+
+    Attributes:
+        change: after minus before, a share; None unless both were measured.
+        apart: whether the two 95 % intervals share no point; None unless both are known.
+        sentence: the two in words.
+    """
+
+    change: float | None
+    apart: bool | None
+    sentence: str
+
+
+def verdict(accuracy: Accuracy) -> Verdict:
+    """Compare accuracy before and after. Intervals that touch count as overlapping."""
+    if accuracy.before is None or accuracy.after is None:
+        which = "before" if accuracy.before is None else "after"
+        both = accuracy.before is None and accuracy.after is None
+        return Verdict(None, None, f"Accuracy was not measured{'' if both else f' {which} training'}.")
+    change = accuracy.after - accuracy.before
+    moved = "did not move" if change == 0 else f"{'rose' if change > 0 else 'fell'} by {abs(100 * change):.1f} points"
+    if accuracy.before_ci95 is None or accuracy.after_ci95 is None:
+        return Verdict(change, None, f"Accuracy {moved}; no intervals were recorded.")
+    apart = accuracy.before_ci95[1] < accuracy.after_ci95[0] or accuracy.after_ci95[1] < accuracy.before_ci95[0]
+    if apart:
+        return Verdict(change, True, f"Accuracy {moved}; the 95{THIN_SPACE}% intervals do not overlap.")
+    doubt = f"the 95{THIN_SPACE}% intervals overlap, so this run alone does not settle it."
+    return Verdict(change, False, f"Accuracy {moved}; {doubt}")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A phase's wall-clock seconds, and their share of the run."""
+
+    name: str
+    seconds: float
+    share: float
+
+
+def phase_shares(seconds: dict[str, float | None]) -> list[Phase]:
+    """The run's time by phase, in the order of a step, the unaccounted rest as ``other``; shares add up to 1.
+
+    Where phases overlap and so add up to more than ``total``, shares are of their sum and there is no rest.
+    """
+    known = {name: seconds.get(name) or 0.0 for name in PHASES}
+    accounted = sum(known.values())
+    whole = max(seconds.get("total") or 0.0, accounted)
+    if whole == 0:
+        return []
+    known["other"] = whole - accounted
+    return [Phase(name, spent, spent / whole) for name, spent in known.items() if spent > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One of the key figures: a name, its value and what belongs in small print."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+def key_facts(summary: Summary) -> list[Fact]:
+    """The key figures of a run, in reading order."""
+    tokens, credit, peak = summary.tokens, summary.credit, summary.peak_memory_bytes
+    total, sampling = summary.seconds.get("total"), summary.seconds.get("rollout")
+    drawn = sum(summary.rewards.model_dump().values())
+    clusters = "" if credit.num_clusters is None else f"{credit.num_clusters} clusters"
+    target = "" if credit.anchor_ratio is None else f"target {percent(credit.anchor_ratio, 0)}"
+    speed = f"{number(round(tokens.generated / sampling))} tokens/s" if sampling else ""
+    device_peak = "" if peak.device is None else f"device {memory(peak.device)}"
+    return [
+        Fact("Steps", f"{summary.steps:,}", f"{drawn:,} rollouts"),
+        Fact("Wall clock", duration(total), f"{duration(total / summary.steps)} a step" if total and summary.steps else ""),
+        Fact("Tokens generated", f"{tokens.generated:,}", speed),
+        Fact("Tokens trained", f"{tokens.trained:,}"),
+        Fact("Peak memory", memory(peak.host), " · ".join(filter(None, ("host", device_peak)))),
+        Fact("Credit scheme", credit.scheme, clusters),
+        Fact("Anchor tokens", percent(credit.anchor_fraction), target),
+        Fact("Anchor recall", percent(credit.anchor_recall), "of the tokens that read the picture"),
+        Fact("Credit overhead", percent(credit.overhead_fraction, 2), "of the run's time"),
+        Fact("Rollout engine", summary.rollout.engine),
+        Fact("Dropped prompts", f"{summary.rollout.dropped_prompts:,}", "too long; never cut"),
+        Fact("Seed", "–" if summary.seed is None else str(summary.seed), summary.device),
+    ]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Where tokens looked on the pictures: attention as grids small enough to travel inside a page."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atrl.report.run_folder import Sample
+
+MAX_SIDE = 32
+"""Cells along one side of a grid; finer image tokens are added up."""
+MAX_VALUES = 256 * 1024
+"""Cells of all tokens of a rollout; beyond, only the heaviest tokens keep a map of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMaps:
+    """The heat maps of one rollout. A map covers all its pictures, one after the other, row by row.
+
+    Attributes:
+        grids: [image] rows and columns.
+        overview: [cell] 0 … 255, relative to the largest; the map that shows while no token is chosen.
+        kept: [map] the token that each map belongs to.
+        levels: base64 of bytes [map, cell], each map relative to its own largest cell.
+        peaks: [map] the attention mass on the largest cell; None where it was not finite.
+        totals: [map] the attention mass on all pictures; None where it was not finite.
+    """
+
+    grids: list[tuple[int, int]]
+    overview: list[int]
+    kept: list[int]
+    levels: str
+    peaks: list[float | None]
+    totals: list[float | None]
+
+    def cells(self, image: int) -> list[int]:
+        """[cell] the overview's part on one picture."""
+        sizes = [rows * columns for rows, columns in self.grids]
+        start = sum(sizes[:image])
+        return self.overview[start : start + sizes[image]]
+
+
+def heat_maps(sample: Sample, max_side: int = MAX_SIDE, max_values: int = MAX_VALUES) -> HeatMaps | None:
+    """The heat maps of a rollout; None where no attention was recorded (or there is no token or picture)."""
+    if not sample.attention or not sample.tokens:
+        return None
+    pooled = [pool(attention, max_side) for attention in sample.attention]
+    mass = np.concatenate([attention.reshape(len(sample.tokens), -1) for attention in pooled], axis=1)
+    finite = np.isfinite(mass).all(axis=1)
+    mass = np.where(finite[:, None], mass, 0.0)
+    kept = heaviest(sample.weights, max(1, max_values // mass.shape[1]))
+    rounded = lambda values: [float(f"{values[i]:.3g}") if finite[i] else None for i in kept]  # noqa: E731
+    return HeatMaps(
+        grids=[(attention.shape[1], attention.shape[2]) for attention in pooled],
+        overview=quantised(overview(mass, sample.weights, sample.anchors)).tolist(),
+        kept=kept,
+        levels=base64.b64encode(quantised(mass[kept]).tobytes()).decode(),
+        peaks=rounded(mass.max(axis=1)),
+        totals=rounded(mass.sum(axis=1)),
+    )
+
+
+def pool(attention: NDArray[np.float64], max_side: int) -> NDArray[np.float64]:
+    """[token, rows, columns] → the same with at most `max_side` rows and columns; mass is added up, so it stays."""
+    for axis in (1, 2):
+        size = attention.shape[axis]
+        if size > max_side:
+            starts = np.arange(max_side) * size // max_side
+            attention = np.add.reduceat(attention, starts, axis=axis)
+    return attention
+
+
+def overview(
+    mass: NDArray[np.float64], weights: list[float], anchors: list[bool] | None
+) -> NDArray[np.float64]:
+    """[token, cell] → [cell]: the mean over the anchors, weighted by credit; over all tokens where none is known."""
+    chosen = np.array(anchors, dtype=bool) if anchors and any(anchors) else np.ones(len(mass), dtype=bool)
+    credit = np.where(chosen, weights, 0.0)
+    if credit.sum() == 0:  # a scheme may give its anchors nothing
+        credit = chosen.astype(float)
+    return credit @ mass / credit.sum()
+
+
+def quantised(mass: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """[…, cell] as 0 … 255 relative to the largest cell of each map; an empty map stays 0."""
+    largest = mass.max(axis=-1, keepdims=True)
+    return np.round(255 * np.divide(mass, largest, out=np.zeros_like(mass), where=largest > 0)).astype(np.uint8)
+
+
+def heaviest(weights: list[float], count: int) -> list[int]:
+    """The `count` tokens of the largest weight (all, if there are no more), earlier ones first at equal weight; ascending."""
+    by_weight = sorted(range(len(weights)), key=lambda i: -weights[i])
+    return sorted(by_weight[:count])

@@ -1,0 +1,100 @@
+"""Which curves the report shows, and in which panel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from atrl.report.figures import PHASES
+
+Unit = Literal["number", "share", "seconds", "bytes", "tokens"]
+STATUS_COLOURS = {"right": 3, "wrong": 2, "unparseable": 4, "truncated": 7}
+"""Number of the page's series colour for each status."""
+PHASE_COLOURS = {name: i for i, name in enumerate((*PHASES, "other"), 1)}
+"""Number of the page's series colour for each phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve of a panel: columns that may hold it (the first that exists is taken), its label and colour number."""
+
+    columns: tuple[str, ...]
+    label: str
+    colour: int
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A small chart.
+
+    Attributes:
+        name: a word for ids.
+        stacked: values add up, and are drawn as bands on top of each other.
+        endpoints: the accuracies of the summary, with their intervals, belong into it.
+    """
+
+    name: str
+    title: str
+    note: str
+    lines: tuple[Line, ...]
+    unit: Unit = "number"
+    stacked: bool = False
+    endpoints: bool = False
+
+
+PANELS = (
+    Panel(
+        "reward", "Reward", "mean over the step's rollouts, and its unweighted parts",
+        (
+            Line(("reward/mean",), "mean", 1),
+            Line(("reward/exact",), "exact", 3),
+            Line(("reward/math", "reward/math_verify"), "math", 6),
+            Line(("reward/format",), "format", 4),
+        ),
+    ),
+    Panel(
+        "status", "Status of rollouts", "shares of the step's rollouts",
+        tuple(Line((f"reward/{name}",), name, colour) for name, colour in STATUS_COLOURS.items()),
+        unit="share", stacked=True,
+    ),
+    Panel(
+        "accuracy", "Held-out accuracy", "sampled at T = 1; bars are 95 % intervals",
+        (Line(("eval/accuracy",), "accuracy", 1),), unit="share", endpoints=True,
+    ),
+    Panel("length", "Response length", "tokens, mean", (Line(("rollout/response_length",), "length", 1),), unit="tokens"),
+    Panel("entropy", "Entropy", "nats a token", (Line(("loss/entropy",), "entropy", 4),)),
+    Panel("kl", "KL to the reference", "nats a token", (Line(("loss/kl",), "KL", 4),)),
+    Panel("clip", "Clip share", "tokens whose ratio was clipped", (Line(("loss/clip_share",), "clipped", 2),), unit="share"),
+    Panel(
+        "gradient", "Gradient norm", "before clipping",
+        (Line(("loss/grad_norm", "loss/gradient_norm"), "norm", 2),),
+    ),
+    Panel("policy", "Policy loss", "on the step's own rollouts", (Line(("loss/policy",), "loss", 2),)),
+    Panel(
+        "gap", "Sampler–trainer gap", "mean absolute difference of log-probs",
+        (Line(("loss/sampler_gap",), "gap", 7),),
+    ),
+    Panel(
+        "anchors", "Anchor tokens", "share of the tokens, and share of the reading tokens found",
+        (
+            Line(("credit/anchor_fraction",), "fraction", 1),
+            Line(("credit/anchor_recall",), "recall", 3),
+        ),
+        unit="share",
+    ),
+    Panel("weight", "Largest weight", "weights average 1 over a response", (Line(("credit/weight_max",), "largest", 2),)),
+    Panel(
+        "phases", "Time by phase", "seconds a step",
+        tuple(Line((f"time/{name}",), name, PHASE_COLOURS[name]) for name in PHASES),
+        unit="seconds", stacked=True,
+    ),
+    Panel("credit_time", "Credit assignment", "seconds a step", (Line(("credit/seconds",), "credit", 4),), unit="seconds"),
+    Panel(
+        "speed", "Rollout speed", "response tokens a second",
+        (Line(("rollout/tokens_per_second",), "speed", 1),), unit="tokens",
+    ),
+    Panel(
+        "memory", "Memory", "in use",
+        (Line(("memory/host",), "host", 1), Line(("memory/device",), "device", 6)), unit="bytes",
+    ),
+)  # fmt: skip

@@ -1,0 +1,199 @@
+"""What a run left in its folder, read and checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+
+from atrl.report.metrics import Curve, read_metrics
+from atrl.types import Status
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    """Keys that the report doesn't know are ignored: a newer run may leave more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
+
+
+Kind = TypeVar("Kind", bound=_Record)
+
+
+class Accuracy(_Record):
+    """Sampled accuracy on held-out problems, before and after training; None where it was not measured."""
+
+    before: Share | None
+    after: Share | None
+    before_ci95: tuple[FiniteFloat, FiniteFloat] | None
+    after_ci95: tuple[FiniteFloat, FiniteFloat] | None
+    samples: Count | None
+
+
+class Tokens(_Record):
+    """Response tokens over the run."""
+
+    generated: Count
+    trained: Count
+
+
+class PeakMemory(_Record):
+    """In bytes; None without such a device."""
+
+    host: Count | None
+    device: Count | None
+
+
+class Credit(_Record):
+    """The credit scheme, its settings and what was measured of it; None where it doesn't apply."""
+
+    scheme: str
+    anchor_ratio: float | None
+    num_clusters: int | None
+    anchor_fraction: float | None
+    overhead_fraction: float | None
+    anchor_recall: float | None
+
+
+class RolloutFacts(_Record):
+    """The sampler, and how many prompts were left out for their length."""
+
+    engine: str
+    dropped_prompts: Count
+
+
+class StatusCounts(_Record):
+    """Rollouts over the run by what became of them."""
+
+    right: Count
+    wrong: Count
+    unparseable: Count
+    truncated: Count
+
+
+class Summary(_Record):
+    """`summary.json`."""
+
+    experiment: str
+    seed: int | None
+    steps: Count
+    device: str
+    versions: dict[str, str | None]
+    git_revision: str | None
+    accuracy: Accuracy
+    seconds: dict[str, Seconds | None]
+    """``total`` and one entry a phase."""
+    tokens: Tokens
+    peak_memory_bytes: PeakMemory
+    credit: Credit
+    rollout: RolloutFacts
+    rewards: StatusCounts
+
+
+class Sample(_Record):
+    """One recorded rollout: a line of `samples.jsonl`. What the model wrote in it is hostile input."""
+
+    step: int
+    problem: str
+    question: str
+    gold: str
+    response: str
+    tokens: list[str]
+    weights: list[Annotated[FiniteFloat, Field(ge=0)]]
+    """[token] averages 1."""
+    anchors: list[bool] | None = None
+    density: list[float | None] | None = None
+    reading: list[bool] | None = None
+    """[token] whether the token states what was read off the picture, where the data knows."""
+    entropy: list[float | None] | None = None
+    """[token] in nats."""
+    advantage: float
+    reward: float
+    parts: dict[str, float]
+    status: Status
+    images: list[str]
+    """Files, relative to the run's folder."""
+    attention: list[Any] | None = None
+    """[image] arrays [token, rows, columns]: attention mass of each token on each image token."""
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _as_arrays(cls, value: Any) -> Any:
+        return None if value is None else [np.asarray(image, dtype=float) for image in value]
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        for name in ("weights", "anchors", "density", "reading", "entropy"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self.tokens):
+                raise ValueError(f"{name} has {len(column)} entries for {len(self.tokens)} tokens")
+        if self.attention is not None and len(self.attention) != len(self.images):
+            raise ValueError(f"attention has {len(self.attention)} entries for {len(self.images)} images")
+        for attention in self.attention or []:
+            if attention.ndim != 3 or len(attention) != len(self.tokens) or not attention.size:
+                raise ValueError(
+                    f"attention must be [token][rows][columns] for {len(self.tokens)} tokens, got shape {attention.shape}"
+                )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Everything the report shows. What the run did not leave is empty or None; only the summary is required."""
+
+    path: Path
+    summary: Summary
+    metrics: dict[str, Curve]
+    samples: list[Sample]
+    config: str | None
+    command: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> RunFolder:
+        """Read a run's folder.
+
+        Raises:
+            ValueError: naming file, place and remedy, if `summary.json` is missing or a file is malformed.
+        """
+        summary_file = path / "summary.json"
+        if not summary_file.is_file():
+            raise ValueError(f"{summary_file} not found: name the folder of a finished run, such as outputs/latest")
+        metrics_file = path / "metrics.csv"
+        return cls(
+            path=path,
+            summary=_parse(Summary, summary_file.read_text(encoding="utf-8"), str(summary_file)),
+            metrics=read_metrics(metrics_file) if metrics_file.is_file() else {},
+            samples=_read_samples(path / "samples.jsonl"),
+            config=_read_text(path / "config.yaml"),
+            command=_read_text(path / "command.txt"),
+        )
+
+
+def _read_samples(path: Path) -> list[Sample]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as lines:
+        return [_parse(Sample, line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read_text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _parse(kind: type[Kind], text: str, where: str) -> Kind:
+    # The standard parser takes NaN and lone surrogates, which a diverged run or a sampler's raw bytes leave.
+    try:
+        return kind.model_validate(json.loads(text))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {place + ': ' if place else ''}{first['msg']}: write the file again") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where} is not valid JSON ({error}): write the file again") from None

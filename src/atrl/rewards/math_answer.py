@@ -1,0 +1,172 @@
+"""Mathematical equality of answers, by math-verify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atrl.rewards import math_worker
+from atrl.rewards.base import RewardPart, Verdict
+from atrl.rewards.extract import final_answer, last_line
+from atrl.rewards.notation import (
+    MAX_ANSWER,
+    Kind,
+    as_text,
+    blanks,
+    choice_letter,
+    given_blanks,
+    is_prose,
+    kind_of,
+    same_words,
+    to_latex,
+)
+from atrl.rewards.workers import KillableWorkers
+
+if TYPE_CHECKING:
+    from atrl.types import Problem
+
+_SEARCHED = 4000  # characters at the end of a response without a marked answer
+
+_UNREAD = Verdict(0.0, parsed=False)
+_WRONG = Verdict(0.0, parsed=True)
+_RIGHT = Verdict(1.0, parsed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a worker is to decide: the arguments of `math_worker.judge`."""
+
+    gold: str
+    answer: str
+    prose: bool
+
+
+class MathAnswer(RewardPart):
+    """1 where the extracted answer equals the gold, else 0.
+
+    A gold answer is a multiple-choice letter, words or mathematics (`notation.Kind`); mathematics is compared by math-verify
+    (https://github.com/huggingface/Math-Verify) in worker processes, and an answer that breaks their limits counts as unparseable.
+    Several blanks (a gold of several lines) are right when each of them is, in order.
+
+    Args:
+        weight: factor of this part in the reward.
+        require_boxed: read only a boxed (or ``<answer>``) answer. False: in a response without one, math-verify looks
+            for the last formula or number; letters and words are read from the last line.
+        float_rounding: decimals to which floats are compared.
+        seconds: wall-clock limit for reading and comparing one answer.
+        memory_gib: what a worker may take for it, in GiB above its size at the start.
+        workers: how many processes.
+    """
+
+    name = "math"
+    is_answer = True
+
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        require_boxed: bool = True,
+        float_rounding: int = 6,
+        seconds: float = 2.0,
+        memory_gib: float = 1.0,
+        workers: int = 2,
+    ) -> None:
+        super().__init__(weight=weight)
+        for key, value in {"seconds": seconds, "memory_gib": memory_gib, "workers": workers}.items():
+            if not value > 0:
+                raise ValueError(f"reward.parts.math.{key} must be > 0, got {value}: leave it at its default")
+        if not 0 <= float_rounding <= 15:
+            raise ValueError(
+                f"reward.parts.math.float_rounding must be in [0, 15], got {float_rounding}: use 6, say"
+            )
+        self.require_boxed = require_boxed
+        self.float_rounding = float_rounding
+        self._workers = KillableWorkers(
+            workers=workers,
+            seconds=seconds,
+            memory_bytes=int(memory_gib * 2**30),
+            prepare=math_worker.prepare,
+        )
+
+    def gold_faults(self, problems: Sequence[Problem]) -> list[str | None]:
+        """Whether each gold answer is a letter, words, or mathematics that math-verify reads within the limits."""
+        golds = [blanks(problem.answer) for problem in problems]
+        formulas = {part: to_latex(part) for parts in golds for part in parts if kind_of(part) is Kind.MATHS}
+        asked = sorted({latex for latex in formulas.values() if latex})
+        read = dict(
+            zip(asked, self._workers.run(math_worker.readable, [(latex,) for latex in asked]), strict=True)
+        )
+
+        def fault(parts: list[str]) -> str | None:
+            if not any(as_text(part) for part in parts):
+                return "is empty: give the problem an answer or leave it out"
+            unread = [part for part in parts if part in formulas and not read.get(formulas[part] or "")]
+            return "can't be read as mathematics: write it in LaTeX, or use reward=exact" if unread else None
+
+        return [fault(parts) for parts in golds]
+
+    def score(self, texts: Sequence[str], problems: Sequence[Problem]) -> list[Verdict]:
+        """One verdict a text; unparsed where there is no answer of the gold's kind, or it broke a limit."""
+        drafts = [self._draft(text, problem.answer) for text, problem in zip(texts, problems, strict=True)]
+        asked = list(dict.fromkeys(item for draft in drafts for item in draft if isinstance(item, _Question)))
+        calls = [(q.gold, q.answer, q.prose, self.float_rounding) for q in asked]
+        settled = dict(zip(asked, self._workers.run(math_worker.judge, calls), strict=True))
+
+        def settle(item: Verdict | _Question) -> Verdict:
+            if isinstance(item, Verdict):
+                return item
+            readable, right = settled[item] or (False, False)
+            return Verdict(float(right), parsed=readable)
+
+        return [_all_right([settle(item) for item in draft]) for draft in drafts]
+
+    def _draft(self, text: str, gold: str) -> list[Verdict | _Question]:
+        """One entry a blank: the verdict, or what a worker must be asked."""
+        golds = blanks(gold)
+        answer = final_answer(text)
+        if answer is None and not self.require_boxed:
+            searched = len(golds) == 1 and kind_of(gold) is Kind.MATHS
+            if searched and (latex := to_latex(gold)):
+                return [_Question(latex, text[-_SEARCHED:], prose=True)]
+            answer = last_line(text)
+        if not answer or not answer.strip() or len(answer) > MAX_ANSWER:
+            return [_UNREAD]
+        if len(golds) == 1:
+            return [_compare(golds[0], answer)]
+        given = given_blanks(answer)
+        return (
+            [_compare(*pair) for pair in zip(golds, given, strict=True)]
+            if len(given) == len(golds)
+            else [_WRONG]
+        )
+
+    def close(self) -> None:
+        """Stop the worker processes; the next call starts new ones."""
+        self._workers.close()
+
+
+def _compare(gold: str, answer: str) -> Verdict | _Question:
+    kind = kind_of(gold)
+    if kind is Kind.LETTER:
+        letter = choice_letter(answer)
+        if letter is None:
+            return _UNREAD
+        return _RIGHT if letter == choice_letter(gold) else _WRONG
+    if kind is Kind.WORDS:
+        return _RIGHT if same_words(gold, answer) else _WRONG
+    gold_latex, answer_latex = to_latex(gold), to_latex(answer)
+    if gold_latex is None:
+        return _UNREAD
+    if gold_latex == answer_latex:
+        return _RIGHT
+    if is_prose(answer) and ("$" in answer or "\\" not in answer):
+        return _Question(gold_latex, answer, prose=True)
+    return _Question(gold_latex, answer_latex, prose=False) if answer_latex else _UNREAD
+
+
+def _all_right(verdicts: list[Verdict]) -> Verdict:
+    return Verdict(
+        value=float(bool(verdicts) and all(verdict.value == 1 for verdict in verdicts)),
+        parsed=bool(verdicts) and all(verdict.parsed for verdict in verdicts),
+    )

@@ -1,0 +1,121 @@
+"""Worker processes for code that may hang, crash or eat the memory on hostile input."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from pebble import ProcessFuture, ProcessPool
+
+Result = TypeVar("Result")
+
+_ATTEMPTS = 3
+
+
+class KillableWorkers:
+    """Runs calls in worker processes, each call within a time and memory limit.
+
+    A worker that runs out of time is killed and replaced. Workers start with the first call, each in a fresh
+    interpreter (never a fork of this process, which may hold locks of torch or vLLM threads), and stay until `close` or
+    the interpreter's exit. As with every fresh interpreter, the running script is imported again, so it needs the usual
+    ``if __name__ == "__main__":``.
+
+    Args:
+        workers: how many processes.
+        seconds: wall-clock limit of one call.
+        memory_bytes: address space that a worker may take above what it has at its start (Linux only).
+        prepare: called once in every new worker, outside the limits: the place for slow imports.
+    """
+
+    def __init__(
+        self, *, workers: int, seconds: float, memory_bytes: int, prepare: Callable[[], object] | None = None
+    ) -> None:
+        self.workers = workers
+        self.seconds = seconds
+        self.memory_bytes = memory_bytes
+        self.prepare = prepare
+        self._pool: ProcessPool | None = None
+
+    def run(self, function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -> list[Result | None]:
+        """``function(*call)`` for every call, in order; None where it raised, died or broke a limit.
+
+        `function`, arguments and results must be picklable.
+        """
+        results: dict[int, Result | None] = {}
+        for _ in range(_ATTEMPTS):
+            open_calls = [i for i in range(len(calls)) if i not in results]
+            if not open_calls:
+                break
+            pool = self._pool or self._start()
+            try:
+                futures = {i: self._schedule(pool, function, calls[i]) for i in open_calls}
+                for i, future in futures.items():
+                    results[i] = _result(future)
+            except RuntimeError:  # a worker died between calls: start over with the rest
+                self.close()
+        return [results.get(i) for i in range(len(calls))]
+
+    def close(self) -> None:
+        """Stop the workers; the next `run` starts new ones."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.stop()
+            pool.join()
+
+    def _start(self) -> ProcessPool:
+        from pebble import ProcessPool
+
+        self._pool = ProcessPool(
+            max_workers=self.workers,
+            initializer=_enter_worker,
+            initargs=(self.memory_bytes, self.prepare),
+            context=multiprocessing.get_context("spawn"),
+        )
+        try:
+            self._schedule(self._pool, int, ()).result()
+        except RuntimeError as error:
+            self.close()
+            raise RuntimeError(
+                'no worker process could be started: protect the running script by `if __name__ == "__main__":`, '
+                "and see the message of the worker above"
+            ) from error
+        return self._pool
+
+    def _schedule(
+        self, pool: ProcessPool, function: Callable[..., Result], call: tuple[Any, ...]
+    ) -> ProcessFuture:
+        return pool.schedule(_call, args=(function, call, self.seconds), timeout=self.seconds)
+
+
+def _result(future: ProcessFuture) -> Any:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        raise error
+    return None if error else future.result()
+
+
+def _enter_worker(memory_bytes: int, prepare: Callable[[], object] | None) -> None:
+    """In the worker: load what the calls need, then fix the memory limit."""
+    import psutil
+
+    if prepare is not None:
+        prepare()
+    if sys.platform == "linux":  # elsewhere RLIMIT_AS is refused or ignored
+        limit = psutil.Process().memory_info().vms + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _call(function: Callable[..., Result], call: tuple[Any, ...], seconds: float) -> Result:
+    """In the worker: the call, under a timer that ends the process should nobody be left to kill it."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
+    try:
+        return function(*call)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,0 +1,139 @@
+"""Supervised warm-up: teaches a model the task's form before reinforcement learning."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from lightning import Callback, LightningModule
+from torch import Tensor
+
+from atrl.config import SftSettings
+from atrl.data.loader import PromptLoader
+from atrl.evaluation.score import score
+from atrl.experience import collate
+from atrl.logprobs import process_logits, token_logprobs
+from atrl.models.policy import response_logits
+from atrl.types import Experience, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from atrl.rewards.weighted import WeightedReward
+    from atrl.rollout.base import Sampler, Sampling
+
+
+class SupervisedModule(LightningModule):
+    """Next-token cross-entropy on the worked answers of problems.
+
+    Args:
+        policy: the model that is trained.
+        tokenizer: of the policy; its end-of-sequence token ends every answer.
+        settings: steps, batch size and learning rate.
+    """
+
+    def __init__(
+        self, *, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: SftSettings
+    ) -> None:
+        super().__init__()
+        self.policy, self.settings = policy, settings
+        self._tokenizer = tokenizer
+
+    def training_step(self, prompts: list[Prompt], batch_index: int) -> Float[Tensor, ""]:
+        """Mean negative log-probability of the batch's answer tokens, in nats."""
+        loss = -mean_target_logprob(self.policy, self._tokenizer, prompts)
+        self.log("sft/loss", loss.detach(), prog_bar=True, batch_size=1)
+        return loss
+
+    def configure_optimizers(self):
+        """AdamW, warmed up linearly and then decayed by a cosine to 5 % of the peak."""
+        settings = self.settings
+        optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_factor(step, settings.warmup_steps, settings.steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def mean_target_logprob(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> Float[Tensor, ""]:
+    """Mean log-probability of the target tokens of all `prompts`, the end token included."""
+    answers = [
+        [*tokenizer(prompt.problem.target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        for prompt in prompts
+    ]
+    device = policy.device
+    input_ids, attention_mask, mask = collate(prompts, answers, pad_id=tokenizer.pad_token_id, device=device)
+    pixels = [{name: tensor.to(device) for name, tensor in prompt.pixels.items()} for prompt in prompts]
+    batch = Experience(input_ids, attention_mask, mask, pixels, sampler_logprobs=torch.zeros(mask.shape, device=device))
+    logprobs = token_logprobs(
+        process_logits(response_logits(policy, batch), temperature=1.0), input_ids[:, batch.prompt_length :]
+    )
+    return torch.where(mask, logprobs, 0.0).sum() / mask.sum()
+
+
+def cosine_factor(step: int, warmup_steps: int, steps: int) -> float:
+    """The learning rate's factor: up linearly to 1, then down along half a cosine to 0.05 at the last step."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class SelectBest(Callback):
+    """Scores the model on the selection split now and then; training ends with the best weights seen.
+
+    Accuracy swings between neighbouring evaluations, so what is reported of a chosen checkpoint must come from
+    another split than the one that chose it.
+
+    Args:
+        prompts: of the selection split.
+        sampler: started; it must share the live weights.
+        sampling: how the responses are drawn.
+        reward: tells right from wrong.
+        every: steps between evaluations; the last step is always one.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], sampler: Sampler, sampling: Sampling, reward: WeightedReward, *, every: int
+    ) -> None:
+        self._prompts, self._sampler, self._sampling, self._reward = prompts, sampler, sampling, reward
+        self._every = every
+        self.history: list[tuple[int, float]] = []
+        self._best: dict[str, Tensor] = {}
+
+    def on_train_batch_end(self, trainer, pl_module: SupervisedModule, outputs, batch, batch_idx) -> None:
+        """Evaluate when it is time, and keep a copy of the weights if they are the best so far."""
+        step = batch_idx + 1
+        if step % self._every and step != pl_module.settings.steps:
+            return
+        accuracy = score(self._sampler, self._prompts, self._reward, self._sampling, seed="selection").accuracy
+        pl_module.log_dict({"sft/selection_accuracy": accuracy}, prog_bar=True, batch_size=1)
+        if not self.history or accuracy > max(past for _, past in self.history):
+            self._best = copy.deepcopy(pl_module.policy.state_dict())
+        self.history.append((step, accuracy))
+
+    def on_train_end(self, trainer, pl_module: SupervisedModule) -> None:
+        """Go back to the best weights."""
+        pl_module.policy.load_state_dict(self._best)
+
+
+class TargetLoader(PromptLoader):
+    """A prompt loader that insists on worked answers to learn from."""
+
+    def __iter__(self) -> Iterator[list[Prompt]]:
+        for batch in super().__iter__():
+            for prompt in batch:
+                if not prompt.problem.target:
+                    raise ValueError(
+                        f"problem {prompt.problem.id} has no worked answer to learn from: stage=sft needs data with "
+                        "targets (data=geometry or data=easy_vqa), or start at stage=rl from a trained model"
+                    )
+            yield batch

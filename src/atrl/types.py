@@ -1,0 +1,173 @@
+"""What travels between the nine stages of a training step: one small value type a stage.
+
+A step never edits one of these; each stage returns a new value (see `module.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+class Status(StrEnum):
+    """What became of a rollout, whatever its reward."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNPARSEABLE = "unparseable"  # ended by itself, but no answer could be read from it
+    TRUNCATED = "truncated"  # hit the token limit before it ended
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRule:
+    """Which characters of a response were read off the picture: the groups of the first `count` matches.
+
+    Only problems whose generator knows this carry a rule; it serves to measure anchors, never to train on.
+    """
+
+    pattern: str
+    count: int
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Character ranges ``[start, end)`` of every group of the first `count` matches in `text`."""
+        matches = list(re.finditer(self.pattern, text))[: self.count]
+        return [match.span(group) for match in matches for group in range(1, match.re.groups + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question about pictures with a verifiable answer.
+
+    `question` holds one ``<image>`` mark for each entry of `images`, in order. `images` are files (opened when
+    needed, so that a data set of any size fits in memory) or pictures already in memory.
+    """
+
+    id: str
+    question: str
+    answer: str
+    images: tuple[Path | Image, ...] = ()
+    target: str | None = None  # a worked answer for supervised warm-up
+    reading: ReadingRule | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A problem as the model sees it; its pictures are pre-processed once and shared by the whole group."""
+
+    problem: Problem
+    token_ids: list[int]
+    """[prompt] with every image placeholder repeated once per image token."""
+    pixels: dict[str, Tensor]
+    """The processor's tensors for the pictures (Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3])."""
+    images: tuple[Image, ...]
+    engine_token_ids: list[int]
+    """[shorter prompt] with one placeholder per picture, as an inference engine wants it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response: exactly the ids that the sampler returned, its end-of-turn token included."""
+
+    token_ids: list[int]
+    """[response]"""
+    logprobs: list[float]
+    """[response] log-probability of each token under the distribution that it was sampled from."""
+    finished: bool
+    """Whether the model ended the response itself; otherwise the token limit cut it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RolloutGroup:
+    """All responses to one prompt, sampled by one version of the policy."""
+
+    prompt: Prompt
+    rollouts: list[Rollout]
+    texts: list[str]
+    """[group size] the responses decoded, special tokens left out."""
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The verdict on one rollout: the weighted sum, its unweighted parts and the status."""
+
+    total: float
+    parts: dict[str, float]
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experience:
+    """A batch of rollouts as tensors: prompts padded on the left, responses on the right.
+
+    Every response so starts at the same column, ``prompt = tokens - response``.
+    """
+
+    input_ids: Int[Tensor, "rollout tokens"]
+    attention_mask: Int[Tensor, "rollout tokens"]
+    response_mask: Bool[Tensor, "rollout response"]
+    """True on the tokens that are trained."""
+    pixels: list[dict[str, Tensor]]
+    """[rollout] the processor's tensors, one shared dict per group."""
+    sampler_logprobs: Float[Tensor, "rollout response"]
+    old_logprobs: Float[Tensor, "rollout response"] | None = None
+    """Under the policy before this batch's updates; None when one update makes them the current ones."""
+    reference_logprobs: Float[Tensor, "rollout response"] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many rollouts the batch holds."""
+        return self.input_ids.shape[0]
+
+    @property
+    def response_length(self) -> int:
+        """Columns of the (padded) responses."""
+        return self.response_mask.shape[1]
+
+    @property
+    def prompt_length(self) -> int:
+        """Columns of the (padded) prompts: where every response starts."""
+        return self.input_ids.shape[1] - self.response_length
+
+    def rows(self, index: slice) -> Experience:
+        """The rollouts of `index`, padding kept, so that results do not depend on the micro-batch."""
+        cut = lambda tensor: None if tensor is None else tensor[index]  # noqa: E731
+        return Experience(
+            self.input_ids[index], self.attention_mask[index], self.response_mask[index], self.pixels[index],
+            self.sampler_logprobs[index], cut(self.old_logprobs), cut(self.reference_logprobs),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionCapture:
+    """What the probe read from one forward pass, for the rows that predict the response tokens."""
+
+    image: Float[Tensor, "rollout layer head response image"]
+    """Softmax mass of each response row on each image token; 0 on padding."""
+    image_mask: Bool[Tensor, "rollout image"]
+    """Which of the (padded) image columns are real."""
+    response: Float[Tensor, "rollout response response"]
+    """Mass of each response row on the response columns, mean over layers and heads."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CreditOutput:
+    """What a credit scheme returns; the invariants (>= 0, mean 1 over trained tokens, no gradient) bind `weights`."""
+
+    weights: Float[Tensor, "rollout response"]
+    anchors: Bool[Tensor, "rollout response"] | None = None
+    """The tokens that the scheme singled out, for metrics and the report."""
+    density: Float[Tensor, "rollout response"] | None = None
+    """Connectivity density, where the scheme computes one."""
+    trajectory_scale: Float[Tensor, "rollout"] | None = None
+    """A factor on the whole rollout's advantage; None is 1."""
+    auxiliary_loss: Float[Tensor, ""] | None = None
+    """A term that is added to the loss, with a gradient; None is 0."""
