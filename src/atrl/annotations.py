@@ -1,7 +1,7 @@
-"""Type annotations of constructors as config values see them: what fits, how to say it, which words there are.
+"""Type annotations of constructors, for config values: what fits, how to say it, which words there are.
 
-Values come from YAML, so they are judged by pydantic's strict JSON rules: ``1`` is a fine float and a list a fine
-tuple, but ``"1"``, ``1.0`` and ``true`` are no integers. Ranges are the business of the constructors.
+Values come from YAML, so they are judged by pydantic's strict JSON rules: ``1`` is a fine float and a list a
+fine tuple, but ``"1"``, ``1.0`` and ``true`` are no integers. Ranges are the business of the constructors.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ Component = Annotated[Any, AfterValidator(_must_be_component)]
 
 def annotations_of(factory: Any) -> dict[str, Any]:
     """The annotation of each parameter of `factory`; ``Any`` where there is none or it can't be evaluated."""
-    parameters = inspect.signature(factory).parameters.values()
-    return {parameter.name: _evaluated(parameter.annotation, factory, parameter.name) for parameter in parameters}
+    parameters = inspect.signature(factory).parameters
+    return {name: _evaluated(parameter.annotation, factory, name) for name, parameter in parameters.items()}
 
 
 def _evaluated(annotation: Any, factory: Any, name: str) -> Any:
@@ -100,7 +100,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def _judgeable(annotation: Any) -> Any:
-    """`annotation` in terms that pydantic can judge: classes of our own become `Component`, the rest ``Any``."""
+    """`annotation` in terms that pydantic can judge: our own classes become `Component`, the rest ``Any``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _judgeable(arguments[0])

@@ -1,4 +1,4 @@
-"""Runs a Hydra program so that what a user can mend is one line on stderr, and what is a bug keeps its traceback."""
+"""Runs a Hydra program: what a user can mend becomes one line on stderr, and a bug keeps its traceback."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ QUIET_ENVIRONMENT = {
 }
 """Set likewise, unless the config says ``verbose: true``."""
 
-CHATTY_LIBRARIES = ("datasets", "filelock", "fsspec", "httpx", "lightning", "matplotlib", "torch", "urllib3", "wandb")
+CHATTY_LIBRARIES = ("datasets", "filelock", "fsspec", "httpx", "lightning", "torch", "urllib3", "wandb")
 """Loggers of which the console shows warnings and errors only."""
 
 UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -68,20 +68,23 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
         config_path: the folder of the configs, relative to the file of `task`.
 
     Returns:
-        The exit code: 0, 2 for an error of the user's (bad overrides, a ``ValueError`` raised in atrl's own code, a
-        file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with ``error:``. With
-        ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they keep their traceback.
+        The exit code: 0, 2 for an error of the user's (bad overrides, a ``ValueError`` raised in atrl's own
+        code, a file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with
+        ``error:``. With ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they keep their traceback.
 
     Raises:
         Exception: whatever else went wrong, which is a bug.
         SystemExit: from Hydra's command-line parser, and for ``--help`` and its like.
     """
-    folder = Path(inspect.getfile(task)).resolve().parent / config_path
+    home = Path(inspect.getfile(task)).resolve().parent
     _set_defaults(os.environ, ENVIRONMENT)
-    job = _Job(task)
+    job = _Job(task, debugging=_debugging())
+    program = hydra.main(version_base="1.3", config_path=str(home / config_path), config_name=config_name)(
+        job
+    )
     try:
-        with _variable("HYDRA_FULL_ERROR", "1"):  # errors reach us; otherwise Hydra prints them itself and exits
-            hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(job)()
+        with _variable("HYDRA_FULL_ERROR", "1"):  # or Hydra would print errors itself and exit
+            program()
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as stop:
@@ -93,12 +96,13 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
             _report(str(failure))
         return EXIT_USER
     except Exception as error:
-        if _debugging() or _raised_in_job(error):
+        if job.debugging or _raised_in_job(error):
             raise
-        lines = explain(error, CommandLine.parse(sys.argv[1:], folder=folder, config_name=config_name))
-        if lines is None:
+        asked = CommandLine.parse(sys.argv[1:], home=home, config_path=config_path, config_name=config_name)
+        problems = explain(error, asked)
+        if problems is None:
             raise
-        _report("\n".join(lines))
+        _report("\n".join(problems))
         return EXIT_USER
     return EXIT_USER if job.reported else 0
 
@@ -106,9 +110,10 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
 class _Job:
     """The task as Hydra calls it, once or for each job of a sweep, perhaps in another process."""
 
-    def __init__(self, task: Callable[[DictConfig], Any]) -> None:
+    def __init__(self, task: Callable[[DictConfig], Any], *, debugging: bool) -> None:
         functools.update_wrapper(self, task)
         self.task = task
+        self.debugging = debugging
         self.reported = False
 
     def __call__(self, config: DictConfig) -> Any:
@@ -120,25 +125,26 @@ class _Job:
             with _variable("HYDRA_FULL_ERROR", None):
                 return self.task(config)
         except Exception as error:
-            message = None if _debugging() else user_message(error, Path(inspect.getfile(self.task)))
+            message = None if self.debugging else user_message(error, Path(inspect.getfile(self.task)))
             if message is None:
                 raise
             self.reported = True
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                overrides = " ".join(HydraConfig.get().overrides.task)
-                message = f"job {HydraConfig.get().job.num} ({overrides}): {message}"
-                _report(message)
-                raise JobFailed(message) from None  # Hydra goes on with the sweep and fails it at the end
-            _report(message)  # not raised: Hydra would print a line of its own
-            return None
+            hydra_config = HydraConfig.get()
+            if hydra_config.mode == RunMode.RUN:
+                _report(message)  # not raised: Hydra would print a line of its own
+                return None
+            job = f"job {hydra_config.job.num} ({' '.join(hydra_config.overrides.task)})"
+            message = "\n".join(f"{job}: {line}" for line in message.splitlines())
+            _report(message)
+            raise JobFailed(message) from None  # Hydra goes on with the sweep and fails it at the end
 
 
 def user_message(error: BaseException, task_file: Path) -> str | None:
     """What to tell the user of an error in a job, or None where it is a bug of ours.
 
-    A user's errors are a ``ValueError`` that was raised by a line of this package or of `task_file` (one from within a
-    library is a bug in how we call it), a file of the user's that our code can't open, and a config value without a
-    value. Hydra's wrapping around errors in constructors is taken off first.
+    A user's errors are a ``ValueError`` that was raised by a line of this package or of `task_file` (one from
+    within a library is a bug in how we call it), a file that our code can't open, and a config value that is
+    missing or can't be resolved. Hydra's wrapping around errors in constructors is taken off first.
     """
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
@@ -167,7 +173,7 @@ def _is_standard_library(file: Path) -> bool:
 
 
 def _raised_in_job(error: BaseException) -> bool:
-    """Whether Hydra passes on what a job raised: it does so in one place, also for jobs in other processes."""
+    """Whether `error` comes from a job: Hydra passes those on in one place, other processes' jobs included."""
     raiser = JobReturn.return_value.fget.__code__
     return any(frame.f_code is raiser for frame, _ in traceback.walk_tb(error.__traceback__))
 

@@ -1,7 +1,8 @@
 """What a config may hold: its sections, its components, and what must hold between them.
 
-To add a setting, add a field to its section; to add a section, write a frozen dataclass and name it in `SECTIONS`;
-to add a component group, name it in `COMPONENTS`; to add a rule, write a function and list it in `CHECKS`.
+To add a setting, add a field to its section; to add a section, write a frozen dataclass and name it in
+`SECTIONS`; to add a component group, name it in `COMPONENTS`; to add a rule, write a function and list it in
+`CHECKS`.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class TrainerSettings:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     threads: int | None = None  # of each process; null for all cores divided among the processes
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
+    evaluate_every: int | None = None  # steps; null for only before and after
     checkpoint_every: int | None = None  # steps; null for only one at the end
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     warmup_steps: int = 5  # the learning rate rises linearly over so many optimizer steps
     max_gradient_norm: float = 1.0
+    micro_batch_size: int = 128  # rollouts in one forward and backward pass; changes memory, not results
 
     def __post_init__(self) -> None:
         """Raises ValueError for a rate or count that AdamW can't train with."""
@@ -84,11 +87,35 @@ class OptimizerSettings:
         if self.weight_decay < 0:
             raise ValueError(f"optimizer.weight_decay must be 0 (off) or more, got {self.weight_decay}")
         at_least("optimizer.warmup_steps", self.warmup_steps, 0, "0 starts at the full learning rate")
-        if self.max_gradient_norm <= 0:
-            raise ValueError(f"optimizer.max_gradient_norm must be above 0, got {self.max_gradient_norm}: try 1")
+        at_least("optimizer.micro_batch_size", self.micro_batch_size, 1)
+        norm = self.max_gradient_norm
+        if norm <= 0:
+            raise ValueError(f"optimizer.max_gradient_norm must be above 0, got {norm}: try 1")
 
 
-SECTIONS: dict[str, type] = {"": RunSettings, "trainer": TrainerSettings, "optimizer": OptimizerSettings}
+@dataclass(frozen=True, kw_only=True)
+class SftSettings:
+    """The section ``sft``: supervised warm-up on worked answers."""
+
+    steps: int = 400
+    batch_size: int = 32
+    learning_rate: float = 2e-3  # at its peak; decays to 5 % along a cosine
+    weight_decay: float = 0.01
+    warmup_steps: int = 20
+    evaluate_every: int = 50  # steps between scores on the selection split, which choose the weights that are kept
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a count that is too small."""
+        for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
+            at_least(f"sft.{name}", getattr(self, name), 1)
+
+
+SECTIONS: dict[str, type] = {
+    "": RunSettings,
+    "trainer": TrainerSettings,
+    "optimizer": OptimizerSettings,
+    "sft": SftSettings,
+}
 """The dataclass of each plain section of the training config; the root's name is empty."""
 
 COMPONENTS: tuple[str, ...] = (
@@ -111,13 +138,13 @@ def at_least(key: str, value: int, least: int, remedy: str = "") -> None:
 
 
 def read_section(node: DictConfig, kind: type[Section]) -> Section:
-    """The fields of `kind` that `node` has, as a `kind`; other keys of the node, such as groups, are left alone."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name in node]
-    values = {name: node[name] for name in names}
-    return kind(**{
+    """The fields of `kind` that `node` has, as a `kind`; other keys, such as the root's groups, are left alone."""
+    values = {field.name: node[field.name] for field in dataclasses.fields(kind) if field.name in node}
+    plain = {
         name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for name, value in values.items()
-    })
+    }
+    return kind(**plain)
 
 
 def check_config(
@@ -136,8 +163,8 @@ def check_config(
         checks: the rules on the whole config; None for `CHECKS`.
 
     Raises:
-        ValueError: with one line for each problem: keys that nothing reads, values that don't fit their annotation,
-            values that are missing. Ranges and cross-checks are looked at once these are right.
+        ValueError: with one line for each problem: keys that nothing reads, values that don't fit their
+            annotation, values that are missing. Ranges and cross-checks are looked at once these are right.
     """
     sections = SECTIONS if sections is None else sections
     problems: list[str] = []
@@ -196,7 +223,7 @@ def group_holds_a_comparison(config: DictConfig) -> str | None:
     size = OmegaConf.select(config, "rollout.group_size")
     if size is None or size >= 2:
         return None
-    return f"rollout.group_size must be at least 2, got {size}: advantages compare the responses to one prompt"
+    return f"rollout.group_size must be at least 2, got {size}: advantages compare a prompt's responses"
 
 
 def responses_fit_the_context(config: DictConfig) -> str | None:
@@ -219,7 +246,7 @@ def clusters_exist(config: DictConfig) -> str | None:
     clusters = OmegaConf.select(config, "credit.num_clusters")
     if clusters is None or clusters >= 1:
         return None
-    return f"credit.num_clusters must be at least 1, got {clusters}: credit=token_level works without clusters"
+    return f"credit.num_clusters must be at least 1, got {clusters}: try 8"
 
 
 CHECKS: tuple[Check, ...] = (group_holds_a_comparison, responses_fit_the_context, clusters_exist)

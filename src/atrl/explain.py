@@ -1,13 +1,14 @@
 """What was wrong with a command line, worked out after Hydra has refused it.
 
-Hydra's own messages name the override that failed. Here the config is composed again without it, so that the message
-can name the key, group or option that was probably meant.
+Hydra's own messages name the override that failed. Here the config is composed again without it, so that the
+message can name the key, group or option that was probably meant.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,18 @@ class CommandLine:
     multirun: bool
 
     @classmethod
-    def parse(cls, arguments: Sequence[str], *, folder: Path, config_name: str) -> CommandLine:
-        """Reads the program's arguments as Hydra does; its ``--config-*`` flags replace the defaults given here."""
+    def parse(
+        cls, arguments: Sequence[str], *, home: Path, config_path: str | Path, config_name: str
+    ) -> CommandLine:
+        """Reads the program's arguments as Hydra does; ``--config-path`` and ``--config-name`` go before ours.
+
+        `home` is the folder of the program, which config paths are relative to.
+        """
         flags, _ = get_args_parser().parse_known_args(list(arguments))
         overrides = list(flags.overrides)
         if flags.config_dir is not None:
             overrides.append(f"hydra.searchpath=['file://{Path(flags.config_dir).absolute()}']")
-        if flags.config_path is not None:
-            folder = folder.parent / flags.config_path
+        folder = home / (flags.config_path or config_path)
         return cls(folder, flags.config_name or config_name, tuple(overrides), flags.multirun)
 
 
@@ -63,33 +68,34 @@ def explain(error: Exception, command: CommandLine) -> list[str] | None:
     by_hydra = isinstance(error, ValueError) and _raised_in_hydra(error)
     if not (by_hydra or isinstance(error, REFUSALS)):
         return None
-    try:
-        problems = override_problems(command)
-    except (*REFUSALS, ValueError):
-        problems = []  # the YAML files themselves are wrong, which `error` says
+    problems: list[str] = []
+    # Where composing fails even without the overrides that are to blame, the YAML is wrong, as `error` says.
+    with suppress(*REFUSALS, ValueError):
+        problems.extend(override_problems(command))
     return problems or [_in_one_line(error)]
 
 
-def override_problems(command: CommandLine) -> list[str]:
+def override_problems(command: CommandLine) -> Iterator[str]:
     """One line for each override that names no key, group or option, or that can't be read."""
     with initialize_config_dir(str(command.folder.absolute()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        overrides, problems = _parse(command.overrides, loader)
         groups = {group: options(loader, group) for group in all_groups(loader)}
-        usable = []
-        for override in overrides:
-            if override.is_sweep_override() and not command.multirun:
-                problems.append(_sweep_without_multirun(override))
-            elif override.key_or_group in groups and not override.is_delete():
-                problem = _option_problem(override, groups[override.key_or_group])
-                if problem is None:
-                    usable.append(override)
-                else:
-                    problems.append(problem)
-        choose = [f"{override.get_key_element()}={_values(override)[0]}" for override in usable]
-        composition = _Composition(command.config_name, choose, groups)
-        asked = [override for override in overrides if override.key_or_group not in groups]
-        return problems + [problem for problem in map(composition.key_problem, asked) if problem is not None]
+        overrides: list[Override] = []
+        choices: list[str] = []
+        for text in command.overrides:
+            override = _parsed(text, loader)
+            if override is None:
+                yield _unreadable(text)
+            elif override.is_sweep_override() and not command.multirun:
+                yield _sweep_without_multirun(override)
+            elif override.key_or_group not in groups:
+                overrides.append(override)
+            elif problem := _option_problem(override, groups[override.key_or_group]):
+                yield problem
+            else:
+                choices += _one_choice(override)
+        composition = _Composition(command.config_name, choices, groups)
+        yield from filter(None, map(composition.key_problem, overrides))
 
 
 def all_groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
@@ -103,43 +109,57 @@ def all_groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
 def options(loader: ConfigLoader, group: str) -> list[str]:
     """Every option of a group, those in its subfolders as ``"folder/option"``."""
     direct = loader.get_group_options(group, ObjectType.CONFIG)
-    nested = [f"{name}/{option}" for name in loader.list_groups(group) for option in options(loader, f"{group}/{name}")]
+    folders = loader.list_groups(group)
+    nested = [f"{name}/{option}" for name in folders for option in options(loader, f"{group}/{name}")]
     return sorted(direct) + nested
 
 
-def _parse(texts: Sequence[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
-    parser = OverridesParser.create(config_loader=loader)
-    overrides, problems = [], []
-    for text in texts:
-        try:
-            overrides += parser.parse_overrides([text])
-        except HydraException:
-            problems.append(
-                f"the override {text!r} can't be read: write key=value without spaces around the '=', and put a value "
-                f"with special characters in two pairs of quotes, as in 'key=\"a: b\"'"
-            )
-    return overrides, problems
+def _parsed(text: str, loader: ConfigLoader) -> Override | None:
+    try:
+        return OverridesParser.create(config_loader=loader).parse_overrides([text])[0]
+    except HydraException:
+        return None
+
+
+def _unreadable(text: str) -> str:
+    return (
+        f"the override {text!r} can't be read: write key=value, without spaces around the '='; a value with "
+        f"special characters needs quotes of its own, as in 'key=\"a: b\"'"
+    )
 
 
 def _sweep_without_multirun(override: Override) -> str:
     key, _, values = override.input_line.partition("=")
-    return f"{override.input_line} is a sweep: add --multirun for a job for each value, or write '{key}=[{values}]' for a list"
-
-
-def _values(override: Override) -> list[Any]:
-    if override.is_sweep_override():
-        return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-    value = override.value()
-    return value if isinstance(value, list) else [value]
+    return f"{key}={values} is a sweep: add --multirun for a job for each value, or write '{key}=[{values}]' for a list"
 
 
 def _option_problem(override: Override, known: Sequence[str]) -> str | None:
     group = override.key_or_group
-    for value in _values(override):
-        if value not in known and not isinstance(value, dict):
-            near = did_you_mean(str(value), known)
-            return f"{override.input_line}: the group {group!r} has no option {str(value)!r}{near} (there are {_listed(known)})"
+    for value in _asked_for(override):
+        if value not in known:
+            name = "null" if value is None else str(value)
+            near = did_you_mean(name, known)
+            return f"{group}={name}: there is no such option of {group!r}{near} (there are {_listed(known)})"
     return None
+
+
+def _asked_for(override: Override) -> list[Any]:
+    """The options of a group that an override names: one, a list, or a sweep's; none where it deletes the group."""
+    if override.is_delete():
+        return []
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+    value = override.value()
+    if isinstance(value, dict):  # not a choice: values for keys of the group's node
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _one_choice(override: Override) -> list[str]:
+    """The override itself, or one of a sweep's jobs; no list where there is none to choose."""
+    if not override.is_sweep_override():
+        return [override.input_line]
+    return [f"{override.get_key_element()}={value}" for value in _asked_for(override)[:1]]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -165,13 +185,14 @@ class _Composition:
     def _near(self, key: str) -> str:
         in_hydra = key.startswith("hydra")
         known = [name for name in self.keys if name.startswith("hydra") == in_hydra]
-        near = nearest_keys(key, [*known, *(group for group in self.groups if group.startswith("hydra") == in_hydra)])
+        groups = [group for group in self.groups if group.startswith("hydra") == in_hydra]
+        near = nearest_keys(key, dict.fromkeys([*known, *groups]))
         if near:
             return f", did you mean {' or '.join(repr(name) for name in near)}?"
-        return ": --cfg job lists them all; to add it write +KEY=VALUE".replace("KEY", key)
+        return f": --cfg job shows all there are; to add it, write +{key}=VALUE"
 
     def _with_other_option(self, key: str) -> str | None:
-        """Which other choices of its group would have the key, as ``credit.anchor_ratio`` needs credit=atrl."""
+        """Which other options of its group have the key, as ``credit.anchor_ratio`` needs ``credit=atrl``."""
         group = key.partition(".")[0]
         holders = [
             f"{group}={option}"

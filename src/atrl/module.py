@@ -72,11 +72,10 @@ class PolicyModule(LightningModule):
         reference: the model that the KL term compares with, frozen; None without a KL term.
         objective: advantage, loss, aggregation and KL term.
         reward: rollouts → rewards.
-        optimizer_settings: AdamW, warm-up and gradient clipping.
+        optimizer_settings: AdamW, warm-up, gradient clipping and the micro-batch size.
         temperature: rollouts are sampled at; log-probs are taken at the same.
         banned_ids: tokens that are never sampled, and so have probability 0.
         pad_id: fills the batch; any id of the vocabulary.
-        micro_batch_size: rollouts in one forward and backward pass; changes memory, not results.
         max_response_tokens: the limit on a response's length.
         seed: of the run.
     """
@@ -92,7 +91,6 @@ class PolicyModule(LightningModule):
         temperature: float,
         banned_ids: tuple[int, ...],
         pad_id: int,
-        micro_batch_size: int,
         max_response_tokens: int,
         seed: int,
     ) -> None:
@@ -103,7 +101,7 @@ class PolicyModule(LightningModule):
         object.__setattr__(self, "reference", reference)
         self.objective, self.reward, self.optimizer_settings = objective, reward, optimizer_settings
         self.temperature, self.banned_ids, self.pad_id = temperature, banned_ids, pad_id
-        self.micro_batch_size, self.max_response_tokens, self.seed = micro_batch_size, max_response_tokens, seed
+        self.max_response_tokens, self.seed = max_response_tokens, seed
         self.rollouts: RolloutSource | None = None
         self.credit: BoundCredit | None = None
         self.timer = PhaseTimer()
@@ -135,7 +133,7 @@ class PolicyModule(LightningModule):
             token_advantages = spread_advantages(advantages.flatten(), experience.response_mask, credit)
 
         # 6: tensors → micro-batches, and the totals that make their losses add up to the batch's
-        batches = list(micro_batches(experience.size, self.micro_batch_size))
+        batches = list(micro_batches(experience.size, self.optimizer_settings.micro_batch_size))
         batch_totals = self._totals(experience)
 
         with phase("update"):
@@ -164,7 +162,7 @@ class PolicyModule(LightningModule):
         needs_old = self.objective.updates_per_batch > 1
         old, captures, reference = [], [], []
         with torch.no_grad():
-            for rows in micro_batches(experience.size, self.micro_batch_size):
+            for rows in micro_batches(experience.size, self.optimizer_settings.micro_batch_size):
                 batch = experience.rows(rows)
                 if needs_old or probe is not None:
                     with nullcontext() if probe is None else probe.capture(batch) as recorder:

@@ -1,7 +1,7 @@
 """Checks the nodes of a composed config against the constructors that they name, and builds nothing.
 
-A node with a ``_target_`` is a component: its other keys must be parameters of the target, with values that fit
-their annotations. Each function appends one line for each problem to `problems`; `config.py` raises them.
+A node with a ``_target_`` is a component: its other keys must be parameters of the target, with values that
+fit their annotations. Each function appends one line for each problem to `problems`; `config.py` raises them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def to_plain(
 
 def _resolved(parent: Any, key: Any, problems: list[str], path: str) -> Any:
     if OmegaConf.is_missing(parent, key):
-        problems.append(f"{path} is not set: add {path}=VALUE to the command line, or set it in an experiment file")
+        problems.append(f"{path} is not set: add {path}=VALUE to the command line, or to an experiment file")
         return UNSET
     try:
         value = parent[key]
@@ -64,7 +64,7 @@ def check_group(node: Any, path: str, problems: list[str]) -> None:
             check_group(value, join(path, key), problems)
     elif node is not None and node is not UNSET:
         problems.append(
-            f"{path} is read by nothing, it is {show(node)}: a component is a node with a {TARGET}, or null for none"
+            f"{path} is {show(node)}, which nothing reads: a component is a node with a {TARGET}, or null for none"
         )
 
 
@@ -94,7 +94,7 @@ def check_call(
 ) -> None:
     """Checks the arguments of a call of `factory`, called `name` in messages.
 
-    `complete` says that the arguments are all that the call will get, so that those without a default must be there.
+    `complete` says that the call will get no others, so that those without a default must be there.
     """
     try:
         parameters = inspect.signature(factory).parameters
@@ -117,7 +117,9 @@ def check_call(
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in arguments:
                 where = join(path, key)
-                problems.append(f"{where} is missing and has no default: add +{where}=VALUE, or the line to its YAML")
+                problems.append(
+                    f"{where} is missing and has no default: add +{where}=VALUE, or it to the YAML"
+                )
     return None
 
 

@@ -4,250 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
-from io import BytesIO
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from PIL import Image
+from problem_files import add_pictures, png, row, write_jsonl
 
-from atrl.data.base import ProblemSource, assign_split, seeded_subset, uniform_hash
+from atrl.data.base import ProblemSource
 from atrl.data.images import open_image
-from atrl.data.rows import Row, RowFormat
 from atrl.data.tabular import HubProblems, TabularProblems
-from atrl.types import Problem
 
 CONFIGS = Path(__file__).parents[2] / "conf/data"
 
 
-def png(colour: str = "red") -> bytes:
-    stream = BytesIO()
-    Image.new("RGB", (2, 2), colour).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def row(index: int = 0, **changes) -> dict:
-    return {"id": f"p{index}", "problem": "<image>How many?", "answer": "2", "images": ["a.png"], **changes}
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder with two pictures, `a.png` and `sub/b.png`."""
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a.png").write_bytes(png("red"))
-    (tmp_path / "sub/b.png").write_bytes(png("blue"))
-    return tmp_path
-
-
-def write_jsonl(folder: Path, *rows: dict, name: str = "problems.jsonl") -> str:
-    path = folder / name
-    path.write_text("".join(json.dumps(values) + "\n" for values in rows))
-    return str(path)
-
-
-def load(folder: Path, *rows: dict, **options) -> list[Problem]:
-    """All of `rows`, through a JSONL file."""
-    return list(
-        TabularProblems(path=write_jsonl(folder, *rows), **{"test_fraction": 0, **options}).load("train")
-    )
-
-
-def refused(folder: Path, *rows: dict, match: str, **options) -> None:
-    with pytest.raises(ValueError, match=match) as caught:
-        load(folder, *rows, **options)
-    assert "\n" not in str(caught.value)
-
-
-# Rows
-
-
-def test_plain_row(folder):
-    (problem,) = load(folder, row())
-    assert problem == Problem(id="p0", question="<image>How many?", answer="2", images=(folder / "a.png",))
-
-
-def test_other_column_names(folder):
-    values = {"uid": 7, "q": "<image>?", "gold": "x", "picture": "sub/b.png"}
-    names = {"problem_column": "q", "answer_column": "gold", "images_column": "picture", "id_column": "uid"}
-    (problem,) = load(folder, values, **names)
-    assert problem == Problem(id="7", question="<image>?", answer="x", images=(folder / "sub/b.png",))
-
-
-def test_several_images_keep_their_order_and_absolute_paths_work(folder):
-    absolute = str(folder / "a.png")
-    (problem,) = load(folder, row(problem="<image> or <image>?", images=["sub/b.png", absolute]))
-    assert problem.images == (folder / "sub/b.png", folder / "a.png")
-
-
-def test_image_folder_overrides_the_files_folder(folder):
-    (problem,) = load(folder, row(images="b.png"), image_folder=str(folder / "sub"))
-    assert problem.images == (folder / "sub/b.png",)
-
-
-@pytest.mark.parametrize(
-    ("images", "question"), [(["a.png"], "<image>Q"), (["a.png"] * 2, "<image><image>Q"), ([], "Q")]
-)
-def test_marks_are_put_in_front_where_there_are_none(folder, images, question):
-    (problem,) = load(folder, row(problem="Q", images=images))
-    assert problem.question == question
-
-
-@pytest.mark.parametrize(
-    ("text", "images", "counts"),
-    [
-        ("<image>?", ["a.png", "a.png"], "1 <image> mark for 2 images"),
-        ("<image><image>?", ["a.png"], "2 <image> marks for 1 image:"),
-        ("<image>?", None, "1 <image> mark for 0 images"),
-    ],
-)
-def test_marks_and_images_must_agree(folder, text, images, counts):
-    refused(
-        folder,
-        row(3, problem=text, images=images),
-        match=rf"problem p3 \(line 1 of problems\.jsonl\).*{counts}",
-    )
-
-
-@pytest.mark.parametrize(
-    ("stored", "answer"), [(41, "41"), (0.5, "0.5"), (28.0, "28.0"), (True, "true"), (" 7\n", "7"), (0, "0")]
-)
-def test_answers_become_text(folder, stored, answer):
-    assert load(folder, row(answer=stored))[0].answer == answer
-
-
-@pytest.mark.parametrize("stored", [None, "", "  ", float("nan"), ["2"], {"a": 1}, "\ud800"])
-def test_unusable_answers_name_the_problem(folder, stored):
-    refused(folder, row(), row(9, answer=stored), match=r"problem p9 \(line 2 of problems\.jsonl\): answer ")
-
-
-def test_missing_answer_in_one_row(folder):
-    values = row(1)
-    del values["answer"]
-    refused(folder, row(), values, match=r"problem p1 .*answer is missing")
-
-
-def test_image_errors_name_problem_and_path(folder):
-    refused(
-        folder,
-        row(images=["sub/c.png"]),
-        match=r"problem p0 .*sub/c\.png.* does not exist, did you mean 'b\.png'\?",
-    )
-    refused(folder, row(images="https://example.org/a.png"), match=r"problem p0 .*example.* is not a file")
-    refused(folder, row(images=["x" * 5000]), match="problem p0 .*does not exist")
-    refused(folder, row(images=[5]), match="problem p0 .*5 is not an image")
-    refused(folder, row(images=5), match="problem p0 .*images must be an image or a list")
-    (folder / "a.png").write_bytes(png()[:-30])
-    refused(folder, row(), match=r"problem p0: image .*a\.png can't be read")
-
-
-def test_relative_path_without_a_folder_to_start_from():
-    values = Row(row(), place="row 1 of owner/set (train)", number=1)
-    with pytest.raises(ValueError, match=r"problem p0 .*'a\.png' is a relative path: set data\.image_folder"):
-        RowFormat().to_problem(values, "p0", folder=None)
-
-
-# Choices
-
-
-def test_choices_are_lettered_and_the_answer_is_the_letter(folder):
-    (problem,) = load(folder, row(answer="13", choices=["12", "13", 14]))
-    assert problem.question == (
-        "<image>How many?\nChoices: (A) 12 (B) 13 (C) 14\nAnswer with the letter of the right choice."
-    )
-    assert problem.answer == "B"
-
-
-def test_choices_answered_by_text(folder):
-    (problem,) = load(folder, row(answer="C", choices=["12", "13", "14"]), choice_answer="text")
-    assert problem.answer == "14"
-    assert problem.question.endswith("Answer with the text of the right choice, not with its letter.")
-
-
-def test_letter_is_accepted_as_answer_and_as_option(folder):
-    assert load(folder, row(answer="B", choices=["12", "13"]))[0].answer == "B"
-    assert load(folder, row(answer="B", choices=["A", "B"]))[0].answer == "B"
-
-
-@pytest.mark.parametrize("choices", [None, []])
-def test_no_choices_no_change(folder, choices):
-    assert load(folder, row(choices=choices))[0].question == "<image>How many?"
-
-
-def test_choices_can_be_switched_off(folder):
-    assert load(folder, row(answer="9", choices=["1", "2"]), choices_column=None)[0].answer == "9"
-
-
-@pytest.mark.parametrize(
-    ("answer", "choices", "message"),
-    [
-        ("15", ["12", "13"], "'15' is none of its options"),
-        ("D", ["12", "13"], "'D' is none of its options"),
-        ("A", ["B", "A"], "'A' could be any of its options A, B"),
-        ("12", ["12", "12"], "'12' could be any of its options A, B"),
-        ("12", "12, 13", "choices must be a list"),
-        ("12", [str(number) for number in range(12, 39)], "up to 26 options"),
-        ("12", ["12", None], "an option in choices is missing"),
-    ],
-)
-def test_answers_must_fit_the_choices(folder, answer, choices, message):
-    refused(folder, row(answer=answer, choices=choices), match=f"problem p0 .*{message}")
-
-
-# Columns and ids
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"problem_column": "problm"},
-            r"^data\.problem_column: .*no column 'problm', did you mean 'problem'\?",
-        ),
-        (
-            {"answer_column": "gold"},
-            r"^data\.answer_column: .*'gold'\. Its columns are id, problem, answer, images",
-        ),
-        (
-            {"images_column": "image"},
-            r"^data\.images_column: .*'image', did you mean 'images'\?.*set it to null",
-        ),
-        ({"id_column": "idd"}, r"^data\.id_column: .*'idd', did you mean 'id'\?"),
-        ({"choices_column": "options"}, r"^data\.choices_column: .*no column 'options'"),
-    ],
-)
-def test_wrong_column_names(folder, options, message):
-    refused(folder, row(), match=message, **options)
-
-
-def test_images_column_that_does_not_exist_would_train_blind(folder):
-    values = row(problem="?")
-    del values["images"]
-    refused(folder, values, match="no column 'images'")
-    assert load(folder, values, images_column=None)[0].images == ()
-
-
-def test_without_ids_problems_are_named_by_file_and_line(folder):
-    rows = [{key: value for key, value in row(answer=n).items() if key != "id"} for n in range(2)]
-    assert [problem.id for problem in load(folder, *rows)] == ["problems:1", "problems:2"]
-    assert [problem.id for problem in load(folder, row(), id_column=None)] == ["problems:1"]
-
-
-def test_bad_ids(folder):
-    refused(
-        folder, row(1), row(2), row(1), match=r"line 3 of .*'p1' is that of line 1 of problems\.jsonl too"
-    )
-    refused(
-        folder, row(), {**row(), "id": None}, match="line 2 of problems.jsonl: id is None, which is no id"
-    )
-    without = {key: value for key, value in row().items() if key != "id"}
-    refused(folder, row(), without, match="line 2 of problems.jsonl: id is None")
-    refused(folder, row(id=""), match="line 1 .*id is '', which is no id")
-    refused(folder, row(id=1.5), match="line 1 .*id is 1.5")
-    refused(folder, row(id="a\nb"), match="line 1 .*id is .*, which is no id")
+    return add_pictures(tmp_path)
 
 
 # Files
@@ -437,34 +211,6 @@ def test_empty_splits_name_the_remedy(folder):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         TabularProblems(**{"path": "x.jsonl", **options})
-
-
-@settings(deadline=None)
-@given(st.text(), st.integers())
-def test_uniform_hash_is_in_the_unit_interval(key, seed):
-    assert 0 <= uniform_hash(key, seed) < 1
-
-
-def test_uniform_hash_is_the_documented_one():
-    """``printf 0/a | sha256sum`` begins with d3216b8d."""
-    assert uniform_hash("a", 0) == pytest.approx(0xD3216B8D / 2**32, abs=2**-32)
-
-
-def test_raising_the_selection_fraction_leaves_test_alone():
-    keys = [str(index) for index in range(1000)]
-
-    def of(selection: float) -> list[str]:
-        return [assign_split(key, seed=0, selection_fraction=selection, test_fraction=0.3) for key in keys]
-
-    assert [split == "test" for split in of(0.0)] == [split == "test" for split in of(0.5)]
-    assert abs(of(0.5).count("selection") - 500) < 64  # 4 standard deviations of binomial(1000, 0.5)
-
-
-def test_seeded_subset_is_nested():
-    problems = [Problem(id=str(index), question="?", answer="1") for index in range(50)]
-    three, ten = (seeded_subset(problems, limit, seed=0) for limit in (3, 10))
-    assert [p for p in ten if p in three] == three
-    assert seeded_subset(problems, None, seed=0) == seeded_subset(problems, 99, seed=0) == problems
 
 
 # Hugging Face datasets

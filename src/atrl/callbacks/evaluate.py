@@ -19,11 +19,11 @@ class EvaluateCallback(Callback):
     Args:
         prompts: held-out problems.
         samples: responses per problem.
-        every: also every so many steps; 0 is only before and after.
+        every: also every so many steps; None is only before and after.
         seed: of the run.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, samples: int, every: int, seed: int) -> None:
+    def __init__(self, prompts: Sequence[Prompt], *, samples: int, every: int | None, seed: int) -> None:
         self._prompts, self._samples, self._every, self._seed = prompts, samples, every, seed
         self.before: Score | None = None
         self.after: Score | None = None

@@ -108,7 +108,7 @@ class RowProblems(RowFormat, ABC):
         )
 
     def _fraction(self, split: Split) -> float:
-        return 0.2 if getattr(self, self.table_key(split)) else getattr(self, f"{split}_fraction")
+        return 0.0 if getattr(self, self.table_key(split)) else getattr(self, f"{split}_fraction")
 
     def _empty(self, split: Split, table: Table) -> str:
         if split == "train":

@@ -106,7 +106,7 @@ def _bands(axes: Axes, curves: list[tuple[Line, Curve]]) -> None:
     if len(steps) == 1:  # a band needs a width
         steps, values = [steps[0] - 0.5, steps[0] + 0.5], [[*value, *value] for value in values]
     colours = [svg.SERIES[line.colour - 1] for line, _ in curves]
-    axes.stackplot(steps, values, colors=colours, edgecolor=svg.PAPER, linewidth=0.4)
+    axes.stackplot(steps, values, colors=colours, edgecolor=svg.PAPER, linewidth=0.4, alpha=0.85)
     axes.set_xlim(steps[0], steps[-1])
 
 
@@ -138,11 +138,10 @@ def _dress(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), 1.0 if panel.stacked else min(high, 1.03))
-    elif panel.unit == "bytes":
+    elif panel.unit != "number":
         axes.set_ylim(bottom=0)
+    if panel.unit == "bytes":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e9:.3g} GB"))
-    elif panel.stacked:
-        axes.set_ylim(bottom=0)
     axes.grid(axis="y", color=svg.GRID, linewidth=0.7)
     axes.set_axisbelow(not panel.stacked)
     axes.set_xlabel("step", color=svg.MUTED, fontsize=8, labelpad=1)

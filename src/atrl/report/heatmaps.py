@@ -36,11 +36,13 @@ class HeatMaps:
     peaks: list[float | None]
     totals: list[float | None]
 
+    def start(self, image: int) -> int:
+        """Where a picture's cells begin among those of all pictures."""
+        return sum(rows * columns for rows, columns in self.grids[:image])
+
     def cells(self, image: int) -> list[int]:
         """[cell] the overview's part on one picture."""
-        sizes = [rows * columns for rows, columns in self.grids]
-        start = sum(sizes[:image])
-        return self.overview[start : start + sizes[image]]
+        return self.overview[self.start(image) : self.start(image + 1)]
 
 
 def heat_maps(sample: Sample, max_side: int = MAX_SIDE, max_values: int = MAX_VALUES) -> HeatMaps | None:

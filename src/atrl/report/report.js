@@ -10,7 +10,7 @@
     const rollout = data[Number(article.dataset.rollout)];
     const response = article.querySelector(".response");
     const tokens = [...response.querySelectorAll(".t")];
-    const cells = [...article.querySelectorAll(".heat rect")];
+    const maps = [...article.querySelectorAll(".heat")];
     const readout = article.querySelector(".readout");
     const overviewText = readout === null ? "" : readout.textContent;
     const heat = rollout.heat;
@@ -21,9 +21,10 @@
     let focused = -1;
 
     function paint(values) {
-      // Where one of several pictures is missing, cells and values don't correspond.
-      if (cells.length !== values.length) return;
-      cells.forEach((cell, i) => cell.setAttribute("fill-opacity", (values[i] / 255).toFixed(3)));
+      for (const map of maps) {
+        const start = Number(map.dataset.start);
+        [...map.children].forEach((cell, i) => cell.setAttribute("fill-opacity", (values[start + i] / 255).toFixed(3)));
+      }
     }
 
     function describe(index) {
@@ -63,8 +64,6 @@
     // One stop of the tab key for the whole response; the arrow keys move inside it.
     function moveTo(index) {
       const target = Math.max(0, Math.min(tokens.length - 1, index));
-      response.querySelector('[tabindex="0"]').tabIndex = -1;
-      tokens[target].tabIndex = 0;
       tokens[target].focus();
     }
 
@@ -82,7 +81,10 @@
     });
     response.addEventListener("pointerleave", () => choose(focused));
     response.addEventListener("focusin", (event) => {
+      if (indexAt(event) < 0) return;
       focused = indexAt(event);
+      response.querySelector('[tabindex="0"]').tabIndex = -1;
+      tokens[focused].tabIndex = 0;
       choose(focused);
     });
     response.addEventListener("focusout", () => {
@@ -92,7 +94,7 @@
     response.addEventListener("keydown", (event) => {
       const here = indexAt(event);
       const moves = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: tokens.length - 1 };
-      if (event.key === "Escape") choose(-1);
+      if (event.key === "Escape") choose((focused = -1));
       else if (here >= 0 && event.key in moves) moveTo(moves[event.key]);
       else return;
       event.preventDefault();

@@ -32,14 +32,12 @@ class RewardPart(ABC):
         if not math.isfinite(weight):
             raise ValueError(f"reward.parts.{self.name}.weight must be finite, got {weight}: use 1.0, say")
         if self.is_answer and weight <= 0:
-            raise ValueError(
-                f"reward.parts.{self.name}.weight must be > 0, got {weight}: right answers must pay"
-            )
+            raise ValueError(f"reward.parts.{self.name}.weight must be > 0, got {weight}: use 1.0, say")
         self.weight = weight
 
     @abstractmethod
     def score(self, texts: Sequence[str], problems: Sequence[Problem]) -> list[Verdict]:
-        """One verdict for each text, the response to the problem at the same place. Never raises on a text."""
+        """One verdict a text, the response to the problem at the same place; never raises on a text."""
 
     def gold_faults(self, problems: Sequence[Problem]) -> list[str | None]:
         """What is wrong with each problem's gold answer, remedy included, or None where it can be scored."""

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def normalise(answer: str) -> str:
     """The form in which two answers are compared.
 
-    In this order: whitespace runs become one space and the ends are stripped; a final period goes, and ``$...$`` or
-    ``$$...$$`` around the whole, and a period that ended the inside; spaces inside parentheses and around commas go; case
-    is folded. So ``$( 2, 3 )$.`` is ``(2,3)``, and ``Yes.`` is ``yes``.
+    In this order: whitespace runs become one space and the ends are stripped; a final period goes, then
+    ``$...$`` or ``$$...$$`` around the whole, then a period that ended the inside; spaces inside parentheses
+    and around commas go; case is folded. So ``$( 2, 3 )$.`` is ``(2,3)``, and ``Yes.`` is ``yes``.
     """
     text = _without_period(" ".join(answer.split()))
     for mark in ("$$", "$"):
@@ -38,8 +38,8 @@ class ExactAnswer(RewardPart):
 
     Args:
         weight: factor of this part in the reward.
-        require_boxed: read only a boxed (or ``<answer>``) answer. False: a response without one is read by its last
-            line, for very short answers.
+        require_boxed: read only a boxed (or ``<answer>``) answer. False: a response without one is read by
+            its last line, for very short answers.
     """
 
     name = "exact"

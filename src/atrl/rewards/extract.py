@@ -15,7 +15,8 @@ _OPEN, _CLOSE = "<answer>", "</answer>"
 def boxed_spans(text: str) -> list[tuple[int, int]]:
     r"""Character ranges ``[start, end)`` of the contents of every balanced ``\boxed{...}``, by start.
 
-    Nested braces and nested boxes count; escaped braces (``\{``) are text; a box that never closes is left out.
+    Nested braces and nested boxes count; escaped braces (``\{``) are text; a box that never closes is left
+    out.
     """
     spans: list[tuple[int, int]] = []
     opened: list[int | None] = []  # where the content of each open brace starts; None: not a box
@@ -33,7 +34,7 @@ def boxed_spans(text: str) -> list[tuple[int, int]]:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The content of the last balanced ``\boxed{...}``, else of the last ``<answer>...</answer>``, else None.
+    r"""What the last balanced ``\boxed{...}`` holds, else the last ``<answer>...</answer>``, else None.
 
     The last box is the one that starts last, so of nested boxes it is the innermost.
     """

@@ -16,10 +16,10 @@ _ENDINGS = {"."} | {ending for mark in _CLOSERS for ending in (mark, mark + ".",
 
 
 class BoxedFormat(RewardPart):
-    r"""1 where the response has exactly one ``\boxed{...}``, balanced and not empty, and ends with it, else 0.
+    r"""1 where the response ends with its only ``\boxed{...}``, balanced and not empty, else 0.
 
-    After the box only whitespace, one period and what closes the formula (``$``, ``$$``, ``\]``, ``\)``) may stand. A second
-    ``\boxed``, even a broken one, costs the reward, so it can't be had by boxing several guesses.
+    After the box only whitespace, one period and what closes the formula (``$``, ``$$``, ``\]``, ``\)``) may
+    stand. A second ``\boxed``, even a broken one, costs the reward, so boxing several guesses doesn't pay.
 
     Args:
         weight: factor of this part in the reward.

@@ -45,14 +45,15 @@ class _Question:
 class MathAnswer(RewardPart):
     """1 where the extracted answer equals the gold, else 0.
 
-    A gold answer is a multiple-choice letter, words or mathematics (`notation.Kind`); mathematics is compared by math-verify
-    (https://github.com/huggingface/Math-Verify) in worker processes, and an answer that breaks their limits counts as unparseable.
-    Several blanks (a gold of several lines) are right when each of them is, in order.
+    A gold answer is a multiple-choice letter, words or mathematics (`notation.Kind`). Mathematics is compared
+    by math-verify (https://github.com/huggingface/Math-Verify) in worker processes; an answer that breaks
+    their limits counts as unparseable. Several blanks (a gold of several lines) are right when each is, in
+    order.
 
     Args:
         weight: factor of this part in the reward.
-        require_boxed: read only a boxed (or ``<answer>``) answer. False: in a response without one, math-verify looks
-            for the last formula or number; letters and words are read from the last line.
+        require_boxed: read only a boxed (or ``<answer>``) answer. False: in a response without one,
+            math-verify looks for the last formula or number; letters and words are read from the last line.
         float_rounding: decimals to which floats are compared.
         seconds: wall-clock limit for reading and comparing one answer.
         memory_gib: what a worker may take for it, in GiB above its size at the start.
@@ -90,13 +91,12 @@ class MathAnswer(RewardPart):
         )
 
     def gold_faults(self, problems: Sequence[Problem]) -> list[str | None]:
-        """Whether each gold answer is a letter, words, or mathematics that math-verify reads within the limits."""
+        """A gold answer must be a letter, words, or mathematics that math-verify reads within the limits."""
         golds = [blanks(problem.answer) for problem in problems]
         formulas = {part: to_latex(part) for parts in golds for part in parts if kind_of(part) is Kind.MATHS}
         asked = sorted({latex for latex in formulas.values() if latex})
-        read = dict(
-            zip(asked, self._workers.run(math_worker.readable, [(latex,) for latex in asked]), strict=True)
-        )
+        answers = self._workers.run(math_worker.readable, [(latex,) for latex in asked])
+        read = dict(zip(asked, answers, strict=True))
 
         def fault(parts: list[str]) -> str | None:
             if not any(as_text(part) for part in parts):
@@ -116,7 +116,7 @@ class MathAnswer(RewardPart):
         def settle(item: Verdict | _Question) -> Verdict:
             if isinstance(item, Verdict):
                 return item
-            readable, right = settled[item] or (False, False)
+            readable, right = settled[item] or (False, False)  # None: it broke a limit
             return Verdict(float(right), parsed=readable)
 
         return [_all_right([settle(item) for item in draft]) for draft in drafts]
@@ -135,11 +135,9 @@ class MathAnswer(RewardPart):
         if len(golds) == 1:
             return [_compare(golds[0], answer)]
         given = given_blanks(answer)
-        return (
-            [_compare(*pair) for pair in zip(golds, given, strict=True)]
-            if len(given) == len(golds)
-            else [_WRONG]
-        )
+        if len(given) != len(golds):
+            return [_WRONG]
+        return [_compare(*pair) for pair in zip(golds, given, strict=True)]
 
     def close(self) -> None:
         """Stop the worker processes; the next call starts new ones."""

@@ -1,7 +1,7 @@
 """What runs in the worker processes of `MathAnswer`: math-verify, without time limits of its own.
 
-math-verify bounds its time by alarm signals, which work only in a main thread and never stop a long operation in C.
-Here it may take as long as it likes: the process is killed from outside.
+math-verify bounds its time by alarm signals, which work only in a main thread and never stop a long operation
+in C. Here it may take as long as it likes: the process is killed from outside.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _search(text: str) -> tuple[Any, ...]:
 
 
 def _forget_if_grown() -> None:
-    """Drop what sympy and math-verify have cached, lest one huge answer starve the ones after it of memory."""
+    """Drop what sympy and math-verify cache, lest one huge answer starve the next ones of memory."""
     if _size() - _size_at_start > _GROWN:
         from math_verify import parser
         from sympy.core.cache import clear_cache

@@ -8,7 +8,7 @@ from itertools import islice
 from atrl.rewards.base import RewardPart, Verdict, describe_fault
 from atrl.types import Problem, Reward, RolloutGroup, Status
 
-_NAMED_FAULTS = 3
+_DESCRIBED, _NAMED = 3, 20
 
 
 class WeightedReward:
@@ -26,8 +26,8 @@ class WeightedReward:
         answers = [name for name, part in self.parts.items() if part.is_answer]
         if len(answers) != 1:
             raise ValueError(
-                f"reward.parts must hold exactly one part that judges the answer, got {answers or 'none'} among "
-                f"{list(self.parts)}: keep one of exact and math"
+                f"reward.parts must hold exactly one part that judges the answer, got {answers or 'none'} "
+                f"among {list(self.parts)}: keep one of exact and math"
             )
         self.answer_part = answers[0]
 
@@ -37,12 +37,7 @@ class WeightedReward:
             faults = zip(problems, part.gold_faults(problems), strict=True)
             bad = [(problem, fault) for problem, fault in faults if fault]
             if bad:
-                named = "; ".join(
-                    describe_fault(problem, fault) for problem, fault in islice(bad, _NAMED_FAULTS)
-                )
-                more = "".join(f", {problem.id!r}" for problem, _ in islice(bad, _NAMED_FAULTS, 20))
-                rest = f"; likewise{more[1:]}{' ...' if len(bad) > 20 else ''}" if more else ""
-                raise ValueError(f"{len(bad)} of {len(problems)} gold answers can't be scored: {named}{rest}")
+                raise ValueError(_list_faults(bad, len(problems)))
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[list[Reward]]:
         """[group][rollout] rewards, aligned with `groups` and their rollouts.
@@ -77,8 +72,16 @@ class WeightedReward:
             part.close()
 
 
+def _list_faults(bad: Sequence[tuple[Problem, str]], count: int) -> str:
+    """One line: the first few faults in full, more by their ids."""
+    described = "; ".join(describe_fault(problem, fault) for problem, fault in bad[:_DESCRIBED])
+    others = ", ".join(repr(problem.id) for problem, _ in bad[_DESCRIBED:_NAMED])
+    rest = f"; likewise {others}{', ...' if len(bad) > _NAMED else ''}" if others else ""
+    return f"{len(bad)} of {count} gold answers can't be scored: {described}{rest}"
+
+
 def status_of(answer: Verdict, finished: bool) -> Status:
-    """A right answer counts even where the token limit then cut the response; a cut one is never unparseable."""
+    """RIGHT even where the token limit then cut the response; a cut response is never UNPARSEABLE."""
     if answer.value == 1:
         return Status.RIGHT
     if not finished:

@@ -21,10 +21,10 @@ _ATTEMPTS = 3
 class KillableWorkers:
     """Runs calls in worker processes, each call within a time and memory limit.
 
-    A worker that runs out of time is killed and replaced. Workers start with the first call, each in a fresh
-    interpreter (never a fork of this process, which may hold locks of torch or vLLM threads), and stay until `close` or
-    the interpreter's exit. As with every fresh interpreter, the running script is imported again, so it needs the usual
-    ``if __name__ == "__main__":``.
+    A worker that runs out of time is killed and replaced. Workers start with the first call and stay until
+    `close` or the interpreter's exit. Each is a fresh interpreter, never a fork of this process, which may
+    hold locks of torch or vLLM threads; it imports the running script again, which therefore needs the usual
+    ``if __name__ == "__main__":`` and had better import heavy packages below it.
 
     Args:
         workers: how many processes.
@@ -78,12 +78,12 @@ class KillableWorkers:
             context=multiprocessing.get_context("spawn"),
         )
         try:
-            self._schedule(self._pool, int, ()).result()
+            self._pool.schedule(int).result()
         except RuntimeError as error:
             self.close()
             raise RuntimeError(
-                'no worker process could be started: protect the running script by `if __name__ == "__main__":`, '
-                "and see the message of the worker above"
+                "no worker process could be started: see its message above, and let the running script "
+                "begin its work under `if __name__ == '__main__':`"
             ) from error
         return self._pool
 
@@ -104,6 +104,7 @@ def _enter_worker(memory_bytes: int, prepare: Callable[[], object] | None) -> No
     """In the worker: load what the calls need, then fix the memory limit."""
     import psutil
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would wait for the operation to end
     if prepare is not None:
         prepare()
     if sys.platform == "linux":  # elsewhere RLIMIT_AS is refused or ignored

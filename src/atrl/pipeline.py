@@ -1,0 +1,135 @@
+"""A training run, part by part: components, data, model, stages, and what the run leaves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
+
+if TYPE_CHECKING:
+    from atrl.data.base import ProblemSource
+    from atrl.data.prompts import PromptBuilder
+    from atrl.loss.objective import Objective
+    from atrl.models.load import LoadedModel, PretrainedModel, ScratchModel
+    from atrl.rewards.weighted import WeightedReward
+    from atrl.rollout.settings import RolloutSettings
+    from atrl.types import Problem, Prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """Everything that the config names, built and checked; nothing heavy is loaded yet."""
+
+    folder: Path
+    run: RunSettings
+    trainer: TrainerSettings
+    optimizer: OptimizerSettings
+    sft: SftSettings
+    source: ProblemSource
+    model: PretrainedModel | ScratchModel
+    rollout: RolloutSettings
+    reward: WeightedReward
+    objective: Objective
+    credit: Any
+    logger: list[Any]
+    started: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """The problems of a run, their answers known to be readable by the reward."""
+
+    train: Sequence[Problem]
+    selection: Sequence[Problem]
+    test: Sequence[Problem]
+    baseline: dict[str, Any] | None
+
+
+def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
+    """Check the config and build what it names.
+
+    Raises:
+        ValueError: one line for everything that is wrong with it.
+    """
+    from hydra.utils import instantiate
+
+    check_config(config)
+    started = time.time()
+    parts = Parts(
+        folder=folder,
+        run=read_section(config, RunSettings),
+        trainer=read_section(config.trainer, TrainerSettings),
+        optimizer=read_section(config.optimizer, OptimizerSettings),
+        sft=read_section(config.sft, SftSettings),
+        source=instantiate(config.data),
+        model=instantiate(config.model),
+        rollout=instantiate(config.rollout),
+        reward=instantiate(config.reward),
+        objective=instantiate(config.algorithm),
+        credit=instantiate(config.credit) if config.credit else None,
+        logger=[instantiate(node) for node in (config.logger or {}).values()],
+        started=started,
+    )
+    parts.model.check()
+    return parts
+
+
+def load_data(parts: Parts) -> Data:
+    """Load the problems and make sure that every picture and every answer can be read.
+
+    Raises:
+        ValueError: if one can't be, naming it; or if a split that is needed is empty.
+    """
+    from atrl.data.images import check_images
+
+    warms_up = parts.run.stage != "rl"
+    splits = {
+        "train": parts.source.load("train"),
+        "selection": parts.source.load("selection") if warms_up else [],
+        "test": parts.source.load("test")[: parts.trainer.evaluate_samples] if parts.trainer.evaluate_samples else [],
+    }
+    for problems in splits.values():
+        # Generated problems are right by construction, and drawing all of them just to look would take long.
+        if isinstance(problems, list):
+            check_images(problems)
+            parts.reward.check(problems)
+    return Data(**splits, baseline=parts.source.baseline())
+
+
+def prompt_builder(parts: Parts, loaded: LoadedModel) -> PromptBuilder:
+    """How this run turns problems into prompts."""
+    from atrl.data.prompts import PromptBuilder
+
+    return PromptBuilder(
+        processor=loaded.processor,
+        instruction=parts.model.instruction,
+        max_prompt_tokens=parts.rollout.max_prompt_tokens,
+    )
+
+
+def model_handle(parts: Parts, loaded: LoadedModel, problems: Sequence[Problem]):
+    """What a sampler must know of the policy."""
+    from atrl.data.prompts import banned_token_ids
+    from atrl.rollout.base import ModelHandle
+
+    most_images = 1 if not isinstance(problems, list) else max((len(problem.images) for problem in problems), default=1)
+    return ModelHandle(
+        folder=loaded.folder,
+        model=loaded.model,
+        tokenizer=loaded.processor.tokenizer,
+        banned_ids=banned_token_ids(loaded.processor),
+        max_prompt_tokens=parts.rollout.max_prompt_tokens,
+        max_response_tokens=parts.rollout.max_response_tokens,
+        max_images=max(1, most_images),
+    )
+
+
+def held_out_prompts(builder: PromptBuilder, problems: Sequence[Problem]) -> list[Prompt]:
+    """The prompts of held-out problems; those that are too long can't be asked and are left out."""
+    return builder.build_all(problems).prompts

@@ -1,0 +1,253 @@
+"""Rollouts by the policy itself, through transformers: no second copy of the weights and nothing to synchronise.
+
+`model.generate` is not used: it would run the prompt once per sample, and it draws from the global random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
+from atrl.types import Prompt, Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor, nn
+    from transformers import DynamicCache, PreTrainedModel
+
+_KEEP_FINISHED = 0.25
+"""Share of ended responses that stays in the batch: dropping them copies the cache of all the others."""
+
+
+class TransformersSampler:
+    """Samples from the live policy with one prefill a group.
+
+    Args:
+        max_batch_sequences: responses that are decoded at a time; bounds the memory of the key-value cache.
+    """
+
+    name = "transformers"
+
+    def __init__(self, *, max_batch_sequences: int = 256) -> None:
+        if max_batch_sequences < 1:
+            raise ValueError(
+                f"rollout.sampler.max_batch_sequences must be at least 1, got {max_batch_sequences}"
+            )
+        self.max_batch_sequences = max_batch_sequences
+        self._handle: ModelHandle | None = None
+        self._version = 0
+
+    def start(self, handle: ModelHandle) -> None:
+        """Keep the policy of `handle`; its folder is not read."""
+        self._handle = handle
+        self._version = 0
+
+    @torch.no_grad()  # inference_mode would leave tensors in the model that training can't save for backward
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: str) -> list[RolloutGroup]:
+        """`group_size` responses to every prompt, in order.
+
+        A prompt's random numbers are its own, so its responses depend on the other prompts only as far as the
+        rounding of a matrix product depends on the size of the batch. With temperature 0 the log-probabilities are
+        those of temperature 1.
+        """
+        assert self._handle is not None, "the transformers sampler was not started"
+        at_a_time = max(1, self.max_batch_sequences // sampling.group_size)
+        groups: list[RolloutGroup] = []
+        with _evaluating(self._handle.model):
+            for first in range(0, len(prompts), at_a_time):
+                chunk = prompts[first : first + at_a_time]
+                rollouts = _sample(self._handle, chunk, sampling, _uniforms(chunk, sampling, seed))
+                for index, prompt in enumerate(chunk):
+                    members = rollouts[index * sampling.group_size : (index + 1) * sampling.group_size]
+                    groups.append(rollout_group(self._handle, prompt, members, self._version))
+        return groups
+
+    def update_weights(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Note the version; the sampler generates with the very parameters that were trained."""
+        self._version = version
+
+    def close(self) -> None:
+        """Let go of the policy."""
+        self._handle = None
+
+
+def end_token_ids(handle: ModelHandle) -> tuple[int, ...]:
+    """The tokens that end a response, for every sampler: the tokenizer's and the generation config's.
+
+    Raises:
+        ValueError: if the checkpoint names none, because then no response could ever finish.
+    """
+    configured = handle.model.generation_config.eos_token_id if handle.model.generation_config else None
+    ids = set(configured if isinstance(configured, Sequence) else (configured,)) | {handle.tokenizer.eos_token_id}
+    ids.discard(None)
+    if not ids:
+        raise ValueError(
+            f"{handle.folder}: no end-of-turn token: set eos_token_id in its generation_config.json or tokenizer"
+        )
+    return tuple(sorted(ids))
+
+
+def rollout_group(
+    handle: ModelHandle, prompt: Prompt, rollouts: Sequence[Rollout], version: int
+) -> RolloutGroup:
+    """The checked `rollouts` of one prompt with their texts, for every sampler."""
+    checked = [check_rollout(rollout, prompt, handle.banned_ids) for rollout in rollouts]
+    texts = handle.tokenizer.batch_decode(
+        [rollout.token_ids for rollout in checked], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return RolloutGroup(prompt=prompt, rollouts=checked, texts=texts, policy_version=version)
+
+
+def processed_logprobs(
+    logits: Float[Tensor, "row vocabulary"], banned_ids: Sequence[int], temperature: float
+) -> Float[Tensor, "row vocabulary"]:
+    """float32 log-probabilities of what is sampled from: softmax(logits / temperature) without the banned tokens."""
+    logits = logits.float() / (temperature or 1.0)
+    logits[:, list(banned_ids)] = -torch.inf
+    return logits.log_softmax(dim=-1)
+
+
+def draw(
+    logprobs: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, "row"]
+) -> Int[Tensor, "row"]:
+    """One token a row by inverting the cumulative distribution at `uniforms` in [0, 1).
+
+    In float64, because a float32 sum over a large vocabulary loses the tail. A token of probability 0 can't be
+    drawn: the token is the first whose cumulative probability *exceeds* the threshold, and there it has grown.
+    """
+    cumulative = logprobs.double().exp_().cumsum(dim=-1)
+    threshold = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, no gradient checkpointing), and then each module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _uniforms(
+    prompts: Sequence[Prompt], sampling: Sampling, seed: str
+) -> Float[Tensor, "rollout token"]:
+    """All random numbers of a chunk: every prompt's come from its own generator, on the CPU for every device."""
+    shape = (sampling.group_size, sampling.max_response_tokens)
+    return torch.cat(
+        [
+            torch.rand(
+                shape,
+                dtype=torch.float64,
+                generator=torch.Generator().manual_seed(request_seed(seed, prompt.problem.id)),
+            )
+            for prompt in prompts
+        ]
+    )
+
+
+def _sample(
+    handle: ModelHandle, prompts: Sequence[Prompt], sampling: Sampling, uniforms: Float[Tensor, "rollout token"]
+) -> list[Rollout]:
+    model, ends = handle.model, torch.tensor(end_token_ids(handle), device=handle.model.device)
+    logits, cache, mask, positions = _prefill(handle, prompts)
+    cache.batch_repeat_interleave(sampling.group_size)
+    logits, mask, positions = (
+        tensor.repeat_interleave(sampling.group_size, dim=0) for tensor in (logits, mask, positions)
+    )
+    uniforms = uniforms.to(model.device)
+    tokens = torch.full(uniforms.shape, -1, device=model.device)
+    logprobs = torch.zeros(uniforms.shape, device=model.device)
+    batch = torch.arange(len(uniforms), device=model.device)  # which rollout each row of the batch is
+    going = torch.ones_like(batch, dtype=torch.bool)  # which rows of the batch have not ended
+    for step in range(sampling.max_response_tokens):
+        scores = processed_logprobs(logits, handle.banned_ids, sampling.temperature)
+        token = draw(scores, uniforms[batch, step]) if sampling.temperature else scores.argmax(dim=-1)
+        tokens[batch[going], step] = token[going]
+        logprobs[batch[going], step] = scores.gather(1, token[:, None]).squeeze(1)[going]
+        going = going & ~torch.isin(token, ends)
+        if step + 1 == sampling.max_response_tokens or not going.any():
+            break
+        if going.sum() < (1 - _KEEP_FINISHED) * len(going):
+            cache.batch_select_indices(going.nonzero().squeeze(1))
+            batch, token, mask, positions = (tensor[going] for tensor in (batch, token, mask, positions))
+            going = going[going]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        logits = _decode(model, token, cache, mask, positions + step)
+    return [_rollout(*row, ends.tolist()) for row in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+
+
+def _rollout(tokens: list[int], logprobs: list[float], ends: Sequence[int]) -> Rollout:
+    length = tokens.index(-1) if -1 in tokens else len(tokens)
+    return Rollout(
+        token_ids=tokens[:length], logprobs=logprobs[:length], finished=tokens[length - 1] in ends
+    )
+
+
+def _prefill(
+    handle: ModelHandle, prompts: Sequence[Prompt]
+) -> tuple[Float[Tensor, "prompt vocabulary"], DynamicCache, Int[Tensor, "prompt column"], Int[Tensor, "prompt"]]:
+    """One forward over the prompts, padded on the left: next logits, cache, mask, the next token's position."""
+    from transformers import DynamicCache
+
+    model = handle.model
+    length = max(len(prompt.token_ids) for prompt in prompts)
+    padding = handle.tokenizer.pad_token_id or 0
+    ids = torch.tensor([[padding] * (length - len(p.token_ids)) + p.token_ids for p in prompts])
+    mask = torch.tensor([[0] * (length - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts])
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    pixels = {
+        name: torch.cat([p.pixels[name] for p in prompts if name in p.pixels]).to(model.device)
+        for name in {name for p in prompts for name in p.pixels}
+    }
+    positions = _positions(model, ids, mask, pixels.get("image_grid_thw"))
+    cache = DynamicCache(config=model.config)
+    logits = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits_to_keep=1, **pixels,
+    ).logits[:, -1]  # fmt: skip
+    following = positions.amax(dim=0) if positions.ndim == 3 else positions
+    return logits, cache, mask, following.amax(dim=-1) + 1
+
+
+def _positions(
+    model: PreTrainedModel,
+    ids: Int[Tensor, "prompt column"],
+    mask: Int[Tensor, "prompt column"],
+    grid: Int[Tensor, "image 3"] | None,
+) -> Int[Tensor, "3 prompt column"] | Int[Tensor, "prompt column"]:
+    """Positions that skip the padding; 3-dimensional on pictures where the model has multimodal RoPE (Qwen-VL).
+
+    They are always passed explicitly, because the model would otherwise count the padding of prompts without a
+    picture and keep the offsets of this batch for its next forward.
+    """
+    if not hasattr(model.base_model, "get_rope_index"):
+        return (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    kinds = (ids == model.config.image_token_id).int()
+    positions, _ = model.base_model.get_rope_index(
+        ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=mask
+    )
+    return positions
+
+
+def _decode(
+    model: PreTrainedModel,
+    token: Int[Tensor, "row"],
+    cache: DynamicCache,
+    mask: Bool[Tensor, "row column"],
+    position: Int[Tensor, "row"],
+) -> Float[Tensor, "row vocabulary"]:
+    """The logits that follow `token`; a text token's position is the same in all dimensions of multimodal RoPE."""
+    positions = position[:, None]
+    if hasattr(model.base_model, "get_rope_index"):
+        positions = positions.expand(3, -1, -1)
+    return model(
+        input_ids=token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).logits[:, -1]

@@ -1,0 +1,158 @@
+"""The two stages of a run: supervised warm-up, and reinforcement learning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning import Callback, Trainer
+
+from atrl.callbacks.anchor_credit import AnchorCreditCallback
+from atrl.callbacks.checkpoint import CheckpointCallback
+from atrl.callbacks.evaluate import EvaluateCallback
+from atrl.callbacks.progress import StepProgressBar
+from atrl.callbacks.record import RecordCallback
+from atrl.callbacks.rollout import RolloutCallback
+from atrl.data.loader import PromptLoader
+from atrl.data.prompts import banned_token_ids
+from atrl.evaluation.score import Score, held_out_sampling
+from atrl.module import PolicyModule
+from atrl.pipeline import Data, Parts, held_out_prompts, model_handle, prompt_builder
+from atrl.sft import SelectBest, SupervisedModule, TargetLoader
+
+if TYPE_CHECKING:
+    from atrl.models.load import LoadedModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WarmUpOutcome:
+    """What the supervised stage reached on the selection split: (step, accuracy) at each evaluation."""
+
+    history: list[tuple[int, float]]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingOutcome:
+    """What the RL stage left behind in memory."""
+
+    module: PolicyModule
+    record: RecordCallback
+    credit: AnchorCreditCallback | None
+    before: Score | None
+    after: Score | None
+    dropped_prompts: int
+
+
+def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
+    """Train `loaded.model` on worked answers, in place, and keep the weights that the selection split likes best."""
+    import time
+
+    from atrl.rollout.transformers import TransformersSampler
+
+    start = time.perf_counter()
+    builder = prompt_builder(parts, loaded)
+    module = SupervisedModule(policy=loaded.model, tokenizer=loaded.processor.tokenizer, settings=parts.sft)
+    sampler = TransformersSampler()
+    sampler.start(model_handle(parts, loaded, data.train))
+    selection = SelectBest(
+        held_out_prompts(builder, data.selection),
+        sampler,
+        held_out_sampling(parts.rollout.sampling, samples=1),
+        parts.reward,
+        every=parts.sft.evaluate_every,
+    )
+    loader = TargetLoader(
+        data.train, builder, batch_size=parts.sft.batch_size, steps=parts.sft.steps, seed=parts.run.seed
+    )
+    trainer = build_trainer(parts, [selection, StepProgressBar()], gradient_clip_val=1.0)
+    trainer.fit(module, loader)
+    return WarmUpOutcome(selection.history, time.perf_counter() - start)
+
+
+def reinforce(parts: Parts, data: Data, loaded: LoadedModel) -> TrainingOutcome:
+    """Train `loaded.model` by reinforcement learning, in place, scoring it before and after."""
+    builder = prompt_builder(parts, loaded)
+    loader = PromptLoader(
+        data.train,
+        builder,
+        batch_size=parts.rollout.prompts_per_step,
+        steps=parts.trainer.max_steps,
+        seed=parts.run.seed,
+    )
+    module = policy_module(parts, loaded)
+    record = RecordCallback(
+        parts.folder,
+        tokenizer=loaded.processor.tokenizer,
+        merge_size=loaded.processor.image_processor.merge_size,
+        max_steps=parts.trainer.max_steps,
+    )
+    rollout = RolloutCallback(
+        parts.rollout.sampler, parts.rollout.sampling, model_handle(parts, loaded, [*_listed(data.train), *data.test])
+    )
+    credit = None if parts.credit is None else AnchorCreditCallback(parts.credit, loaded.processor.tokenizer)
+    evaluate = None
+    if parts.trainer.evaluate_samples:
+        evaluate = EvaluateCallback(
+            held_out_prompts(builder, data.test), samples=1, every=parts.trainer.evaluate_every, seed=parts.run.seed
+        )
+    callbacks = [rollout, credit, evaluate, record, CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)]
+    trainer = build_trainer(parts, [*(entry for entry in callbacks if entry is not None), StepProgressBar()])
+    trainer.fit(module, loader)
+    return TrainingOutcome(
+        module=module,
+        record=record,
+        credit=credit,
+        before=evaluate and evaluate.before,
+        after=evaluate and evaluate.after,
+        dropped_prompts=len(loader.dropped),
+    )
+
+
+def _listed(problems: Sequence) -> list:
+    return problems if isinstance(problems, list) else []
+
+
+def policy_module(parts: Parts, loaded: LoadedModel) -> PolicyModule:
+    """The module around the policy, with a frozen copy of it as reference where the objective asks for one."""
+    import copy
+
+    reference = None
+    if parts.objective.kl_coefficient > 0:
+        reference = copy.deepcopy(loaded.model).requires_grad_(False).eval()
+    tokenizer = loaded.processor.tokenizer
+    return PolicyModule(
+        policy=loaded.model,
+        reference=reference,
+        objective=parts.objective,
+        reward=parts.reward,
+        optimizer_settings=parts.optimizer,
+        temperature=parts.rollout.temperature,
+        banned_ids=banned_token_ids(loaded.processor),
+        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        max_response_tokens=parts.rollout.max_response_tokens,
+        seed=parts.run.seed,
+    )
+
+
+def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Trainer:
+    """Lightning's trainer; its loops are as long as the loader, and checkpoints are our own callback's."""
+    settings = parts.trainer
+    return Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        precision=settings.precision,
+        max_epochs=1,
+        logger=parts.logger or False,
+        callbacks=list(callbacks),
+        default_root_dir=parts.folder,
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        use_distributed_sampler=False,
+        **options,
+    )

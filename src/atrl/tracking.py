@@ -1,0 +1,44 @@
+"""Weights & Biases; the only file that imports it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+
+def wandb_logger(
+    *,
+    project: str = "atrl",
+    save_dir: str = ".",
+    name: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    mode: Literal["auto", "online", "offline"] = "auto",
+) -> WandbLogger:
+    """Lightning's logger for W&B.
+
+    Args:
+        project: the project's name on W&B.
+        save_dir: where the run's files go.
+        name: of the run.
+        group: runs that belong together.
+        tags: of the run.
+        mode: "auto" is online for who is logged in and offline otherwise; `wandb sync` uploads an offline run.
+    """
+    from lightning.pytorch.loggers import WandbLogger
+
+    offline = mode == "offline" or (mode == "auto" and not _logged_in())
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return WandbLogger(
+        project=project, save_dir=save_dir, name=name, group=group, tags=tags, offline=offline, log_model=False
+    )
+
+
+def _logged_in() -> bool:
+    """Whether W&B has a key for this user; `WANDB_MODE` set by hand is left to W&B itself."""
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
