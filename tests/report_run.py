@@ -16,8 +16,8 @@ HOSTILE = "</script></span><img src=x onerror=document.title='owned'><script>doc
 COMMAND = "python train.py experiment=demo trainer.max_steps=120"
 
 _WORDINGS = (
-    "Let us look at the picture. Point A sits at ({ax},{ay}), while B lies at ({bx},{by}). Across it is {dx}, and along the "
-    "other axis {dy}. So the answer is \\boxed{{{answer}}}",
+    "Let us look at the picture. Point A sits at ({ax},{ay}), while B lies at ({bx},{by}). It is {dx} across, and "
+    "along the other axis {dy}. So the answer is \\boxed{{{answer}}}",
     "From the picture, A is at ({ax},{ay}) and B is at ({bx},{by}). Adding {dx} and {dy} gives the distance. Hence "
     "\\boxed{{{answer}}}",
     "I see B at ({bx},{by}); point A sits at ({ax},{ay}). The steps are {dx} across and {dy} up or down. Answer: "
@@ -29,10 +29,11 @@ def summary(**changes) -> dict:
     """A run's summary with some of its top-level entries replaced."""
     return {
         "experiment": "demo", "seed": 0, "steps": 120, "device": "cpu",
-        "versions": {"atrl": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.19.0", "lightning": "2.6.6", "vllm": "0.32.0"},
+        "versions": {"atrl": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.19.0", "vllm": "0.32.0"},
         "git_revision": "3f1c9a7be2d04c5588aa10b6c7f2e9d4b1a60e57",
         "accuracy": {
-            "before": 0.441, "after": 0.869, "before_ci95": [0.399, 0.484], "after_ci95": [0.837, 0.896], "samples": 512,
+            "before": 0.441, "after": 0.869, "before_ci95": [0.399, 0.484], "after_ci95": [0.837, 0.896],
+            "samples": 512,
         },
         "seconds": {
             "total": 171.4, "rollout": 68.2, "reward": 3.1, "score": 21.7, "credit": 2.9, "update": 58.4, "sync": 1.6,
@@ -41,8 +42,8 @@ def summary(**changes) -> dict:
         "tokens": {"generated": 798_314, "trained": 771_902},
         "peak_memory_bytes": {"host": 2_310_000_000, "device": None},
         "credit": {
-            "scheme": "atrl", "anchor_ratio": 0.15, "num_clusters": 8, "anchor_fraction": 0.152, "overhead_fraction": 0.0169,
-            "anchor_recall": 0.74,
+            "scheme": "atrl", "anchor_ratio": 0.15, "num_clusters": 8, "anchor_fraction": 0.152,
+            "overhead_fraction": 0.0169, "anchor_recall": 0.74,
         },
         "rollout": {"engine": "vllm", "dropped_prompts": 0},
         "rewards": {"right": 11_204, "wrong": 3_790, "unparseable": 241, "truncated": 125},
@@ -59,8 +60,8 @@ def write_run(folder: Path, *, steps: int = 120, samples: int = 24, rough: bool 
     if rough:
         rollouts += rough_samples(folder, steps, rng)
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rollouts), encoding="utf-8")
-    config = "algorithm:\n  name: grpo\n  clip_low: 0.2\n  clip_high: 0.28\ncredit:\n  name: atrl\n  anchor_ratio: 0.15\n"
-    (folder / "config.yaml").write_text(config + "seed: 0\n", encoding="utf-8")
+    config = "algorithm:\n  clip_low: 0.2\n  clip_high: 0.28\ncredit:\n  anchor_ratio: 0.15\nseed: 0\n"
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
     (folder / "command.txt").write_text(COMMAND + "\n", encoding="utf-8")
     return folder
 
@@ -84,8 +85,8 @@ def geometry_sample(folder: Path, index: int, step: int, rng: random.Random) -> 
     return _rollout(
         tokens, reading, rng, step=step, problem=f"train-{rng.randrange(8192)}", images=[name], attention=[attention],
         question="<image>What is the Manhattan distance of A and B?", gold=str(abs(a[0] - b[0]) + abs(a[1] - b[1])),
-        status="right" if right else "wrong", reward=1.1 if right else 0.1, advantage=rng.gauss(0.7 if right else -0.8, 0.3),
-        parts={"exact": float(right), "format": 1.0},
+        status="right" if right else "wrong", reward=1.1 if right else 0.1,
+        advantage=rng.gauss(0.7 if right else -0.8, 0.3), parts={"exact": float(right), "format": 1.0},
     )  # fmt: skip
 
 
@@ -137,7 +138,8 @@ def _look(point: tuple[int, int], strength: float, rng: random.Random) -> list[l
 def _blobs(tokens: int, rows: int, columns: int) -> list:
     """[tokens][rows][columns]: a spot that wanders over the picture."""
     t, r, c = np.ogrid[:tokens, :rows, :columns]
-    spot = np.exp(-((r - rows * (0.5 + 0.4 * np.sin(t / 40))) ** 2 + (c - columns * (0.5 + 0.4 * np.cos(t / 60))) ** 2) / 6)
+    row, column = rows * (0.5 + 0.4 * np.sin(t / 40)), columns * (0.5 + 0.4 * np.cos(t / 60))
+    spot = np.exp(-((r - row) ** 2 + (c - column) ** 2) / 6)
     return np.round(0.1 * spot, 4).tolist()
 
 
@@ -167,7 +169,8 @@ def _write_metrics(path: Path, steps: int, rng: random.Random) -> None:
         right = 0.44 + 0.43 * (1 - math.exp(-step / 45)) + rng.gauss(0, 0.03)
         unparseable, truncated = 0.05 * math.exp(-step / 20), 0.03 * math.exp(-step / 15)
         row = {
-            "step": step, "epoch": 0, "reward/mean": right + 0.1, "reward/exact": right, "reward/format": 1 - unparseable,
+            "step": step, "epoch": 0,
+            "reward/mean": right + 0.1, "reward/exact": right, "reward/format": 1 - unparseable,
             "reward/right": right, "reward/wrong": 1 - right - unparseable - truncated,
             "reward/unparseable": unparseable, "reward/truncated": truncated,
             "rollout/response_length": 52 + rng.gauss(0, 1.5), "rollout/tokens_per_second": 7800 + rng.gauss(0, 300),

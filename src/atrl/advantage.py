@@ -41,18 +41,16 @@ class GroupAdvantage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShuffledAdvantage:
-    """A control: the advantages of `inner`, dealt out again at random over the whole batch.
+class ShuffledAdvantage(GroupAdvantage):
+    """A control: the group advantages, dealt out again at random over the whole batch.
 
     Their distribution is unchanged but they say nothing about the rollout that carries them, so a gain that survives
     this control does not come from the reward.
     """
 
-    inner: GroupAdvantage
-
-    def __call__(self, rewards: Float[Tensor, "group sample"], *, seed: str) -> Float[Tensor, "group sample"]:
+    def __call__(self, rewards: Float[Tensor, "group sample"], *, seed: str = "") -> Float[Tensor, "group sample"]:
         """Shuffled advantages; a function of `rewards` and `seed` alone."""
-        advantages = self.inner(rewards)
+        advantages = super().__call__(rewards)
         generator = torch.Generator().manual_seed(_seed_number(seed))
         order = torch.randperm(advantages.numel(), generator=generator).to(advantages.device)
         return advantages.flatten()[order].view_as(advantages)

@@ -117,7 +117,7 @@ def _judgeable(annotation: Any) -> Any:
         return list[_judgeable(arguments[0])] if arguments else list
     if container in MAPPINGS:
         return dict[tuple(_judgeable(argument) for argument in arguments)] if arguments else dict
-    if not inspect.isclass(annotation) or annotation in (object, _Unknown):
+    if not inspect.isclass(annotation) or annotation in (Any, object, _Unknown):
         return Any
     return _judgeable_class(annotation)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import logging
@@ -70,7 +71,7 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
     Returns:
         The exit code: 0, 2 for an error of the user's (bad overrides, a ``ValueError`` raised in atrl's own
         code, a file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with
-        ``error:``. With ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they keep their traceback.
+        ``error:``; with ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they are raised.
 
     Raises:
         Exception: whatever else went wrong, which is a bug.
@@ -142,9 +143,9 @@ class _Job:
 def user_message(error: BaseException, task_file: Path) -> str | None:
     """What to tell the user of an error in a job, or None where it is a bug of ours.
 
-    A user's errors are a ``ValueError`` that was raised by a line of this package or of `task_file` (one from
-    within a library is a bug in how we call it), a file that our code can't open, and a config value that is
-    missing or can't be resolved. Hydra's wrapping around errors in constructors is taken off first.
+    A user's errors are a ``ValueError`` from a ``raise`` in this package or in `task_file` (one from within a
+    library, or from Python itself, is a bug in how we call it), a file that our code can't open, and a config
+    value that is missing or can't be resolved. Hydra's wrapping of errors in constructors is taken off first.
     """
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
@@ -152,14 +153,22 @@ def user_message(error: BaseException, task_file: Path) -> str | None:
         return f"{error.full_key} is not set: add {error.full_key}=VALUE to the command line"
     if isinstance(error, InterpolationResolutionError):
         return f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}"
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, ValueError) and files and _is_ours(files[-1], task_file):
-        return str(error)
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, ValueError):
+        return str(error) if files and _is_ours(files[-1], task_file) and _by_raise(error) else None
     if isinstance(error, UNREADABLE):
         beyond_library = [file for file in files if not _is_standard_library(file)]
         if beyond_library and _is_ours(beyond_library[-1], task_file):
             return str(error) if error.filename is None else f"{error.strerror}: {error.filename}"
     return None
+
+
+def _by_raise(error: BaseException) -> bool:
+    """Whether a ``raise`` statement raised `error`, not a call that has no frame, as ``int("x")``."""
+    step = error.__traceback__
+    while step.tb_next is not None:
+        step = step.tb_next
+    return step.tb_frame.f_code.co_code[step.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _is_ours(file: Path, task_file: Path) -> bool:
@@ -173,7 +182,7 @@ def _is_standard_library(file: Path) -> bool:
 
 
 def _raised_in_job(error: BaseException) -> bool:
-    """Whether `error` comes from a job: Hydra passes those on in one place, other processes' jobs included."""
+    """Whether `error` is a job's: Hydra passes those on in one place, those of other processes included."""
     raiser = JobReturn.return_value.fget.__code__
     return any(frame.f_code is raiser for frame, _ in traceback.walk_tb(error.__traceback__))
 

@@ -97,17 +97,35 @@ class OptimizerSettings:
 class SftSettings:
     """The section ``sft``: supervised warm-up on worked answers."""
 
-    steps: int = 400
+    steps: int = 600
     batch_size: int = 32
-    learning_rate: float = 2e-3  # at its peak; decays to 5 % along a cosine
+    learning_rate: float = 1.5e-3  # at its peak; decays to 5 % along a cosine
     weight_decay: float = 0.01
     warmup_steps: int = 20
-    evaluate_every: int = 50  # steps between scores on the selection split, which choose the weights that are kept
+    evaluate_every: int = 50  # steps between scores on the selection split; the best weights are kept
 
     def __post_init__(self) -> None:
         """Raises ValueError for a count that is too small."""
         for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
             at_least(f"sft.{name}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """The top level of ``conf/evaluate.yaml``."""
+
+    checkpoint: str
+    samples: int = 8  # per problem, for avg@k; 0 scores greedily alone
+    limit: int | None = 512  # at most so many problems; null for all
+    threads: int | None = None  # null for all cores
+    seed: int = 0
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a count that is too small."""
+        at_least("samples", self.samples, 0, "0 scores greedily alone")
+        if self.limit is not None:
+            at_least("limit", self.limit, 1, "null scores all problems")
 
 
 SECTIONS: dict[str, type] = {
@@ -117,6 +135,9 @@ SECTIONS: dict[str, type] = {
     "sft": SftSettings,
 }
 """The dataclass of each plain section of the training config; the root's name is empty."""
+
+ROOTS: dict[str, dict[str, type]] = {"train": SECTIONS, "evaluate": {"": EvaluateSettings}}
+"""The sections of each primary config, by its name in ``conf/``."""
 
 COMPONENTS: tuple[str, ...] = (
     "algorithm",
@@ -138,7 +159,7 @@ def at_least(key: str, value: int, least: int, remedy: str = "") -> None:
 
 
 def read_section(node: DictConfig, kind: type[Section]) -> Section:
-    """The fields of `kind` that `node` has, as a `kind`; other keys, such as the root's groups, are left alone."""
+    """The fields of `kind` that `node` has, as a `kind`; other keys, as the root's groups, are ignored."""
     values = {field.name: node[field.name] for field in dataclasses.fields(kind) if field.name in node}
     plain = {
         name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

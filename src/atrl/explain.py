@@ -48,7 +48,7 @@ class CommandLine:
     def parse(
         cls, arguments: Sequence[str], *, home: Path, config_path: str | Path, config_name: str
     ) -> CommandLine:
-        """Reads the program's arguments as Hydra does; ``--config-path`` and ``--config-name`` go before ours.
+        """Reads the program's arguments as Hydra does, with its ``--config-path`` and ``--config-name``.
 
         `home` is the folder of the program, which config paths are relative to.
         """
@@ -130,7 +130,9 @@ def _unreadable(text: str) -> str:
 
 def _sweep_without_multirun(override: Override) -> str:
     key, _, values = override.input_line.partition("=")
-    return f"{key}={values} is a sweep: add --multirun for a job for each value, or write '{key}=[{values}]' for a list"
+    return (
+        f"{key}={values} is a sweep: add --multirun for a job a value, or write '{key}=[{values}]' for a list"
+    )
 
 
 def _option_problem(override: Override, known: Sequence[str]) -> str | None:
@@ -144,7 +146,7 @@ def _option_problem(override: Override, known: Sequence[str]) -> str | None:
 
 
 def _asked_for(override: Override) -> list[Any]:
-    """The options of a group that an override names: one, a list, or a sweep's; none where it deletes the group."""
+    """The options of a group that an override names: one, a list, or a sweep's; none where it deletes it."""
     if override.is_delete():
         return []
     if override.is_sweep_override():

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Bool, Float
-from lightning import LightningModule
 from torch import Tensor
 
 from atrl.config import OptimizerSettings
@@ -19,6 +18,7 @@ from atrl.logprobs import process_logits, token_entropy, token_logprobs
 from atrl.loss.aggregation import BatchTotals
 from atrl.loss.objective import Objective
 from atrl.models.policy import response_logits
+from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.timing import PhaseTimer
 from atrl.types import AttentionCapture, CreditOutput, Experience, Prompt, Reward, RolloutGroup
@@ -61,7 +61,7 @@ class StepRecord:
     metrics: dict[str, float]
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(PromptModule):
     """Policy, reference model and the step that trains the one against the other.
 
     Callbacks bind what a step calls: `rollouts` (always) and `credit` (unbound means that every token gets the

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from atrl.data.base import ProblemSource
     from atrl.data.prompts import PromptBuilder
     from atrl.loss.objective import Objective
-    from atrl.models.load import LoadedModel, PretrainedModel, ScratchModel
+    from atrl.models.load import PretrainedModel, ScratchModel
     from atrl.rewards.weighted import WeightedReward
     from atrl.rollout.settings import RolloutSettings
     from atrl.types import Problem, Prompt
@@ -49,6 +49,20 @@ class Data:
     selection: Sequence[Problem]
     test: Sequence[Problem]
     baseline: dict[str, Any] | None
+
+
+def prepare_process(config: DictConfig) -> None:
+    """Seed the global generators and set the number of threads.
+
+    Every random choice of a run has a generator of its own; the global ones are seeded for libraries that use them.
+    """
+    import torch
+    from lightning import seed_everything
+
+    trainer = read_section(config.trainer, TrainerSettings)
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)
+    seed_everything(config.seed, verbose=False)
 
 
 def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
@@ -100,34 +114,6 @@ def load_data(parts: Parts) -> Data:
             check_images(problems)
             parts.reward.check(problems)
     return Data(**splits, baseline=parts.source.baseline())
-
-
-def prompt_builder(parts: Parts, loaded: LoadedModel) -> PromptBuilder:
-    """How this run turns problems into prompts."""
-    from atrl.data.prompts import PromptBuilder
-
-    return PromptBuilder(
-        processor=loaded.processor,
-        instruction=parts.model.instruction,
-        max_prompt_tokens=parts.rollout.max_prompt_tokens,
-    )
-
-
-def model_handle(parts: Parts, loaded: LoadedModel, problems: Sequence[Problem]):
-    """What a sampler must know of the policy."""
-    from atrl.data.prompts import banned_token_ids
-    from atrl.rollout.base import ModelHandle
-
-    most_images = 1 if not isinstance(problems, list) else max((len(problem.images) for problem in problems), default=1)
-    return ModelHandle(
-        folder=loaded.folder,
-        model=loaded.model,
-        tokenizer=loaded.processor.tokenizer,
-        banned_ids=banned_token_ids(loaded.processor),
-        max_prompt_tokens=parts.rollout.max_prompt_tokens,
-        max_response_tokens=parts.rollout.max_response_tokens,
-        max_images=max(1, most_images),
-    )
 
 
 def held_out_prompts(builder: PromptBuilder, problems: Sequence[Problem]) -> list[Prompt]:

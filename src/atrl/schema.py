@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from atrl.annotations import annotations_of, choices, describe, fits, show
 from atrl.suggest import did_you_mean, did_you_mean_or_all
@@ -26,9 +26,7 @@ TARGET = "_target_"
 HYDRA_KEYS = ("_target_", "_convert_", "_recursive_", "_partial_", "_args_")
 
 
-def to_plain(
-    config: DictConfig | ListConfig, problems: list[str], path: str = "", skip: Collection[str] = ()
-) -> Any:
+def to_plain(config: DictConfig | ListConfig, problems: list[str], path: str = "", skip: Collection[str] = ()) -> Any:
     """The config as dicts and lists, interpolations resolved; what can't be resolved becomes `UNSET`.
 
     Keys in `skip` are left out, at this level only.
@@ -44,6 +42,8 @@ def _resolved(parent: Any, key: Any, problems: list[str], path: str) -> Any:
         return UNSET
     try:
         value = parent[key]
+    except InterpolationToMissingValueError:
+        return UNSET  # what it refers to is reported where it stands
     except OmegaConfBaseException as error:
         problems.append(f"{path} can't be resolved: {str(error).splitlines()[0]}")
         return UNSET
@@ -63,9 +63,7 @@ def check_group(node: Any, path: str, problems: list[str]) -> None:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             check_group(value, join(path, key), problems)
     elif node is not None and node is not UNSET:
-        problems.append(
-            f"{path} is {show(node)}, which nothing reads: a component is a node with a {TARGET}, or null for none"
-        )
+        problems.append(f"{path} is {show(node)}, which nothing reads: a component is a node with a {TARGET}, or null")
 
 
 def check_component(node: dict[str, Any], path: str, problems: list[str]) -> None:
@@ -117,9 +115,7 @@ def check_call(
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in arguments:
                 where = join(path, key)
-                problems.append(
-                    f"{where} is missing and has no default: add +{where}=VALUE, or it to the YAML"
-                )
+                problems.append(f"{where} is missing and has no default: add +{where}=VALUE, or it to the YAML")
     return None
 
 
@@ -183,7 +179,8 @@ def _import(name: str) -> ModuleType:
         if error.name != name:
             raise ValueError(f"{name} needs the package {error.name!r}, which is not installed") from None
         known = [module.name for module in pkgutil.iter_modules()]
-        raise ValueError(f"there is no module {name!r}{did_you_mean(name, known)}") from None
+        near = did_you_mean(name, ["atrl"]) or did_you_mean(name, known)
+        raise ValueError(f"there is no module {name!r}{near}") from None
     except ImportError as error:
         raise ValueError(f"{name} can't be imported: {error}".replace("\n", " ")) from None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from lightning import Callback, LightningModule
+from lightning import Callback
 from torch import Tensor
 
 from atrl.config import SftSettings
@@ -18,6 +18,7 @@ from atrl.evaluation.score import score
 from atrl.experience import collate
 from atrl.logprobs import process_logits, token_logprobs
 from atrl.models.policy import response_logits
+from atrl.prompt_module import PromptModule
 from atrl.types import Experience, Prompt
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from atrl.rollout.base import Sampler, Sampling
 
 
-class SupervisedModule(LightningModule):
+class SupervisedModule(PromptModule):
     """Next-token cross-entropy on the worked answers of problems.
 
     Args:

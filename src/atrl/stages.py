@@ -16,9 +16,9 @@ from atrl.callbacks.record import RecordCallback
 from atrl.callbacks.rollout import RolloutCallback
 from atrl.data.loader import PromptLoader
 from atrl.data.prompts import banned_token_ids
-from atrl.evaluation.score import Score, held_out_sampling
+from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
-from atrl.pipeline import Data, Parts, held_out_prompts, model_handle, prompt_builder
+from atrl.pipeline import Data, Parts, held_out_prompts
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class WarmUpOutcome:
 
     history: list[tuple[int, float]]
     seconds: float
+    before: Score | None
+    after: Score | None
+    """Both on the test split, which chose nothing; None where RL follows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,28 +55,32 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     from atrl.rollout.transformers import TransformersSampler
 
     start = time.perf_counter()
-    builder = prompt_builder(parts, loaded)
+    builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
     module = SupervisedModule(policy=loaded.model, tokenizer=loaded.processor.tokenizer, settings=parts.sft)
     sampler = TransformersSampler()
-    sampler.start(model_handle(parts, loaded, data.train))
+    sampler.start(parts.rollout.handle(loaded, data.train))
+    sampling = held_out_sampling(parts.rollout.sampling, samples=1)
     selection = SelectBest(
-        held_out_prompts(builder, data.selection),
-        sampler,
-        held_out_sampling(parts.rollout.sampling, samples=1),
-        parts.reward,
-        every=parts.sft.evaluate_every,
+        held_out_prompts(builder, data.selection), sampler, sampling, parts.reward, every=parts.sft.evaluate_every
     )
     loader = TargetLoader(
         data.train, builder, batch_size=parts.sft.batch_size, steps=parts.sft.steps, seed=parts.run.seed
     )
-    trainer = build_trainer(parts, [selection, StepProgressBar()], gradient_clip_val=1.0)
-    trainer.fit(module, loader)
-    return WarmUpOutcome(selection.history, time.perf_counter() - start)
+    # With RL to follow, the RL stage scores the policy on the test split itself.
+    held_out = held_out_prompts(builder, data.test) if parts.run.stage == "sft" else []
+
+    def held_out_score() -> Score | None:
+        seed = f"{parts.run.seed}/held-out"
+        return score(sampler, held_out, parts.reward, sampling, seed=seed) if held_out else None
+
+    before = held_out_score()
+    build_trainer(parts, [selection, StepProgressBar()], gradient_clip_val=1.0).fit(module, loader)
+    return WarmUpOutcome(selection.history, time.perf_counter() - start, before, held_out_score())
 
 
 def reinforce(parts: Parts, data: Data, loaded: LoadedModel) -> TrainingOutcome:
     """Train `loaded.model` by reinforcement learning, in place, scoring it before and after."""
-    builder = prompt_builder(parts, loaded)
+    builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
     loader = PromptLoader(
         data.train,
         builder,
@@ -88,9 +95,8 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel) -> TrainingOutcome:
         merge_size=loaded.processor.image_processor.merge_size,
         max_steps=parts.trainer.max_steps,
     )
-    rollout = RolloutCallback(
-        parts.rollout.sampler, parts.rollout.sampling, model_handle(parts, loaded, [*_listed(data.train), *data.test])
-    )
+    handle = parts.rollout.handle(loaded, data.train)
+    rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
     credit = None if parts.credit is None else AnchorCreditCallback(parts.credit, loaded.processor.tokenizer)
     evaluate = None
     if parts.trainer.evaluate_samples:
@@ -108,10 +114,6 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel) -> TrainingOutcome:
         after=evaluate and evaluate.after,
         dropped_prompts=len(loader.dropped),
     )
-
-
-def _listed(problems: Sequence) -> list:
-    return problems if isinstance(problems, list) else []
 
 
 def policy_module(parts: Parts, loaded: LoadedModel) -> PolicyModule:

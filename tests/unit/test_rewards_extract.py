@@ -60,28 +60,16 @@ def test_last_line_skips_blank_lines(text, line):
 @pytest.mark.parametrize(
     "text",
     [
-        "\\boxed{" * (MEGA // 7),
-        "\\boxed{1" + "{" * MEGA,
-        "{" * MEGA + "}" * MEGA,
-        "}" * MEGA,
-        "\\" * MEGA,
-        "<answer>" * (MEGA // 8),
-        "</answer>" * (MEGA // 9),
-        "\\boxed{" + " " * MEGA,
-        "9" * MEGA,
-        "\x00\x1b[31m\ud800" * (MEGA // 8),
-    ],
-    ids=[
-        "boxes",
-        "braces",
-        "nested",
-        "closing",
-        "backslashes",
-        "tags",
-        "end tags",
-        "spaces",
-        "digits",
-        "control",
+        pytest.param("\\boxed{" * (MEGA // 7), id="boxes"),
+        pytest.param("\\boxed{1" + "{" * (MEGA // 4), id="open braces"),
+        pytest.param("\\boxed{" + "{" * (MEGA // 8) + "}" * (MEGA // 8), id="nested braces"),
+        pytest.param("}" * (MEGA // 4) + "\\boxed{", id="closing braces"),
+        pytest.param("\\" * MEGA + "\\boxed", id="backslashes"),
+        pytest.param("\\boxed" + " " * MEGA, id="spaces before the brace"),
+        pytest.param("<answer>" * (MEGA // 8), id="tags"),
+        pytest.param("</answer>" * (MEGA // 9), id="end tags"),
+        pytest.param("9" * MEGA, id="digits"),
+        pytest.param("\x00\x1b[31m\ud800" * (MEGA // 8), id="control characters"),
     ],
 )
 def test_megabytes_without_an_answer_have_none(text):
@@ -145,9 +133,7 @@ def test_exact_answer_compares_normal_forms(text, gold, require_boxed, verdict):
 
 @pytest.mark.parametrize("gold", ["", "  ", "$ $", "."])
 def test_exact_answer_refuses_an_empty_gold_with_id_and_remedy(gold):
-    with pytest.raises(
-        ValueError, match=r"problem 'p1': the gold answer .* is empty: give the problem an answer"
-    ):
+    with pytest.raises(ValueError, match=r"problem 'p1': the gold answer .* is empty: give the problem an answer"):
         ExactAnswer().check_gold(problem(gold))
 
 

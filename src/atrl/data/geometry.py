@@ -40,7 +40,7 @@ class GeometryProblems:
     grid: int = 7
     cell_pixels: int = 16
     kinds: Sequence[Kind] = ("read", "midpoint", "distance", "slope")
-    train_size: int = 8192
+    train_size: int = 32768
     selection_size: int = 256
     test_size: int = 512
     seed: int = 0

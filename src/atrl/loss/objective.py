@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from atrl.advantage import GroupAdvantage, ShuffledAdvantage
+from atrl.advantage import GroupAdvantage
 from atrl.loss.aggregation import BatchTotals, ConstantLength, SequenceMean, TokenMean
 from atrl.loss.clipped import ClippedLoss
 from atrl.loss.kl import k3_divergence
@@ -27,7 +27,7 @@ class Objective:
         updates_per_batch: optimizer steps on one batch of rollouts.
     """
 
-    advantage: GroupAdvantage | ShuffledAdvantage
+    advantage: GroupAdvantage
     loss: ClippedLoss
     aggregation: TokenMean | SequenceMean | ConstantLength
     kl_coefficient: float = 0.0

@@ -85,7 +85,7 @@ def _draw(panel: Panel, curves: list[tuple[Line, Curve]], accuracy: Accuracy | N
         panel=panel,
         svg=svg.inline_svg(figure, prefix=f"chart-{panel.name}", label=_describe(panel, curves)),
         legend=legend,
-        note=panel.note + (f"; {lost} points were not finite and are left out" if lost else ""),
+        note=panel.note + (f"; not finite and left out: {lost}" if lost else ""),
         window=window,
     )
 
@@ -139,11 +139,11 @@ def _dress(axes: Axes, panel: Panel) -> None:
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), 1.0 if panel.stacked else min(high, 1.03))
     elif panel.unit != "number":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * max(0.0, axes.get_ylim()[1]) or 1.0)
     if panel.unit == "bytes":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e9:.3g} GB"))
     axes.grid(axis="y", color=svg.GRID, linewidth=0.7)
-    axes.set_axisbelow(not panel.stacked)
+    axes.set_axisbelow(True)
     axes.set_xlabel("step", color=svg.MUTED, fontsize=8, labelpad=1)
     axes.tick_params(length=0, labelsize=8, colors=svg.MUTED, pad=3)
     for side, spine in axes.spines.items():

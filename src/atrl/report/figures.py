@@ -36,14 +36,16 @@ def memory(size: int | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, thousands grouped; a dash for None."""
+    """Three significant digits, thousands grouped, a true minus sign; a dash for None."""
     if value is None:
         return "–"
     if not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        text = str(value)
+    elif value == int(value) and abs(value) < 1e15:
+        text = f"{int(value):,}"
+    else:
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +119,18 @@ def key_facts(summary: Summary) -> list[Fact]:
     drawn = sum(summary.rewards.model_dump().values())
     clusters = "" if credit.num_clusters is None else f"{credit.num_clusters} clusters"
     target = "" if credit.anchor_ratio is None else f"target {percent(credit.anchor_ratio, 0)}"
+    step_time = f"{duration(total / summary.steps)} a step" if total and summary.steps else ""
     speed = f"{number(round(tokens.generated / sampling))} tokens/s" if sampling else ""
     device_peak = "" if peak.device is None else f"device {memory(peak.device)}"
     return [
         Fact("Steps", f"{summary.steps:,}", f"{drawn:,} rollouts"),
-        Fact("Wall clock", duration(total), f"{duration(total / summary.steps)} a step" if total and summary.steps else ""),
+        Fact("Wall clock", duration(total), step_time),
         Fact("Tokens generated", f"{tokens.generated:,}", speed),
         Fact("Tokens trained", f"{tokens.trained:,}"),
         Fact("Peak memory", memory(peak.host), " · ".join(filter(None, ("host", device_peak)))),
         Fact("Credit scheme", credit.scheme, clusters),
         Fact("Anchor tokens", percent(credit.anchor_fraction), target),
-        Fact("Anchor recall", percent(credit.anchor_recall), "of the tokens that read the picture"),
+        Fact("Anchor recall", percent(credit.anchor_recall), "of the reading tokens"),
         Fact("Credit overhead", percent(credit.overhead_fraction, 2), "of the run's time"),
         Fact("Rollout engine", summary.rollout.engine),
         Fact("Dropped prompts", f"{summary.rollout.dropped_prompts:,}", "too long; never cut"),

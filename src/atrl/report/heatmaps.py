@@ -75,9 +75,7 @@ def pool(attention: NDArray[np.float64], max_side: int) -> NDArray[np.float64]:
     return attention
 
 
-def overview(
-    mass: NDArray[np.float64], weights: list[float], anchors: list[bool] | None
-) -> NDArray[np.float64]:
+def overview(mass: NDArray[np.float64], weights: list[float], anchors: list[bool] | None) -> NDArray[np.float64]:
     """[token, cell] → [cell]: the mean over the anchors, weighted by credit; over all tokens where none is known."""
     chosen = np.array(anchors, dtype=bool) if anchors and any(anchors) else np.ones(len(mass), dtype=bool)
     credit = np.where(chosen, weights, 0.0)
@@ -93,6 +91,6 @@ def quantised(mass: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def heaviest(weights: list[float], count: int) -> list[int]:
-    """The `count` tokens of the largest weight (all, if there are no more), earlier ones first at equal weight; ascending."""
+    """The `count` tokens (or all) of the largest weight, earlier ones first at equal weight; in ascending order."""
     by_weight = sorted(range(len(weights)), key=lambda i: -weights[i])
     return sorted(by_weight[:count])

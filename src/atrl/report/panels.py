@@ -61,10 +61,16 @@ PANELS = (
         "accuracy", "Held-out accuracy", "sampled at T = 1; bars are 95 % intervals",
         (Line(("eval/accuracy",), "accuracy", 1),), unit="share", endpoints=True,
     ),
-    Panel("length", "Response length", "tokens, mean", (Line(("rollout/response_length",), "length", 1),), unit="tokens"),
+    Panel(
+        "length", "Response length", "tokens, mean",
+        (Line(("rollout/response_length",), "length", 1),), unit="tokens",
+    ),
     Panel("entropy", "Entropy", "nats a token", (Line(("loss/entropy",), "entropy", 4),)),
     Panel("kl", "KL to the reference", "nats a token", (Line(("loss/kl",), "KL", 4),)),
-    Panel("clip", "Clip share", "tokens whose ratio was clipped", (Line(("loss/clip_share",), "clipped", 2),), unit="share"),
+    Panel(
+        "clip", "Clip share", "tokens whose ratio was clipped",
+        (Line(("loss/clip_share",), "clipped", 2),), unit="share",
+    ),
     Panel(
         "gradient", "Gradient norm", "before clipping",
         (Line(("loss/grad_norm", "loss/gradient_norm"), "norm", 2),),
@@ -82,13 +88,19 @@ PANELS = (
         ),
         unit="share",
     ),
-    Panel("weight", "Largest weight", "weights average 1 over a response", (Line(("credit/weight_max",), "largest", 2),)),
+    Panel(
+        "weight", "Largest weight", "weights average 1 over a response",
+        (Line(("credit/weight_max",), "largest", 2),),
+    ),
     Panel(
         "phases", "Time by phase", "seconds a step",
         tuple(Line((f"time/{name}",), name, PHASE_COLOURS[name]) for name in PHASES),
         unit="seconds", stacked=True,
     ),
-    Panel("credit_time", "Credit assignment", "seconds a step", (Line(("credit/seconds",), "credit", 4),), unit="seconds"),
+    Panel(
+        "credit_time", "Credit assignment", "seconds a step",
+        (Line(("credit/seconds",), "credit", 4),), unit="seconds",
+    ),
     Panel(
         "speed", "Rollout speed", "response tokens a second",
         (Line(("rollout/tokens_per_second",), "speed", 1),), unit="tokens",

@@ -138,9 +138,8 @@ class Sample(_Record):
             raise ValueError(f"attention has {len(self.attention)} entries for {len(self.images)} images")
         for attention in self.attention or []:
             if attention.ndim != 3 or len(attention) != len(self.tokens) or not attention.size:
-                raise ValueError(
-                    f"attention must be [token][rows][columns] for {len(self.tokens)} tokens, got shape {attention.shape}"
-                )
+                wanted = f"[{len(self.tokens)} tokens][rows][columns]"
+                raise ValueError(f"attention must be {wanted}, got shape {list(attention.shape)}")
         return self
 
 

@@ -63,6 +63,4 @@ class ExactAnswer(RewardPart):
         if answer is None and not self.require_boxed:
             answer = last_line(text)
         answer = normalise(answer or "")
-        return (
-            Verdict(float(answer == normalise(gold)), parsed=True) if answer else Verdict(0.0, parsed=False)
-        )
+        return Verdict(float(answer == normalise(gold)), parsed=True) if answer else Verdict(0.0, parsed=False)

@@ -18,6 +18,8 @@ def boxed_spans(text: str) -> list[tuple[int, int]]:
     Nested braces and nested boxes count; escaped braces (``\{``) are text; a box that never closes is left
     out.
     """
+    if "\\boxed" not in text:
+        return []
     spans: list[tuple[int, int]] = []
     opened: list[int | None] = []  # where the content of each open brace starts; None: not a box
     for match in _BRACES.finditer(text):

@@ -55,7 +55,7 @@ class MathAnswer(RewardPart):
         require_boxed: read only a boxed (or ``<answer>``) answer. False: in a response without one,
             math-verify looks for the last formula or number; letters and words are read from the last line.
         float_rounding: decimals to which floats are compared.
-        seconds: wall-clock limit for reading and comparing one answer.
+        cpu_seconds: processor time for reading and comparing one answer.
         memory_gib: what a worker may take for it, in GiB above its size at the start.
         workers: how many processes.
     """
@@ -69,23 +69,21 @@ class MathAnswer(RewardPart):
         weight: float = 1.0,
         require_boxed: bool = True,
         float_rounding: int = 6,
-        seconds: float = 2.0,
+        cpu_seconds: float = 2.0,
         memory_gib: float = 1.0,
         workers: int = 2,
     ) -> None:
         super().__init__(weight=weight)
-        for key, value in {"seconds": seconds, "memory_gib": memory_gib, "workers": workers}.items():
+        for key, value in {"cpu_seconds": cpu_seconds, "memory_gib": memory_gib, "workers": workers}.items():
             if not value > 0:
                 raise ValueError(f"reward.parts.math.{key} must be > 0, got {value}: leave it at its default")
         if not 0 <= float_rounding <= 15:
-            raise ValueError(
-                f"reward.parts.math.float_rounding must be in [0, 15], got {float_rounding}: use 6, say"
-            )
+            raise ValueError(f"reward.parts.math.float_rounding must be in [0, 15], got {float_rounding}: use 6, say")
         self.require_boxed = require_boxed
         self.float_rounding = float_rounding
         self._workers = KillableWorkers(
             workers=workers,
-            seconds=seconds,
+            cpu_seconds=cpu_seconds,
             memory_bytes=int(memory_gib * 2**30),
             prepare=math_worker.prepare,
         )

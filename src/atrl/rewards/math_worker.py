@@ -37,9 +37,7 @@ def judge(gold: str, answer: str, prose: bool, float_rounding: int) -> tuple[boo
     from math_verify import verify
 
     found = _search(answer) if prose else _read(answer)
-    right = bool(found) and verify(
-        list(_read(gold)), list(found), float_rounding=float_rounding, timeout_seconds=None
-    )
+    right = bool(found) and verify(list(_read(gold)), list(found), float_rounding=float_rounding, timeout_seconds=None)
     _forget_if_grown()
     return bool(found), bool(right)
 

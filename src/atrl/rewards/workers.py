@@ -21,23 +21,32 @@ _ATTEMPTS = 3
 class KillableWorkers:
     """Runs calls in worker processes, each call within a time and memory limit.
 
-    A worker that runs out of time is killed and replaced. Workers start with the first call and stay until
-    `close` or the interpreter's exit. Each is a fresh interpreter, never a fork of this process, which may
+    A worker that runs out of time is killed and replaced. The limit counts processor time, because a busy
+    machine must not change results; a call that waits without computing is ended by the clock, later. Workers
+    start with the first call and stay until `close` or the interpreter's exit. Each is a fresh interpreter, never a fork of this process, which may
     hold locks of torch or vLLM threads; it imports the running script again, which therefore needs the usual
     ``if __name__ == "__main__":`` and had better import heavy packages below it.
 
     Args:
         workers: how many processes.
-        seconds: wall-clock limit of one call.
+        cpu_seconds: processor time of one call.
+        wall_seconds: clock time of one call; None is ten times `cpu_seconds`.
         memory_bytes: address space that a worker may take above what it has at its start (Linux only).
         prepare: called once in every new worker, outside the limits: the place for slow imports.
     """
 
     def __init__(
-        self, *, workers: int, seconds: float, memory_bytes: int, prepare: Callable[[], object] | None = None
+        self,
+        *,
+        workers: int,
+        cpu_seconds: float,
+        memory_bytes: int,
+        wall_seconds: float | None = None,
+        prepare: Callable[[], object] | None = None,
     ) -> None:
         self.workers = workers
-        self.seconds = seconds
+        self.cpu_seconds = cpu_seconds
+        self.wall_seconds = 10 * cpu_seconds if wall_seconds is None else wall_seconds
         self.memory_bytes = memory_bytes
         self.prepare = prepare
         self._pool: ProcessPool | None = None
@@ -87,10 +96,8 @@ class KillableWorkers:
             ) from error
         return self._pool
 
-    def _schedule(
-        self, pool: ProcessPool, function: Callable[..., Result], call: tuple[Any, ...]
-    ) -> ProcessFuture:
-        return pool.schedule(_call, args=(function, call, self.seconds), timeout=self.seconds)
+    def _schedule(self, pool: ProcessPool, function: Callable[..., Result], call: tuple[Any, ...]) -> ProcessFuture:
+        return pool.schedule(_call, args=(function, call, self.cpu_seconds), timeout=self.wall_seconds)
 
 
 def _result(future: ProcessFuture) -> Any:
@@ -112,11 +119,11 @@ def _enter_worker(memory_bytes: int, prepare: Callable[[], object] | None) -> No
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _call(function: Callable[..., Result], call: tuple[Any, ...], seconds: float) -> Result:
-    """In the worker: the call, under a timer that ends the process should nobody be left to kill it."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
+def _call(function: Callable[..., Result], call: tuple[Any, ...], cpu_seconds: float) -> Result:
+    """In the worker: the call, under a timer at whose end the kernel kills the process, even amid C code."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     try:
         return function(*call)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from atrl.rollout.base import Sampling
+from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.rollout.base import ModelHandle, Sampling
+from atrl.types import Problem
+
+if TYPE_CHECKING:
+    from atrl.models.load import LoadedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,4 +46,26 @@ class RolloutSettings:
         """What the sampler is told for a training step."""
         return Sampling(
             group_size=self.group_size, temperature=self.temperature, max_response_tokens=self.max_response_tokens
+        )
+
+    def prompt_builder(self, loaded: LoadedModel, instruction: str) -> PromptBuilder:
+        """How problems become prompts for this model."""
+        return PromptBuilder(
+            processor=loaded.processor, instruction=instruction, max_prompt_tokens=self.max_prompt_tokens
+        )
+
+    def handle(self, loaded: LoadedModel, problems: Sequence[Problem]) -> ModelHandle:
+        """What the sampler must know of the policy to answer `problems`.
+
+        Generated problems are not looked through one by one: they have one picture each.
+        """
+        listed = problems if isinstance(problems, list) else []
+        return ModelHandle(
+            folder=loaded.folder,
+            model=loaded.model,
+            tokenizer=loaded.processor.tokenizer,
+            banned_ids=banned_token_ids(loaded.processor),
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+            max_images=max((len(problem.images) for problem in listed), default=1) or 1,
         )

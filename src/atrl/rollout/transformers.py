@@ -34,9 +34,7 @@ class TransformersSampler:
 
     def __init__(self, *, max_batch_sequences: int = 256) -> None:
         if max_batch_sequences < 1:
-            raise ValueError(
-                f"rollout.sampler.max_batch_sequences must be at least 1, got {max_batch_sequences}"
-            )
+            raise ValueError(f"rollout.sampler.max_batch_sequences must be at least 1, got {max_batch_sequences}")
         self.max_batch_sequences = max_batch_sequences
         self._handle: ModelHandle | None = None
         self._version = 0
@@ -91,9 +89,7 @@ def end_token_ids(handle: ModelHandle) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def rollout_group(
-    handle: ModelHandle, prompt: Prompt, rollouts: Sequence[Rollout], version: int
-) -> RolloutGroup:
+def rollout_group(handle: ModelHandle, prompt: Prompt, rollouts: Sequence[Rollout], version: int) -> RolloutGroup:
     """The checked `rollouts` of one prompt with their texts, for every sampler."""
     checked = [check_rollout(rollout, prompt, handle.banned_ids) for rollout in rollouts]
     texts = handle.tokenizer.batch_decode(
@@ -111,9 +107,7 @@ def processed_logprobs(
     return logits.log_softmax(dim=-1)
 
 
-def draw(
-    logprobs: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, "row"]
-) -> Int[Tensor, "row"]:
+def draw(logprobs: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, "row"]) -> Int[Tensor, "row"]:
     """One token a row by inverting the cumulative distribution at `uniforms` in [0, 1).
 
     In float64, because a float32 sum over a large vocabulary loses the tail. A token of probability 0 can't be
@@ -136,9 +130,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _uniforms(
-    prompts: Sequence[Prompt], sampling: Sampling, seed: str
-) -> Float[Tensor, "rollout token"]:
+def _uniforms(prompts: Sequence[Prompt], sampling: Sampling, seed: str) -> Float[Tensor, "rollout token"]:
     """All random numbers of a chunk: every prompt's come from its own generator, on the CPU for every device."""
     shape = (sampling.group_size, sampling.max_response_tokens)
     return torch.cat(
@@ -186,9 +178,7 @@ def _sample(
 
 def _rollout(tokens: list[int], logprobs: list[float], ends: Sequence[int]) -> Rollout:
     length = tokens.index(-1) if -1 in tokens else len(tokens)
-    return Rollout(
-        token_ids=tokens[:length], logprobs=logprobs[:length], finished=tokens[length - 1] in ends
-    )
+    return Rollout(token_ids=tokens[:length], logprobs=logprobs[:length], finished=tokens[length - 1] in ends)
 
 
 def _prefill(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from atrl.rollout.base import ModelHandle, Sampling, request_seed
 from atrl.rollout.transformers import end_token_ids, rollout_group
@@ -16,6 +18,9 @@ from atrl.types import Prompt, Rollout, RolloutGroup
 if TYPE_CHECKING:
     from torch import Tensor
     from vllm import LLM, RequestOutput, SamplingParams
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 _LOWEST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to this, which would falsify the log-probabilities."""
@@ -42,17 +47,18 @@ class VllmSampler:
         max_num_seqs: int = 128,
         gpu_memory_utilization: float = 0.4,
         cpu_cache_gib: float = 1.0,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "ERROR",
+        dtype: Dtype = "float32",
+        log_level: LogLevel = "ERROR",
     ) -> None:
         if max_num_seqs < 1:
             raise ValueError(f"rollout.sampler.max_num_seqs must be at least 1, got {max_num_seqs}")
         if not 0 < gpu_memory_utilization <= 1:
-            raise ValueError(
-                f"rollout.sampler.gpu_memory_utilization must be in (0, 1], got {gpu_memory_utilization}"
-            )
+            raise ValueError(f"rollout.sampler.gpu_memory_utilization must be in (0, 1], got {gpu_memory_utilization}")
         if cpu_cache_gib <= 0:
             raise ValueError(f"rollout.sampler.cpu_cache_gib must be above 0, got {cpu_cache_gib}")
+        for key, value, choices in (("dtype", dtype, get_args(Dtype)), ("log_level", log_level, get_args(LogLevel))):
+            if value not in choices:
+                raise ValueError(f"rollout.sampler.{key} must be one of {', '.join(choices)}, got {value!r}")
         self.enforce_eager = enforce_eager
         self.max_num_seqs = max_num_seqs
         self.gpu_memory_utilization = gpu_memory_utilization
@@ -77,6 +83,7 @@ class VllmSampler:
         with _process_state_kept():
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over within the process
             os.environ["VLLM_LOGGING_LEVEL"] = self.log_level
+            logging.getLogger("vllm").setLevel(self.log_level)  # it warns before it reads its own setting
             try:
                 from vllm import LLM
             except ImportError as error:
@@ -104,16 +111,19 @@ class VllmSampler:
             ValueError: if the temperature is one that vLLM would change, or its processor expands a prompt differently.
             RuntimeError: if the engine fails.
         """
+        import torch
+
         assert self._llm is not None and self._handle is not None, "the vLLM sampler was not started"
         if 0 < sampling.temperature < _LOWEST_TEMPERATURE:
             raise ValueError(
-                f"rollout.temperature must be 0 or at least {_LOWEST_TEMPERATURE} with vLLM, got "
-                f"{sampling.temperature}"
+                f"rollout.temperature must be 0 or at least {_LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
             )
         requests = [_request(prompt) for prompt in prompts]
         parameters = [self._sampling_parameters(prompt, sampling, seed) for prompt in prompts]
         try:
-            outputs = self._llm.generate(requests, parameters, use_tqdm=False)
+            # The CPU engine draws from the global generator even where every request has a seed.
+            with torch.random.fork_rng(devices=[]):
+                outputs = self._llm.generate(requests, parameters, use_tqdm=False)
         except Exception as error:
             raise RuntimeError(
                 f"rollout=vllm: the engine failed on {len(prompts)} prompts (the first is problem "
@@ -242,8 +252,6 @@ def _keep_weights_replaceable() -> None:
 
 def _leave_distributed(owns_process_group: bool) -> None:
     """Undo vLLM's use of torch.distributed, so that another engine can start; a group opened by others stays."""
-    import sys
-
     if "vllm" not in sys.modules:
         return
     from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel

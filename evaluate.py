@@ -1,0 +1,23 @@
+"""Score a checkpoint: `python evaluate.py checkpoint=outputs/latest [key=value …]`; `--help` lists what there is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from atrl.cli import run
+
+
+def main(config: DictConfig) -> None:
+    """Load a checkpoint, answer held-out problems greedily and by sampling, write `evaluation.json`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from atrl.evaluation.run import evaluate
+
+    evaluate(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, config_name="evaluate"))

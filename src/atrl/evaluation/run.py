@@ -1,0 +1,106 @@
+"""One evaluation: a checkpoint, a test split, greedy accuracy and avg@k."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from atrl.config import EvaluateSettings, check_config, read_section
+from atrl.evaluation.score import Score, held_out_sampling, score
+
+
+def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Score `config.checkpoint`, write `evaluation.json` and `responses.jsonl` into `folder`, print a table.
+
+    If the checkpoint is a run's folder, it gets a copy of `evaluation.json`.
+
+    Raises:
+        ValueError: if the config, the data or the checkpoint can't be used; before any model loads.
+    """
+    from hydra.utils import instantiate
+
+    check_config(config, sections={"": EvaluateSettings})
+    settings = read_section(config, EvaluateSettings)
+    source, model = instantiate(config.data), instantiate(config.model)
+    rollout, reward = instantiate(config.rollout), instantiate(config.reward)
+    model.check()
+    problems = list(source.load("test")[: settings.limit])
+    reward.check(problems)
+    scores, dropped = _answer(settings, model, rollout, reward, problems, folder)
+    result = {
+        "checkpoint": settings.checkpoint,
+        "data": source.name,
+        "seed": settings.seed,
+        "problems": len(problems) - len(dropped),
+        "dropped_prompts": len(dropped),
+        "engine": rollout.sampler.name,
+        **{name: _as_json(value) for name, value in scores.items()},
+        "blind": source.baseline(),
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    if (Path(settings.checkpoint) / "summary.json").is_file():
+        shutil.copy(folder / "evaluation.json", Path(settings.checkpoint) / "evaluation.json")
+    _write_responses(folder / "responses.jsonl", scores)
+    print("\n".join(_table(result, scores, folder)))
+    return result
+
+
+def _answer(settings, model, rollout, reward, problems, folder: Path) -> tuple[dict[str, Score], list[str]]:
+    import torch
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    loaded = model.load(folder)
+    built = rollout.prompt_builder(loaded, model.instruction).build_all(problems)
+    sampler = rollout.sampler
+    sampler.start(rollout.handle(loaded, problems))
+    try:
+        draw = {"greedy": held_out_sampling(rollout.sampling, samples=1, greedy=True)}
+        if settings.samples:
+            draw["sampled"] = held_out_sampling(rollout.sampling, samples=settings.samples)
+        scores = {
+            name: score(sampler, built.prompts, reward, sampling, seed=f"{settings.seed}/{name}")
+            for name, sampling in draw.items()
+        }
+    finally:
+        sampler.close()
+        reward.close()
+    return scores, built.dropped
+
+
+def _as_json(value: Score) -> dict[str, Any]:
+    return {
+        "accuracy": value.accuracy,
+        "ci95": list(value.ci95),
+        "samples_per_problem": len(value.groups[0].rollouts),
+        "statuses": value.statuses,
+    }
+
+
+def _write_responses(path: Path, scores: dict[str, Score]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for name, value in scores.items():
+            for group, rewards in zip(value.groups, value.rewards, strict=True):
+                for text, reward in zip(group.texts, rewards, strict=True):
+                    problem = group.prompt.problem
+                    row = {"id": problem.id, "mode": name, "response": text, "gold": problem.answer}
+                    file.write(json.dumps(row | {"status": reward.status.value}, ensure_ascii=False) + "\n")
+
+
+def _table(result: dict[str, Any], scores: dict[str, Score], folder: Path) -> list[str]:
+    lines = [f"{result['checkpoint']} on {result['problems']} {result['data']} problems"]
+    for name, value in scores.items():
+        label = "greedy" if name == "greedy" else f"avg@{result[name]['samples_per_problem']}"
+        low, high = value.ci95
+        counts = ", ".join(f"{count} {status}" for status, count in value.statuses.items())
+        lines.append(f"  {label:8} {value.accuracy:.3f}  [{low:.3f}, {high:.3f}]  {counts}")
+    if result["blind"] is not None:
+        lines.append(f"  {'blind':8} {result['blind']['accuracy']:.3f}  ({result['blind']['description']})")
+    if result["dropped_prompts"]:
+        lines.append(f"  {result['dropped_prompts']} prompts were longer than rollout.max_prompt_tokens and left out")
+    return [*lines, f"written to {folder}"]

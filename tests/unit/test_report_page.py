@@ -1,0 +1,154 @@
+"""The run's report as a page: it needs nothing outside itself, and what the model wrote stays text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from report_run import COMMAND, HOSTILE, summary, write_run
+
+from atrl.report import __main__ as command_line
+from atrl.report.build import write_report
+from atrl.report.run_folder import RunFolder
+
+
+class _Page(HTMLParser):
+    """Every start tag with its attributes, and the content of each script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+
+    def values(self, *names: str) -> list[str]:
+        return [attributes[name] for _, attributes in self.tags for name in names if name in attributes]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """A run of which every rollout is shown, so that the hostile one is."""
+    return write_run(tmp_path_factory.mktemp("run"), steps=40, samples=6)
+
+
+@pytest.fixture(scope="module")
+def page_text(run_dir) -> str:
+    return write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_page_needs_nothing_outside_itself(page_text):
+    page = _Page(page_text)
+    assert all(value.startswith("data:image/") for value in page.values("src"))
+    assert all(value.startswith("#chart-") for value in page.values("href", "xlink:href"))
+    assert not page.values("srcset", "action", "poster", "background")
+    assert not {"link", "iframe", "object", "embed", "form", "a"} & {tag for tag, _ in page.tags}
+    urls = set(re.findall(r"https?://[^\s\"'<>)]+", page_text))
+    assert urls <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, never fetched
+    assert set(re.findall(r"url\((.)", page_text)) == {"#"}
+    assert "@import" not in page_text
+
+
+def test_hostile_text_stays_text(page_text):
+    assert page_text.count("&lt;/script&gt;&lt;/span&gt;&lt;img src=x") >= 4  # question, gold, id, response, part
+    assert HOSTILE not in page_text
+    page = _Page(page_text)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert len(page.scripts) == 2
+    assert "<" not in page.scripts[0]
+    assert len(json.loads(page.scripts[0])) == 9
+
+
+def test_policy_admits_only_the_pages_own_script(page_text):
+    policy = next(value for value in _Page(page_text).values("content") if "default-src" in value)
+    digest = base64.b64encode(hashlib.sha256(_Page(page_text).scripts[1].encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert re.findall(r"script-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
+
+
+def test_page_tells_the_run(page_text, run_dir):
+    text = re.sub(r"<[^>]*>", "", page_text)
+    for words in ("44.1\u202f%", "86.9\u202f%", "rose by 42.8 points", "1 min 08 s", "39.8\u202f%", "11,204", COMMAND):
+        assert words in text, words
+    assert "clip_high: 0.28" in text
+    assert page_text.count('class="response long"') == 1
+    assert not list(run_dir.glob("*.part"))
+
+
+def test_report_is_deterministic(run_dir, page_text):
+    assert write_report(run_dir).read_text(encoding="utf-8") == page_text
+
+
+def test_report_of_a_bare_summary_says_what_is_missing(tmp_path):
+    nothing = {"before": None, "after": None, "before_ci95": None, "after_ci95": None, "samples": None}
+    bare = summary(steps=0, accuracy=nothing, seconds={}, rewards=dict.fromkeys(summary()["rewards"], 0))
+    (tmp_path / "summary.json").write_text(json.dumps(bare))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    for words in (
+        "Accuracy was not measured.", "No times were recorded.", "No rollouts were recorded.", "left no config.yaml",
+        "Not logged in this run: Reward, Status of rollouts",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+# --- Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": [1.0]}, "line 2: Value error, weights has 1 entries for 2 tokens"),
+        ({"weights": [1.0, -1.0]}, r"line 2: weights\.1: .*greater than or equal to 0"),
+        ({"weights": [1.0, float("nan")]}, r"line 2: weights\.1: .*finite"),
+        ({"status": "maybe"}, "line 2: status: "),
+        (
+            {"images": ["x"], "attention": [[[1.0], [2.0]]]},
+            r"line 2: .*must be \[2 tokens\]\[rows\]\[columns\]",
+        ),
+        ({"images": ["x"], "attention": [[[[1.0]], [[1.0, 2.0]]]]}, "line 2: attention: "),
+        ({"images": [], "attention": [[[[1.0]], [[1.0]]]]}, "attention has 1 entries for 0 images"),
+    ],
+)
+def test_malformed_samples_are_named_in_one_line(tmp_path, change, message):
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    good = dict(
+        step=1, problem="p", question="<image>q", gold="1", response="ab", tokens=["a", "b"], weights=[1.5, 0.5],
+        advantage=0.5, reward=1.0, parts={}, status="right", images=[],
+    )  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        RunFolder.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_malformed_summaries_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
+    for content, words in (
+        (None, "summary.json not found"),
+        ("{", "is not valid JSON"),
+        (json.dumps({key: value for key, value in summary().items() if key != "tokens"}), "tokens: Field required"),
+    ):
+        if content is not None:
+            (tmp_path / "summary.json").write_text(content)
+        assert command_line.main() == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    assert command_line.main() == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
