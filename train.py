@@ -17,8 +17,8 @@ def main(config: DictConfig) -> None:
     from atrl import pipeline
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    pipeline.prepare_process(config)
     parts = pipeline.instantiate_parts(config, folder)
+    pipeline.prepare_process(parts)
     data = pipeline.load_data(parts)  # bad data stops here, before any model loads
     loaded = parts.model.load(folder / "initial_model")
 

@@ -27,7 +27,8 @@ if [ -n "${PYTHON:-}" ]; then
     try "$PYTHON"
     [ -n "$without_venv" ] || fail "PYTHON=$PYTHON is not a Python 3.11 to 3.14: name one, or leave PYTHON out"
 else
-    for candidate in python3 python3.12 python3.13 python3.11 python3.14 python; do
+    # 3.11 first: it is what the project is developed and tested with.
+    for candidate in python3.11 python3.12 python3.13 python3 python3.14 python; do
         try "$candidate"
     done
 fi

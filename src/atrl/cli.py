@@ -80,9 +80,7 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
     home = Path(inspect.getfile(task)).resolve().parent
     _set_defaults(os.environ, ENVIRONMENT)
     job = _Job(task, debugging=_debugging())
-    program = hydra.main(version_base="1.3", config_path=str(home / config_path), config_name=config_name)(
-        job
-    )
+    program = hydra.main(version_base="1.3", config_path=str(home / config_path), config_name=config_name)(job)
     try:
         with _variable("HYDRA_FULL_ERROR", "1"):  # or Hydra would print errors itself and exit
             program()
@@ -118,10 +116,10 @@ class _Job:
         self.reported = False
 
     def __call__(self, config: DictConfig) -> Any:
-        if OmegaConf.select(config, "verbose") is not True:
-            _set_defaults(os.environ, QUIET_ENVIRONMENT)
-            _quieten_console()
         try:
+            if OmegaConf.select(config, "verbose") is not True:
+                _set_defaults(os.environ, QUIET_ENVIRONMENT)
+                _quieten_console()
             # Programs that the task starts should see the environment as the user set it.
             with _variable("HYDRA_FULL_ERROR", None):
                 return self.task(config)
@@ -155,7 +153,7 @@ def user_message(error: BaseException, task_file: Path) -> str | None:
         return f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}"
     files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, ValueError):
-        return str(error) if files and _is_ours(files[-1], task_file) and _by_raise(error) else None
+        return str(error) or None if files and _is_ours(files[-1], task_file) and _by_raise(error) else None
     if isinstance(error, UNREADABLE):
         beyond_library = [file for file in files if not _is_standard_library(file)]
         if beyond_library and _is_ours(beyond_library[-1], task_file):

@@ -7,7 +7,7 @@ message can name the key, group or option that was probably meant.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,9 @@ from atrl.suggest import did_you_mean, nearest_keys
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 """What Hydra raises for a command line or a YAML file that it can't use, besides its own ValueErrors."""
 
+Lister = Callable[[str, ObjectType], list[str]]
+"""The names of the groups or configs in a folder of the search path."""
+
 NOISE = ("Config search path:", "Search path:", "See https://")
 """Where the part of Hydra's messages starts that is no help in one line."""
 
@@ -45,9 +48,7 @@ class CommandLine:
     multirun: bool
 
     @classmethod
-    def parse(
-        cls, arguments: Sequence[str], *, home: Path, config_path: str | Path, config_name: str
-    ) -> CommandLine:
+    def parse(cls, arguments: Sequence[str], *, home: Path, config_path: str | Path, config_name: str) -> CommandLine:
         """Reads the program's arguments as Hydra does, with its ``--config-path`` and ``--config-name``.
 
         `home` is the folder of the program, which config paths are relative to.
@@ -79,7 +80,12 @@ def override_problems(command: CommandLine) -> Iterator[str]:
     """One line for each override that names no key, group or option, or that can't be read."""
     with initialize_config_dir(str(command.folder.absolute()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        groups = {group: options(loader, group) for group in all_groups(loader)}
+        search_path = [text for text in command.overrides if text.startswith("hydra.searchpath=")]
+
+        def names(parent: str, kind: ObjectType) -> list[str]:
+            return loader.get_group_options(parent, kind, command.config_name, search_path)
+
+        groups = {group: options(names, group) for group in all_groups(names)}
         overrides: list[Override] = []
         choices: list[str] = []
         for text in command.overrides:
@@ -94,24 +100,23 @@ def override_problems(command: CommandLine) -> Iterator[str]:
                 yield problem
             else:
                 choices += _one_choice(override)
-        composition = _Composition(command.config_name, choices, groups)
+        composition = _Composition(command.config_name, [*search_path, *choices], groups)
         yield from filter(None, map(composition.key_problem, overrides))
 
 
-def all_groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+def all_groups(names: Lister, parent: str = "") -> Iterator[str]:
     """Every config group at or below `parent`, nested ones as ``"hydra/launcher"``."""
-    for name in loader.list_groups(parent):
+    for name in names(parent, ObjectType.GROUP):
         group = f"{parent}/{name}" if parent else name
         yield group
-        yield from all_groups(loader, group)
+        yield from all_groups(names, group)
 
 
-def options(loader: ConfigLoader, group: str) -> list[str]:
+def options(names: Lister, group: str) -> list[str]:
     """Every option of a group, those in its subfolders as ``"folder/option"``."""
-    direct = loader.get_group_options(group, ObjectType.CONFIG)
-    folders = loader.list_groups(group)
-    nested = [f"{name}/{option}" for name in folders for option in options(loader, f"{group}/{name}")]
-    return sorted(direct) + nested
+    direct = sorted(names(group, ObjectType.CONFIG))
+    folders = names(group, ObjectType.GROUP)
+    return direct + [f"{name}/{option}" for name in folders for option in options(names, f"{group}/{name}")]
 
 
 def _parsed(text: str, loader: ConfigLoader) -> Override | None:
@@ -130,9 +135,7 @@ def _unreadable(text: str) -> str:
 
 def _sweep_without_multirun(override: Override) -> str:
     key, _, values = override.input_line.partition("=")
-    return (
-        f"{key}={values} is a sweep: add --multirun for a job a value, or write '{key}=[{values}]' for a list"
-    )
+    return f"{key}={values} is a sweep: add --multirun for a job a value, or write '{key}=[{values}]' for a list"
 
 
 def _option_problem(override: Override, known: Sequence[str]) -> str | None:

@@ -30,10 +30,17 @@ def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> dict[str, float]:
 
 
 def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
-    """Lengths in tokens, and tokens generated per second of the rollout phase."""
+    """Lengths in tokens, tokens generated per second of the rollout phase, and how far the sampler is off.
+
+    The gap is between the sampler's log-prob of a token and the trainer's for the same weights, in nats.
+    """
+    mask = step.experience.response_mask
+    gap = (step.logprobs - step.experience.sampler_logprobs)[mask].abs()
     lengths = [len(rollout.token_ids) for group in step.groups for rollout in group.rollouts]
     return {
         "rollout/response_length": sum(lengths) / len(lengths),
         "rollout/response_length_max": float(max(lengths)),
         "rollout/tokens_per_second": sum(lengths) / max(rollout_seconds, 1e-9),
+        "rollout/logprob_gap_mean": float(gap.mean()),
+        "rollout/logprob_gap_max": float(gap.max()),
     }

@@ -57,8 +57,21 @@ class StepRecord:
     experience: Experience
     credit: CreditOutput | None
     capture: AttentionCapture | None
+    logprobs: Float[Tensor, "rollout response"]
+    """Of the policy that sampled, before this step's update; 0 on padding."""
     entropy: Float[Tensor, "rollout response"]
+    """Of the same policy, in nats; 0 on padding."""
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatchOutcome:
+    """A micro-batch's share of the loss, sums for the metrics, and what the policy says of its tokens."""
+
+    loss: Float[Tensor, ""]
+    sums: dict[str, Tensor]
+    logprobs: Float[Tensor, "rollout response"]
+    entropy: Float[Tensor, "rollout response"]
 
 
 class PolicyModule(PromptModule):
@@ -136,14 +149,16 @@ class PolicyModule(PromptModule):
         batches = list(micro_batches(experience.size, self.optimizer_settings.micro_batch_size))
         batch_totals = self._totals(experience)
 
+        tokens: list[tuple[Tensor, Tensor]] = []
         with phase("update"):
-            for _ in range(self.objective.updates_per_batch):
-                sums, entropy = [], []
+            for update in range(self.objective.updates_per_batch):
+                sums = []
                 for rows in batches:  # 7: micro-batch → log-probs → loss → backward
-                    loss, metrics, token_entropies = self._loss(experience.rows(rows), token_advantages[rows], batch_totals)
-                    self.manual_backward(loss if credit is None or credit.auxiliary_loss is None else loss + credit.auxiliary_loss)
-                    sums.append(metrics)
-                    entropy.append(token_entropies)
+                    outcome = self._loss(experience.rows(rows), token_advantages[rows], batch_totals)
+                    self.manual_backward(outcome.loss)
+                    sums.append(outcome.sums)
+                    if update == 0:
+                        tokens.append((outcome.logprobs, outcome.entropy))
                 gradient_norm = self._optimizer_step()  # 8: clip, optimizer step, schedule
 
         with phase("sync"):  # 9: new weights → sampler
@@ -151,10 +166,19 @@ class PolicyModule(PromptModule):
             self.rollouts.update_weights(named_parameters(self.policy), version=self.steps_done)
 
         metrics = {f"loss/{name}": sum(part[name] for part in sums).item() / batch_totals.tokens for name in sums[0]}
+        logprobs, entropy = (torch.cat(part) for part in zip(*tokens, strict=True))
         self.last_step = StepRecord(
-            self.steps_done, groups, rewards, advantages, experience, credit, capture, torch.cat(entropy),
-            metrics | {"loss/gradient_norm": gradient_norm},
-        )  # fmt: skip
+            step=self.steps_done,
+            groups=groups,
+            rewards=rewards,
+            advantages=advantages,
+            experience=experience,
+            credit=credit,
+            capture=capture,
+            logprobs=logprobs,
+            entropy=entropy,
+            metrics=metrics | {"loss/gradient_norm": gradient_norm},
+        )
 
     def _score(self, experience: Experience) -> tuple[Experience, AttentionCapture | None]:
         """One no-grad forward, if anything asks for it: old log-probs, attention; and the reference's log-probs."""
@@ -191,14 +215,13 @@ class PolicyModule(PromptModule):
 
     def _loss(
         self, batch: Experience, advantages: Float[Tensor, "rollout response"], totals: BatchTotals
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor], Float[Tensor, "rollout response"]]:
+    ) -> MicroBatchOutcome:
         logprobs, processed = self._logprobs(self.policy, batch)
         loss, sums = self.objective(logprobs, advantages, batch, totals)
         with torch.no_grad():
             entropy = token_entropy(processed) * batch.response_mask
-            gap = (logprobs - batch.sampler_logprobs).abs() * batch.response_mask
-        sums |= {"policy": loss.detach() * totals.tokens, "entropy": entropy.sum(), "sampler_gap": gap.sum()}
-        return loss, sums, entropy
+        sums |= {"policy": loss.detach() * totals.tokens, "entropy": entropy.sum()}
+        return MicroBatchOutcome(loss, sums, logprobs.detach(), entropy)
 
     def _totals(self, experience: Experience) -> BatchTotals:
         return BatchTotals(

@@ -51,7 +51,7 @@ class Data:
     baseline: dict[str, Any] | None
 
 
-def prepare_process(config: DictConfig) -> None:
+def prepare_process(parts: Parts) -> None:
     """Seed the global generators and set the number of threads.
 
     Every random choice of a run has a generator of its own; the global ones are seeded for libraries that use them.
@@ -59,10 +59,9 @@ def prepare_process(config: DictConfig) -> None:
     import torch
     from lightning import seed_everything
 
-    trainer = read_section(config.trainer, TrainerSettings)
-    if trainer.threads is not None:
-        torch.set_num_threads(trainer.threads)
-    seed_everything(config.seed, verbose=False)
+    if parts.trainer.threads is not None:
+        torch.set_num_threads(parts.trainer.threads)
+    seed_everything(parts.run.seed, verbose=False)
 
 
 def instantiate_parts(config: DictConfig, folder: Path) -> Parts:

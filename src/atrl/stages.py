@@ -78,8 +78,13 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     return WarmUpOutcome(selection.history, time.perf_counter() - start, before, held_out_score())
 
 
-def reinforce(parts: Parts, data: Data, loaded: LoadedModel) -> TrainingOutcome:
-    """Train `loaded.model` by reinforcement learning, in place, scoring it before and after."""
+def reinforce(
+    parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequence[Callback] = ()
+) -> TrainingOutcome:
+    """Train `loaded.model` by reinforcement learning, in place, scoring it before and after.
+
+    `watchers` are callbacks of the caller's own, which see every step's record.
+    """
     builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
     loader = PromptLoader(
         data.train,
@@ -104,7 +109,8 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel) -> TrainingOutcome:
             held_out_prompts(builder, data.test), samples=1, every=parts.trainer.evaluate_every, seed=parts.run.seed
         )
     callbacks = [rollout, credit, evaluate, record, CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)]
-    trainer = build_trainer(parts, [*(entry for entry in callbacks if entry is not None), StepProgressBar()])
+    bound = [entry for entry in callbacks if entry is not None]
+    trainer = build_trainer(parts, [*bound, *watchers, StepProgressBar()])
     trainer.fit(module, loader)
     return TrainingOutcome(
         module=module,

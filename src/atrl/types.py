@@ -139,11 +139,15 @@ class Experience:
 
     def rows(self, index: slice) -> Experience:
         """The rollouts of `index`, padding kept, so that results do not depend on the micro-batch."""
-        cut = lambda tensor: None if tensor is None else tensor[index]  # noqa: E731
         return Experience(
-            self.input_ids[index], self.attention_mask[index], self.response_mask[index], self.pixels[index],
-            self.sampler_logprobs[index], cut(self.old_logprobs), cut(self.reference_logprobs),
-        )  # fmt: skip
+            input_ids=self.input_ids[index],
+            attention_mask=self.attention_mask[index],
+            response_mask=self.response_mask[index],
+            pixels=self.pixels[index],
+            sampler_logprobs=self.sampler_logprobs[index],
+            old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
+            reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,5 +173,3 @@ class CreditOutput:
     """Connectivity density, where the scheme computes one."""
     trajectory_scale: Float[Tensor, "rollout"] | None = None
     """A factor on the whole rollout's advantage; None is 1."""
-    auxiliary_loss: Float[Tensor, ""] | None = None
-    """A term that is added to the loss, with a gradient; None is 0."""

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
 from atrl.types import Problem, Prompt, Rollout, RolloutGroup
 
-TOLERANCE = {"transformers": 1e-4, "vllm": 1e-3}
-"""Largest difference of a log-probability, float32."""
+TOLERANCE = 1e-4
+"""Largest difference of a float32 log-probability; 5e-6 is what both samplers reach."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def processor(checkpoint: Path):
 
 @pytest.fixture(scope="module")
 def prompts(processor) -> list[Prompt]:
-    """Prompts of different lengths: a square picture, a wide one, two of different shapes, none, and a square one again."""
+    """Prompts of different lengths: a square picture, a wide one, two of different shapes, none, and a square one."""
     square, other = GeometryProblems(train_size=2).load("train")
     wide = Image.linear_gradient("L").resize((210, 70)).convert("RGB")
     tall = Image.radial_gradient("L").resize((60, 180)).convert("RGB")
@@ -130,7 +131,7 @@ def test_logprobs_are_the_trainers(sampler: Sampler, policy, handle: ModelHandle
     assert [len(group.rollouts) for group in groups] == [3] * len(prompts)
     difference = worst_difference(policy, groups, handle.banned_ids, temperature)
     print(f"\n{sampler.name}, temperature {temperature}: largest difference {difference:.1e}")
-    assert difference < TOLERANCE[sampler.name]
+    assert difference < TOLERANCE
 
 
 @pytest.mark.parametrize("part", ["visual", "embed_tokens", "language_model.layers", ""])
@@ -147,10 +148,10 @@ def test_new_weights_of_every_part_are_used(sampler: Sampler, policy, handle: Mo
     sampler.update_weights(policy.named_parameters(), version=2)
     groups = sampler.generate(with_pictures, sampling, seed="0/2")
     assert {group.policy_version for group in groups} == {2}
-    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE[sampler.name]
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
     policy.load_state_dict(old)
     for group in groups:
-        assert worst_difference(policy, [group], handle.banned_ids) > 20 * TOLERANCE["vllm"]
+        assert worst_difference(policy, [group], handle.banned_ids) > 0.02
 
 
 def test_the_seed_decides(sampler: Sampler, prompts) -> None:
@@ -198,7 +199,7 @@ def test_banned_tokens_are_never_sampled(sampler: Sampler, policy, handle: Model
             favourites = teacher_logits(policy, group.prompt, rollout).argmax(dim=-1).tolist()
             assert set(favourites) <= set(handle.banned_ids)  # unmasked, nothing else would ever be sampled
             assert not set(rollout.token_ids) & set(handle.banned_ids)
-    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE[sampler.name]
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
 
 
 def test_responses_end_with_their_end_token_or_are_marked_as_cut(
@@ -229,7 +230,7 @@ def test_greedy_responses_are_those_of_transformers_generate(
             do_sample=False, max_new_tokens=16, suppress_tokens=list(handle.banned_ids),
         )  # fmt: skip
         assert group.rollouts[0].token_ids == expected[0, ids.shape[1] :].tolist()
-    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE[sampler.name]
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
 
 
 def _global_state() -> tuple:
@@ -249,19 +250,47 @@ def test_generating_leaves_the_process_as_it_was(sampler: Sampler, policy, promp
     assert policy.training and policy.lm_head.training and not policy.model.visual.training
 
 
-def test_an_engine_can_be_closed_and_started_again(engine: VllmSampler, handle: ModelHandle, prompts) -> None:
+@contextmanager
+def _process_group(folder: Path) -> Iterator[None]:
+    """A trainer's process group of one process, which must still be there at the end."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
+    try:
+        yield
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("trainers_group", [False, True])
+def test_an_engine_can_be_closed_and_started_again(
+    engine: VllmSampler, handle: ModelHandle, prompts, tmp_path: Path, trainers_group: bool
+) -> None:
     sampling = Sampling(group_size=2, max_response_tokens=8)
     engine.update_weights(handle.model.named_parameters(), version=7)
     first = tokens(engine.generate(prompts, sampling, seed="0/1"))
     engine.close()
     engine.close()
     assert not torch.distributed.is_initialized()
-    before = _global_state()
-    engine.start(handle)
-    assert _global_state() == before
-    again = engine.generate(prompts, sampling, seed="0/1")
+    with _process_group(tmp_path) if trainers_group else nullcontext():
+        before = _global_state()
+        engine.start(handle)
+        assert _global_state() == before
+        again = engine.generate(prompts, sampling, seed="0/1")
+        if trainers_group:
+            engine.close()
+    if trainers_group:
+        engine.start(handle)  # for the other tests
     assert tokens(again) == first
     assert {group.policy_version for group in again} == {0}
+
+
+def test_options_that_the_engine_refuses_are_named(engine: VllmSampler, handle: ModelHandle, prompts) -> None:
+    engine.close()
+    too_small = VllmSampler(cpu_cache_gib=1e-6, gpu_memory_utilization=1e-6)
+    with pytest.raises(ValueError, match=r"rollout=vllm: the engine did not start on .*: ValueError: .*memory"):
+        too_small.start(handle)
+    engine.start(handle)
+    assert len(engine.generate(prompts[:1], Sampling(group_size=1), seed="0/1")) == 1
 
 
 def test_a_prompt_that_the_engine_expands_differently_is_refused(engine: VllmSampler, prompts) -> None:

@@ -16,6 +16,7 @@ from atrl.cli import _Job, user_message
 from atrl.suggest import did_you_mean, did_you_mean_or_all, nearest_keys
 
 ROOT = Path(__file__).parents[2]
+CREDIT = "faulty, package, ratio, uniform"  # the options of the program's group
 
 PROGRAM = """
     from __future__ import annotations
@@ -192,12 +193,12 @@ MISTAKES = {
     ),
     "unlike anything": (
         ["quux=1"],
-        "no key 'quux': --cfg job shows all there are; to add it, write +quux=1".replace("quux=1", "quux=VALUE"),
+        "no key 'quux': --cfg job shows all there are; to add it, write +quux=VALUE",
     ),
     "unknown group": (["credt=ratio"], "no key 'credt', did you mean 'credit'?"),
     "unknown option": (
         ["credit=rati"],
-        "credit=rati: there is no such option of 'credit', did you mean 'ratio'? (there are faulty, package, ratio, uniform)",
+        f"credit=rati: there is no such option of 'credit', did you mean 'ratio'? (there are {CREDIT})",
     ),
     "unknown experiment": (
         ["experiment=fin"],
@@ -206,7 +207,7 @@ MISTAKES = {
     ),
     "number for a group": (
         ["credit=3"],
-        "credit=3: there is no such option of 'credit' (there are faulty, package, ratio, uniform)",
+        f"credit=3: there is no such option of 'credit' (there are {CREDIT})",
     ),
     "unknown hydra key": (["hydra.run.dri=x"], "no key 'hydra.run.dri', did you mean 'hydra.run.dir'?"),
     "deletion of nothing": (["~sead"], "no key 'sead', did you mean 'seed'?"),
@@ -222,12 +223,11 @@ MISTAKES = {
     "sweep over an unknown key": (["-m", "sead=1,2"], "no key 'sead', did you mean 'seed'?"),
     "sweep with an unknown option": (
         ["-m", "credit=uniform,rati"],
-        "credit=rati: there is no such option of 'credit', did you mean 'ratio'? (there are faulty, package, ratio, uniform)",
+        f"credit=rati: there is no such option of 'credit', did you mean 'ratio'? (there are {CREDIT})",
     ),
     "experiment with an unknown option": (
         ["experiment=wrong_group"],
-        "a defaults list asks for credit=rati, which does not exist, did you mean 'ratio'? "
-        "(there are faulty, package, ratio, uniform)",
+        f"a defaults list asks for credit=rati, which does not exist, did you mean 'ratio'? (there are {CREDIT})",
     ),
     "experiment with an unknown key": (
         ["experiment=wrong_key"],
@@ -349,8 +349,9 @@ def test_hydras_own_flags_work(call, tmp_path):
     (extra / "mine.yaml").write_text("# @package _global_\nseed: 11\n")
     shown = call("--cfg", "job", "--config-dir", "extra", "experiment=mine")
     assert "seed: 11\n" in shown.stdout and "hydra" not in shown.stdout and shown.returncode == 0
-    misspelt = call("--config-dir", "extra", "experiment=mien")
-    assert "did you mean 'mine'?" in misspelt.stderr and misspelt.returncode == 2
+    for arguments, meant in ((["experiment=mien"], "mine"), (["experiment=mine", "sead=1"], "seed")):
+        misspelt = call("--config-dir", "extra", *arguments)
+        assert f"did you mean '{meant}'?" in misspelt.stderr and misspelt.returncode == 2
     helped = call("--help")
     assert "Configuration groups" in helped.stdout and helped.returncode == 0
     completed = call("-sc", "query=bash", COMP_LINE="python program.py credit=u", COMP_POINT="26")

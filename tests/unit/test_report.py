@@ -117,7 +117,7 @@ def test_phase_shares_name_the_rest():
 def test_phase_shares_of_overlapping_phases_add_up_to_one():
     shares = figures.phase_shares({"total": 5.0, "rollout": 6.0, "update": 2.0})
     assert [(p.name, p.share) for p in shares] == [("rollout", 0.75), ("update", 0.25)]
-    assert figures.phase_shares({}) == []
+    assert figures.phase_shares({}) == figures.phase_shares({"total": 9.0}) == []
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,7 @@ def test_phase_shares_of_overlapping_phases_add_up_to_one():
 def test_verdict(given_accuracy, apart, words):
     verdict = figures.verdict(given_accuracy)
     assert verdict.apart is apart
+    assert verdict.tone == ("unclear" if not apart else "better" if "rose" in words else "worse")
     assert words in verdict.sentence
 
 
@@ -221,11 +222,11 @@ def test_accuracy_chart_shows_both_ends_without_any_logged_curve():
 # --- Heat maps
 
 
-def test_pool_adds_mass_up():
+def test_pool_keeps_the_largest():
     attention = np.arange(12.0).reshape(1, 3, 4)
     pooled = heatmaps.pool(attention, 2)
     # Rows 0 | 1+2 and columns 0+1 | 2+3 of [[0 1 2 3], [4 5 6 7], [8 9 10 11]].
-    assert pooled.tolist() == [[[1, 5], [26, 34]]]
+    assert pooled.tolist() == [[[1, 3], [9, 11]]]
     assert heatmaps.pool(attention, 4) is attention
 
 
@@ -247,7 +248,7 @@ def test_heat_maps_are_relative_to_their_own_largest_cell():
     assert maps.grids == [(1, 2), (1, 1)]
     # 255 · 0.25 = 63.75, 255 · 0.5 = 127.5; the third token's attention is not finite.
     assert list(base64.b64decode(maps.levels)) == [64, 128, 255, 0, 0, 0, 0, 0, 0]
-    assert maps.peaks == [0.4, 0, None] and maps.totals == [0.7, 0, None]
+    assert maps.peaks == [0.4, 0, None]
     assert (maps.cells(0), maps.cells(1)) == ([64, 128], [255])
 
 

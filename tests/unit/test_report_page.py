@@ -101,7 +101,7 @@ def test_report_of_a_bare_summary_says_what_is_missing(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(bare))
     text = write_report(tmp_path).read_text(encoding="utf-8")
     for words in (
-        "Accuracy was not measured.", "No times were recorded.", "No rollouts were recorded.", "left no config.yaml",
+        "Accuracy was not measured.", "No phase was timed.", "No rollouts were recorded.", "left no config.yaml",
         "Not logged in this run: Reward, Status of rollouts",
     ):  # fmt: skip
         assert words in text, words

@@ -90,7 +90,8 @@ CASES = [
 
 
 def test_verdicts_derived_by_hand(maths):
-    verdicts = maths.score([f"so \\boxed{{{answer}}}" for answer, _, _ in CASES], [problem(g) for _, g, _ in CASES])
+    answers, golds, _ = zip(*CASES, strict=True)
+    verdicts = maths.score([f"so \\boxed{{{answer}}}" for answer in answers], [problem(gold) for gold in golds])
     assert list(zip(answers, golds, verdicts, strict=True)) == CASES
 
 
@@ -141,13 +142,12 @@ HOSTILE = {
 
 
 def test_hostile_answers_neither_hang_nor_raise_nor_score():
-    part = MathAnswer()
+    part = MathAnswer(cpu_seconds=0.5)
     try:
-        for _ in range(2):  # again: the workers must be whole
-            texts = [f"\\boxed{{{answer}}}" for answer in HOSTILE.values()]
-            verdicts = part.score(texts, [problem("5")] * len(texts))
-            scored = {name for name, verdict in zip(HOSTILE, verdicts, strict=True) if verdict.value}
-            assert scored == set()
+        texts = [f"\\boxed{{{answer}}}" for answer in HOSTILE.values()]
+        verdicts = part.score(texts, [problem("5")] * len(texts))
+        assert {name for name, verdict in zip(HOSTILE, verdicts, strict=True) if verdict.value} == set()
+        assert part.score([r"\boxed{5.0}"], [problem("5")]) == [RIGHT]
     finally:
         part.close()
 

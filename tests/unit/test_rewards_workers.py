@@ -91,8 +91,9 @@ SCRIPT = """
 import os, sys
 from atrl.rewards.workers import KillableWorkers
 def work():
-    pool = KillableWorkers(workers=1, cpu_seconds=30, memory_bytes=2**29)
+    pool = KillableWorkers(workers=1, cpu_seconds=1, memory_bytes=2**29)
     print("WORKER", pool.run(os.getpid, [()])[0], flush=True)
+    assert pool.run(pow, [(7, 10**10)]) == [None]
 {start}
 """
 
@@ -107,6 +108,7 @@ def run_script(tmp_path, start):
 def test_workers_end_with_a_script_that_forgets_to_close_them(tmp_path):
     done = run_script(tmp_path, 'if __name__ == "__main__":\n    work()')
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # not even of the worker that was about to replace the killed one
     worker = int(done.stdout.split()[1])
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)

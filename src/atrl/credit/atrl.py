@@ -66,6 +66,7 @@ class AtrlCredit:
         if self.sink_factor < 0:
             raise ValueError(f"credit.sink_factor must be 0 (off) or more, got {self.sink_factor}: try 4")
 
+    @torch.no_grad()
     def __call__(self, batch: Experience, capture: AttentionCapture | None) -> CreditOutput:
         """Weights, anchors and densities of every response; each depends on that response alone."""
         assert capture is not None, "atrl credit needs attention: the scoring forward must run with the probe on"
@@ -74,10 +75,11 @@ class AtrlCredit:
             image = remove_sinks(image, capture.image_mask, batch.response_mask, factor=self.sink_factor)
         density = connectivity_density(image, reduction=self.reduction)
         weights, anchors = torch.zeros_like(density), torch.zeros_like(batch.response_mask)
-        for row, length in enumerate(batch.response_mask.sum(dim=1).tolist()):
-            if length:
+        lengths, columns = batch.response_mask.sum(dim=1).tolist(), capture.image_mask.sum(dim=1).tolist()
+        for row, (length, width) in enumerate(zip(lengths, columns, strict=True)):
+            if length:  # padding is cut off, so that no sum depends on the rest of the batch
                 weights[row, :length], anchors[row, :length] = self._weigh_response(
-                    density[row, :length], capture.response[row, :length, :length], image[row, :, :, :length]
+                    density[row, :length], capture.response[row, :length, :length], image[row, :, :, :length, :width]
                 )
         return CreditOutput(normalise(weights, batch.response_mask), anchors=anchors, density=density)
 
@@ -87,6 +89,8 @@ class AtrlCredit:
         response: Float[Tensor, "token token"],
         image: Float[Tensor, "layer head token image"],
     ) -> tuple[Float[Tensor, "token"], Bool[Tensor, "token"]]:
+        if not density.any():  # no picture, or nothing but sinks: no token reads more than another
+            return torch.ones_like(density), torch.zeros_like(density, dtype=torch.bool)
         num_clusters = min(self.num_clusters, len(density) // 2)
         membership = [0] * len(density)
         if num_clusters > 1:

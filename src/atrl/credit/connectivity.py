@@ -21,9 +21,10 @@ def remove_sinks(
     """Image mass without the columns that draw attention whatever the query; rows renormalised as if they were absent.
 
     In one head of one response, column v is a sink when its median mass over the response's rows exceeds `factor`
-    times the median that an even spread of the same image mass would give each column. What is left of a row is divided by (1 - sink mass), so
-    that it is the softmax over all other columns. Attention sinks: Xiao et al., arXiv 2309.17453; that AT-RL removes
-    them is the paper's, the rule is ours.
+    times the median that an even spread of the same image mass would give each column; of an even number of rows the
+    lower middle one counts. With no more than `factor` columns none can be a sink. What is left of a row is divided
+    by (1 - sink mass), so that it is the softmax over all other columns. Attention sinks: Xiao et al., arXiv
+    2309.17453; that AT-RL removes them is the paper's, the rule is ours.
     """
     # Rows are sorted once per head; padding rows go last and are never reached by the median's index.
     valid = response_mask[:, None, None, :, None]

@@ -16,8 +16,9 @@ def edge_strengths(
 ) -> Float[Tensor, "token token"]:
     """Symmetric, non-negative strengths in [0, 1] with a zero diagonal, for the tokens of one response.
 
-    ``attention``: response→response attention, symmetrised as (a + aᵀ)/2. ``similarity``: cosine of two tokens' rows of image attention over
-    all heads and layers. ``both``: their mean. Each is divided by its largest entry, so that neither drowns the other.
+    ``attention``: response→response attention, symmetrised as (a + aᵀ)/2. ``similarity``: cosine of two tokens' rows
+    of image attention over all heads and layers. ``both``: their mean. Each is divided by its largest entry, so that
+    neither drowns the other.
     """
     parts = []
     if edges in ("attention", "both"):
@@ -29,7 +30,8 @@ def edge_strengths(
     for part in parts:
         part = part.clone().fill_diagonal_(0)
         total += part / part.max().clamp_min(torch.finfo(part.dtype).tiny)
-    return total / len(parts)
+    # Matrix products are symmetric only up to rounding; METIS wants both copies of an edge to weigh the same.
+    return (total + total.T) / (2 * len(parts))
 
 
 def nearest_neighbours(

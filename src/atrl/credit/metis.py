@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 
-def partition(starts: list[int], targets: list[int], weights: list[int], *, num_clusters: int, seed: int = 0) -> list[int]:
+def partition(
+    starts: list[int], targets: list[int], weights: list[int], *, num_clusters: int, seed: int = 0
+) -> list[int]:
     """A cluster id for every node: about equal sizes, least weight of the edges cut.
 
     METIS: Karypis & Kumar, SIAM J. Sci. Comput. 20(1), 1998. Recursive bisection is asked for explicitly: pymetis

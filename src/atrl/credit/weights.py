@@ -27,7 +27,8 @@ def choose_anchors(
 
     Halves round up, and a response has at least one anchor. Ties go to the lower cluster id, then the earlier token.
     """
-    wanted = max(1, int(ratio * len(density) + 0.5))
+    # Rounded twice: 0.35 · 90 is 31.4999… in binary, and its half must round up.
+    wanted = max(1, int(round(ratio * len(density), 6) + 0.5))
     rank = torch.empty_like(load, dtype=torch.long)
     rank[load.argsort(descending=True, stable=True)] = torch.arange(len(load), device=load.device)
     by_density = density.argsort(descending=True, stable=True)

@@ -52,6 +52,11 @@ class GeometryProblems:
             raise ValueError(f"data.grid must be 2 … 10 (coordinates are single digits), got {self.grid}")
         if not self.kinds:
             raise ValueError("data.kinds is empty: name at least one of read, midpoint, distance, slope")
+        if "midpoint" in self.kinds and not all(midpoint_pairs(split_pairs(self.grid, split)) for split in _SHARES):
+            raise ValueError(
+                f"data.grid={self.grid} is too small for data.kinds=[midpoint]: a split would have no pair of points "
+                "with an integer midpoint; set data.grid to 3 or more"
+            )
 
     def load(self, split: Split) -> Sequence[Problem]:
         """The problems of `split`, the same for the same seed, on every machine and for every world size."""

@@ -34,7 +34,8 @@ class PromptBuilder:
         """The prompt of `problem`, of any length.
 
         Raises:
-            ValueError: if the marks in the question and the pictures differ in number, or a picture can't be read.
+            ValueError: if the marks in the question and the pictures differ in number, a picture can't be read, or
+                the text spells out one of the model's control tokens.
         """
         images = tuple(open_image(image, problem_id=problem.id) for image in problem.images)
         text = self._chat_text(problem)
@@ -70,6 +71,7 @@ class PromptBuilder:
             )
         if self.instruction:
             pieces[-1] = f"{pieces[-1].rstrip()} {self.instruction}"
+        self._check_text(problem.id, pieces)
         content: list[dict[str, str]] = []
         for index, piece in enumerate(pieces):
             content += [{"type": "image"}] * (index > 0)
@@ -78,6 +80,15 @@ class PromptBuilder:
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
 
+    def _check_text(self, problem_id: str, pieces: Sequence[str]) -> None:
+        tokenizer = self.processor.tokenizer
+        for token in (*tokenizer.all_special_tokens, self.processor.image_token):
+            if any(token in piece for piece in pieces):
+                raise ValueError(
+                    f"problem {problem_id}: its text contains {token!r}, which the model would take for a control "
+                    "token and not for text: remove it, or leave the problem out"
+                )
+
     def _check_placeholders(self, prompt: Prompt) -> None:
         grid = prompt.pixels.get("image_grid_thw")
         features = 0 if grid is None else int(grid.prod(dim=1).sum()) // self.processor.image_processor.merge_size**2
@@ -85,7 +96,7 @@ class PromptBuilder:
         if placeholders != features:
             raise ValueError(
                 f"problem {prompt.problem.id}: the prompt holds {placeholders} image tokens but its pictures give "
-                f"{features} features; its text may contain the placeholder {self.processor.image_token!r} itself"
+                f"{features} features; does the processor come from the same checkpoint as the model?"
             )
 
 
@@ -98,7 +109,7 @@ class PromptBatch:
 
 
 def banned_token_ids(processor: ProcessorMixin) -> tuple[int, ...]:
-    """Ids that no response may contain: placeholders and boundaries of pictures and videos, where the model has them."""
+    """Ids that no response may contain: placeholders and boundaries of pictures and videos, if the model has them."""
     tokenizer = processor.tokenizer
     names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
     extra: Sequence[str] = [getattr(processor, name, None) for name in ("image_token", "video_token")]

@@ -9,32 +9,40 @@ import random
 
 _QUESTIONS = {
     "read": ("Where is {asked}?", "What are the coordinates of {asked}?", "Read off point {asked}."),
-    "midpoint": ("What is the midpoint of A and B?", "Find the midpoint of AB.", "Which point lies midway between A and B?"),
+    "midpoint": (
+        "What is the midpoint of A and B?",
+        "Find the midpoint of AB.",
+        "Which point lies midway between A and B?",
+    ),
     "distance": (
         "What is the Manhattan distance of A and B?",
         "How far is B from A along the grid lines?",
         "Find the Manhattan distance between A and B.",
     ),
-    "slope": ("Is the slope of AB positive or negative?", "What sign has the slope of AB?", "Find the sign of the slope of AB."),
-}  # fmt: skip
+    "slope": (
+        "Is the slope of AB positive or negative?",
+        "What sign has the slope of AB?",
+        "Find the sign of the slope of AB.",
+    ),
+}
 _OPENERS = ("", "Let us look at the picture. ", "From the picture, ", "First read the grid: ", "On the grid, ")
 _PLACES = ("{p} is at {at}", "{p} lies at {at}", "point {p} sits at {at}", "I see {p} at {at}")
 _JOINS = (" and ", ", while ", ", and ", "; ")
 _RESULTS = {
     "midpoint": (
-        "The midpoint is ({ax}+{bx})/2, ({ay}+{by})/2. ",
-        "Half of {ax}+{bx} and half of {ay}+{by} gives the middle. ",
-        "Averaging, ({ax}+{bx})/2 and ({ay}+{by})/2. ",
+        "({ax}+{bx})/2 = {mx} and ({ay}+{by})/2 = {my}. ",
+        "Half of {ax}+{bx} is {mx}, half of {ay}+{by} is {my}. ",
+        "Midway of {ax} and {bx} is {mx}, midway of {ay} and {by} is {my}. ",
     ),
     "distance": (
-        "The steps are {dx} across and {dy} up or down. ",
-        "Across it is {dx}, and along the other axis {dy}. ",
-        "Adding {dx} and {dy} gives the distance. ",
+        "|{ax}-{bx}| = {dx} and |{ay}-{by}| = {dy}. ",
+        "From {ax} to {bx} it is {dx}, from {ay} to {by} it is {dy}. ",
+        "Across {ax} to {bx} takes {dx}, up or down {ay} to {by} takes {dy}. ",
     ),
     "slope": (
-        "From A to B, x changes from {ax} to {bx} and y from {ay} to {by}. ",
-        "So x goes {ax} to {bx}, y goes {ay} to {by}. ",
-        "Compare {ax} with {bx} and {ay} with {by}. ",
+        "From A to B, x goes {ax} to {bx}, it {x_way}, and y goes {ay} to {by}, it {y_way}. ",
+        "So x {x_way} ({ax} to {bx}) and y {y_way} ({ay} to {by}). ",
+        "With {ax} then {bx}, x {x_way}; with {ay} then {by}, y {y_way}. ",
     ),
 }
 _CLOSERS = ("The answer is ", "So the answer is ", "Hence ", "Answer: ")
@@ -48,7 +56,7 @@ def question(kind: str, asked: str, rng: random.Random) -> str:
 def worked_answer(
     kind: str, a: tuple[int, int], b: tuple[int, int], asked: str, answer: str, rng: random.Random
 ) -> str:
-    """A response that states the points it reads, works out the answer and ends in ``\\boxed{answer}``."""
+    """A response that states the points it reads, works out the answer step by step and ends in ``\\boxed{answer}``."""
 
     def place(letter: str) -> str:
         x, y = a if letter == "A" else b
@@ -59,9 +67,17 @@ def worked_answer(
     else:
         first, second = rng.choice(("AB", "BA"))
         reading = place(first) + rng.choice(_JOINS) + place(second)
-        numbers = {"ax": a[0], "ay": a[1], "bx": b[0], "by": b[1], "dx": abs(a[0] - b[0]), "dy": abs(a[1] - b[1])}
+        numbers = {
+            **{"ax": a[0], "ay": a[1], "bx": b[0], "by": b[1]},
+            **{"mx": (a[0] + b[0]) // 2, "my": (a[1] + b[1]) // 2, "dx": abs(a[0] - b[0]), "dy": abs(a[1] - b[1])},
+            **{"x_way": _way(a[0], b[0]), "y_way": _way(a[1], b[1])},
+        }
         result = rng.choice(_RESULTS[kind]).format(**numbers)
     opener = rng.choice(_OPENERS)
     if not opener.endswith(", ") and not opener.endswith(": "):
         reading = reading[0].upper() + reading[1:]
     return f"{opener}{reading}. {result}{rng.choice(_CLOSERS)}\\boxed{{{answer}}}"
+
+
+def _way(start: int, end: int) -> str:
+    return "rises" if end > start else "falls" if end < start else "stays"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -31,7 +32,7 @@ class TokenMean:
         self, loss: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"], totals: BatchTotals
     ) -> Float[Tensor, ""]:
         """Σ loss / number of trained tokens of the global batch."""
-        return (loss * mask).sum() / totals.tokens
+        return torch.where(mask, loss, 0.0).sum() / totals.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class SequenceMean:
         self, loss: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"], totals: BatchTotals
     ) -> Float[Tensor, ""]:
         """Σ over rollouts of (Σ loss / its tokens) / number of rollouts of the global batch."""
-        per_sequence = (loss * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+        per_sequence = torch.where(mask, loss, 0.0).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
         return per_sequence.sum() / totals.sequences
 
 
@@ -54,4 +55,4 @@ class ConstantLength:
         self, loss: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"], totals: BatchTotals
     ) -> Float[Tensor, ""]:
         """Σ loss / (number of rollouts of the global batch · the limit on a response's length)."""
-        return (loss * mask).sum() / (totals.sequences * totals.max_response_tokens)
+        return torch.where(mask, loss, 0.0).sum() / (totals.sequences * totals.max_response_tokens)

@@ -49,9 +49,11 @@ class Objective:
         """This micro-batch's share of the loss, and sums over its trained tokens for the metrics.
 
         Where the batch has no old log-probs the current ones take their place: with one update a batch the ratio
-        is 1, and only its gradient matters.
+        is 1, and only its gradient matters. Whatever stands outside the response mask has no effect.
         """
         mask = batch.response_mask
+        # Here and not only in the aggregation: behind the loss a NaN's gradient would be NaN again.
+        logprobs = torch.where(mask, logprobs, 0.0)
         old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         token = self.loss(logprobs, old_logprobs, advantages)
         per_token = token.loss
@@ -60,5 +62,5 @@ class Objective:
             assert batch.reference_logprobs is not None, "algorithm.kl_coefficient > 0 needs reference log-probs"
             divergence = k3_divergence(logprobs, batch.reference_logprobs)
             per_token = per_token + self.kl_coefficient * divergence
-            sums["kl"] = (divergence.detach() * mask).sum()
-        return self.aggregation(torch.where(mask, per_token, 0.0), mask, totals), sums
+            sums["kl"] = torch.where(mask, divergence.detach(), 0.0).sum()
+        return self.aggregation(per_token, mask, totals), sums

@@ -66,7 +66,7 @@ class PretrainedModel:
         )
         if self.freeze_vision:
             model.model.visual.requires_grad_(False)
-        return LoadedModel(model, processor, _local_folder(source))
+        return LoadedModel(model.train(), processor, _local_folder(source))
 
     def _resolve(self) -> str:
         return resolve_checkpoint(self.path)

@@ -76,7 +76,6 @@ class Card:
                 "kept": None if len(heat.kept) == len(sample.tokens) else heat.kept,
                 "levels": heat.levels,
                 "peaks": heat.peaks,
-                "totals": heat.totals,
             },
         }
 

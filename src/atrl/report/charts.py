@@ -48,14 +48,14 @@ class Chart:
 
 
 def draw_charts(metrics: dict[str, Curve], summary: Summary) -> tuple[list[Chart], list[str]]:
-    """Every panel that has something to show, and the titles of those that don't."""
+    """Every panel that has something to show, and the titles of the expected ones that don't."""
     charts, absent = [], []
     for panel in PANELS:
         curves = [(line, curve) for line in panel.lines if (curve := _find(line, metrics)) is not None]
         accuracy = summary.accuracy if panel.endpoints else None
         if curves or (accuracy is not None and (accuracy.before, accuracy.after) != (None, None)):
             charts.append(_draw(panel, curves, accuracy, summary.steps))
-        else:
+        elif panel.expected:
             absent.append(panel.title)
     return charts, absent
 
@@ -137,7 +137,7 @@ def _dress(axes: Axes, panel: Panel) -> None:
     if panel.unit == "share":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -0.02), 1.0 if panel.stacked else min(high, 1.03))
+        axes.set_ylim(max(low, 0.0), 1.0 if panel.stacked else min(high, 1.03))
     elif panel.unit != "number":
         axes.set_ylim(0, 1.06 * max(0.0, axes.get_ylim()[1]) or 1.0)
     if panel.unit == "bytes":
@@ -146,6 +146,7 @@ def _dress(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     axes.set_xlabel("step", color=svg.MUTED, fontsize=8, labelpad=1)
     axes.tick_params(length=0, labelsize=8, colors=svg.MUTED, pad=3)
+    axes.yaxis.get_offset_text().set(size=8, color=svg.MUTED)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(svg.GRID)

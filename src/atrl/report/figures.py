@@ -62,6 +62,13 @@ class Verdict:
     apart: bool | None
     sentence: str
 
+    @property
+    def tone(self) -> str:
+        """``better`` or ``worse`` where the intervals settle it, else ``unclear``."""
+        if not self.apart or self.change is None:
+            return "unclear"
+        return "better" if self.change > 0 else "worse"
+
 
 def verdict(accuracy: Accuracy) -> Verdict:
     """Compare accuracy before and after. Intervals that touch count as overlapping."""
@@ -76,7 +83,7 @@ def verdict(accuracy: Accuracy) -> Verdict:
     apart = accuracy.before_ci95[1] < accuracy.after_ci95[0] or accuracy.after_ci95[1] < accuracy.before_ci95[0]
     if apart:
         return Verdict(change, True, f"Accuracy {moved}; the 95{THIN_SPACE}% intervals do not overlap.")
-    doubt = f"the 95{THIN_SPACE}% intervals overlap, so this run alone does not settle it."
+    doubt = f"the 95{THIN_SPACE}% intervals overlap, so this run alone shows no clear change."
     return Verdict(change, False, f"Accuracy {moved}; {doubt}")
 
 
@@ -92,13 +99,14 @@ class Phase:
 def phase_shares(seconds: dict[str, float | None]) -> list[Phase]:
     """The run's time by phase, in the order of a step, the unaccounted rest as ``other``; shares add up to 1.
 
-    Where phases overlap and so add up to more than ``total``, shares are of their sum and there is no rest.
+    Where phases overlap and so add up to more than ``total``, shares are of their sum and there is no rest. Empty where
+    no phase was timed.
     """
     known = {name: seconds.get(name) or 0.0 for name in PHASES}
     accounted = sum(known.values())
-    whole = max(seconds.get("total") or 0.0, accounted)
-    if whole == 0:
+    if accounted == 0:
         return []
+    whole = max(seconds.get("total") or 0.0, accounted)
     known["other"] = whole - accounted
     return [Phase(name, spent, spent / whole) for name, spent in known.items() if spent > 0]
 
@@ -123,7 +131,7 @@ def key_facts(summary: Summary) -> list[Fact]:
     speed = f"{number(round(tokens.generated / sampling))} tokens/s" if sampling else ""
     device_peak = "" if peak.device is None else f"device {memory(peak.device)}"
     return [
-        Fact("Steps", f"{summary.steps:,}", f"{drawn:,} rollouts"),
+        Fact("Steps", f"{summary.steps:,}", f"{drawn:,} rollouts" if drawn else ""),
         Fact("Wall clock", duration(total), step_time),
         Fact("Tokens generated", f"{tokens.generated:,}", speed),
         Fact("Tokens trained", f"{tokens.trained:,}"),
@@ -131,7 +139,7 @@ def key_facts(summary: Summary) -> list[Fact]:
         Fact("Credit scheme", credit.scheme, clusters),
         Fact("Anchor tokens", percent(credit.anchor_fraction), target),
         Fact("Anchor recall", percent(credit.anchor_recall), "of the reading tokens"),
-        Fact("Credit overhead", percent(credit.overhead_fraction, 2), "of the run's time"),
+        Fact("Credit overhead", percent(credit.overhead_fraction, 2), "added to each step"),
         Fact("Rollout engine", summary.rollout.engine),
         Fact("Dropped prompts", f"{summary.rollout.dropped_prompts:,}", "too long; never cut"),
         Fact("Seed", "–" if summary.seed is None else str(summary.seed), summary.device),

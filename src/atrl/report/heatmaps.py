@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from atrl.report.run_folder import Sample
 
 MAX_SIDE = 32
-"""Cells along one side of a grid; finer image tokens are added up."""
+"""Cells along one side of a grid; a cell over several image tokens shows the largest."""
 MAX_VALUES = 256 * 1024
 """Cells of all tokens of a rollout; beyond, only the heaviest tokens keep a map of their own."""
 
@@ -25,8 +25,7 @@ class HeatMaps:
         overview: [cell] 0 … 255, relative to the largest; the map that shows while no token is chosen.
         kept: [map] the token that each map belongs to.
         levels: base64 of bytes [map, cell], each map relative to its own largest cell.
-        peaks: [map] the attention mass on the largest cell; None where it was not finite.
-        totals: [map] the attention mass on all pictures; None where it was not finite.
+        peaks: [map] the attention on its largest cell; None where it was not finite.
     """
 
     grids: list[tuple[int, int]]
@@ -34,7 +33,6 @@ class HeatMaps:
     kept: list[int]
     levels: str
     peaks: list[float | None]
-    totals: list[float | None]
 
     def start(self, image: int) -> int:
         """Where a picture's cells begin among those of all pictures."""
@@ -54,24 +52,22 @@ def heat_maps(sample: Sample, max_side: int = MAX_SIDE, max_values: int = MAX_VA
     finite = np.isfinite(mass).all(axis=1)
     mass = np.where(finite[:, None], mass, 0.0)
     kept = heaviest(sample.weights, max(1, max_values // mass.shape[1]))
-    rounded = lambda values: [float(f"{values[i]:.3g}") if finite[i] else None for i in kept]  # noqa: E731
     return HeatMaps(
         grids=[(attention.shape[1], attention.shape[2]) for attention in pooled],
         overview=quantised(overview(mass, sample.weights, sample.anchors)).tolist(),
         kept=kept,
         levels=base64.b64encode(quantised(mass[kept]).tobytes()).decode(),
-        peaks=rounded(mass.max(axis=1)),
-        totals=rounded(mass.sum(axis=1)),
+        peaks=[float(f"{mass[i].max():.3g}") if finite[i] else None for i in kept],
     )
 
 
 def pool(attention: NDArray[np.float64], max_side: int) -> NDArray[np.float64]:
-    """[token, rows, columns] → the same with at most `max_side` rows and columns; mass is added up, so it stays."""
+    """[token, rows, columns] → at most `max_side` rows and columns, each cell the largest of what it covers."""
     for axis in (1, 2):
         size = attention.shape[axis]
         if size > max_side:
             starts = np.arange(max_side) * size // max_side
-            attention = np.add.reduceat(attention, starts, axis=axis)
+            attention = np.maximum.reduceat(attention, starts, axis=axis)
     return attention
 
 

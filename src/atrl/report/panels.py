@@ -31,6 +31,7 @@ class Panel:
         name: a word for ids.
         stacked: values add up, and are drawn as bands on top of each other.
         endpoints: the accuracies of the summary, with their intervals, belong into it.
+        expected: every run has it, so that the page says where it is missing.
     """
 
     name: str
@@ -40,9 +41,18 @@ class Panel:
     unit: Unit = "number"
     stacked: bool = False
     endpoints: bool = False
+    expected: bool = True
 
 
 PANELS = (
+    Panel(
+        "warm_up_loss", "Warm-up loss", "supervised, nats a token",
+        (Line(("sft/loss",), "loss", 2),), expected=False,
+    ),
+    Panel(
+        "warm_up_accuracy", "Warm-up accuracy", "on the selection split",
+        (Line(("sft/selection_accuracy",), "accuracy", 1),), unit="share", expected=False,
+    ),
     Panel(
         "reward", "Reward", "mean over the step's rollouts, and its unweighted parts",
         (
@@ -62,8 +72,12 @@ PANELS = (
         (Line(("eval/accuracy",), "accuracy", 1),), unit="share", endpoints=True,
     ),
     Panel(
-        "length", "Response length", "tokens, mean",
-        (Line(("rollout/response_length",), "length", 1),), unit="tokens",
+        "length", "Response length", "tokens",
+        (
+            Line(("rollout/response_length",), "mean", 1),
+            Line(("rollout/response_length_max",), "longest", 7),
+        ),
+        unit="tokens",
     ),
     Panel("entropy", "Entropy", "nats a token", (Line(("loss/entropy",), "entropy", 4),)),
     Panel("kl", "KL to the reference", "nats a token", (Line(("loss/kl",), "KL", 4),)),
@@ -75,10 +89,14 @@ PANELS = (
         "gradient", "Gradient norm", "before clipping",
         (Line(("loss/grad_norm", "loss/gradient_norm"), "norm", 2),),
     ),
+    Panel(
+        "flat", "Groups without a signal", "all rewards of the group are equal",
+        (Line(("reward/flat_groups",), "flat", 7),), unit="share",
+    ),
     Panel("policy", "Policy loss", "on the step's own rollouts", (Line(("loss/policy",), "loss", 2),)),
     Panel(
         "gap", "Sampler–trainer gap", "mean absolute difference of log-probs",
-        (Line(("loss/sampler_gap",), "gap", 7),),
+        (Line(("rollout/logprob_gap_mean", "loss/sampler_gap"), "gap", 7),),
     ),
     Panel(
         "anchors", "Anchor tokens", "share of the tokens, and share of the reading tokens found",
@@ -99,7 +117,7 @@ PANELS = (
     ),
     Panel(
         "credit_time", "Credit assignment", "seconds a step",
-        (Line(("credit/seconds",), "credit", 4),), unit="seconds",
+        (Line(("credit/seconds",), "credit", 4),), unit="seconds", expected=False,
     ),
     Panel(
         "speed", "Rollout speed", "response tokens a second",

@@ -34,7 +34,7 @@
       if (tokens[index].classList.contains("a")) parts.push("anchor");
       const map = mapOf.get(index);
       if (map !== undefined) {
-        parts.push(`attention on the picture ${show(heat.totals[map])}, largest cell ${show(heat.peaks[map])}`);
+        parts.push(`attention up to ${show(heat.peaks[map])}`);
       } else if (heat !== null) {
         parts.push("its heat map was left out to keep the page small");
       }

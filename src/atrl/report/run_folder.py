@@ -121,7 +121,7 @@ class Sample(_Record):
     images: list[str]
     """Files, relative to the run's folder."""
     attention: list[Any] | None = None
-    """[image] arrays [token, rows, columns]: attention mass of each token on each image token."""
+    """[image] arrays [token, rows, columns]: the largest attention of any layer and head on each image token."""
 
     @field_validator("attention", mode="before")
     @classmethod

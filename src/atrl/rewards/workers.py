@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import resource
 import signal
@@ -23,9 +24,10 @@ class KillableWorkers:
 
     A worker that runs out of time is killed and replaced. The limit counts processor time, because a busy
     machine must not change results; a call that waits without computing is ended by the clock, later. Workers
-    start with the first call and stay until `close` or the interpreter's exit. Each is a fresh interpreter, never a fork of this process, which may
-    hold locks of torch or vLLM threads; it imports the running script again, which therefore needs the usual
-    ``if __name__ == "__main__":`` and had better import heavy packages below it.
+    start with the first call and stay until `close` or the interpreter's exit. Each is a fresh interpreter,
+    never a fork of this process, which may hold locks of torch or vLLM threads; it imports the running script
+    again, which therefore needs the usual ``if __name__ == "__main__":`` and had better import heavy packages
+    below it.
 
     Args:
         workers: how many processes.
@@ -72,6 +74,7 @@ class KillableWorkers:
 
     def close(self) -> None:
         """Stop the workers; the next `run` starts new ones."""
+        atexit.unregister(self.close)
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.stop()
@@ -86,6 +89,7 @@ class KillableWorkers:
             initargs=(self.memory_bytes, self.prepare),
             context=multiprocessing.get_context("spawn"),
         )
+        atexit.register(self.close)  # before pebble's own, which lets workers start while it stops them
         try:
             self._pool.schedule(int).result()
         except RuntimeError as error:

