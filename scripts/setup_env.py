@@ -192,20 +192,24 @@ def install_cpu_torch(pin: str) -> list[str]:
 def install(project: dict, flavour: str) -> bool:
     """Install torch, the project and its extras; whether vLLM is among them."""
     linux = sys.platform == "linux"  # elsewhere torch has one build, and vLLM none
-    requirements: list[str] = []
-    options: list[str] = []
+    vllm = FLAVOURS[flavour]
+    options = ["--only-binary", ",".join(FLAVOURS.values())]
+    pins: list[str] = []
     if flavour == "cpu" and linux:
-        requirements = [cpu_torch_pin(project)]
-        options = install_cpu_torch(*requirements)
+        pins = [cpu_torch_pin(project)]
+        options += install_cpu_torch(*pins)
 
     say("installing atrl, vLLM and the development and benchmark extras, which takes some minutes …")
-    options += ["--only-binary", ",".join(FLAVOURS.values())]
-    if linux and pip_install(*options, *requirements, "-e", f".[{','.join([*EXTRAS, FLAVOURS[flavour]])}]"):
+    steps = [[*pins, "-e", f".[{','.join([*EXTRAS, vllm])}]"]]
+    if flavour == "cuda":
+        # Alone, vLLM decides on torch; beside the project's wider range pip fetches the newest first, in vain.
+        steps.insert(0, project["project"]["optional-dependencies"][vllm])
+    if linux and all(pip_install(*options, *step) for step in steps):
         return True
     if linux and NO_VLLM_BUILD not in last_pip_output():
         raise PipError("pip could not install the project")
     say("vLLM has no build for this platform: installing without it, so run with rollout=transformers")
-    if not pip_install(*options, *requirements, "-e", f".[{','.join(EXTRAS)}]"):
+    if not pip_install(*options, *pins, "-e", f".[{','.join(EXTRAS)}]"):
         raise PipError("pip could not install the project")
     return False
 

@@ -32,9 +32,7 @@ def collate(
     return input_ids.to(device), attention_mask.to(device), response_mask.to(device)
 
 
-def build_experience(
-    groups: Sequence[RolloutGroup], *, pad_id: int, device: torch.device | str = "cpu"
-) -> Experience:
+def build_experience(groups: Sequence[RolloutGroup], *, pad_id: int, device: torch.device | str = "cpu") -> Experience:
     """All rollouts of `groups`, in order, as one padded batch; a group's picture tensors are shared, not copied."""
     prompts = [group.prompt for group in groups for _ in group.rollouts]
     rollouts = [rollout for group in groups for rollout in group.rollouts]

@@ -37,9 +37,7 @@ class SupervisedModule(PromptModule):
         settings: steps, batch size and learning rate.
     """
 
-    def __init__(
-        self, *, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: SftSettings
-    ) -> None:
+    def __init__(self, *, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: SftSettings) -> None:
         super().__init__()
         self.policy, self.settings = policy, settings
         self._tokenizer = tokenizer

@@ -78,9 +78,7 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     return WarmUpOutcome(selection.history, time.perf_counter() - start, before, held_out_score())
 
 
-def reinforce(
-    parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequence[Callback] = ()
-) -> TrainingOutcome:
+def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequence[Callback] = ()) -> TrainingOutcome:
     """Train `loaded.model` by reinforcement learning, in place, scoring it before and after.
 
     `watchers` are callbacks of the caller's own, which see every step's record.

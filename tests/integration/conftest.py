@@ -40,9 +40,7 @@ SMALL = (
 def compose_config(folder: Path, *overrides: str):
     """The training config, logging to `folder` without W&B."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return compose(
-            "train", overrides=["logger=csv", f"logger.csv.save_dir='{folder}'", *SMALL, *overrides]
-        )
+        return compose("train", overrides=["logger=csv", f"logger.csv.save_dir='{folder}'", *SMALL, *overrides])
 
 
 @pytest.fixture

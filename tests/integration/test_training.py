@@ -88,7 +88,11 @@ def test_the_same_seed_repeats_a_run_and_another_does_not(train) -> None:
 @pytest.mark.parametrize("aggregation", ["TokenMean", "SequenceMean", "ConstantLength"])
 def test_the_micro_batch_size_changes_nothing_but_rounding(train, aggregation: str) -> None:
     whole, cut = Watch(), Watch()
-    options = (TRANSFORMERS, "trainer.max_steps=1", f"algorithm.aggregation._target_=atrl.loss.aggregation.{aggregation}")
+    options = (
+        TRANSFORMERS,
+        "trainer.max_steps=1",
+        f"algorithm.aggregation._target_=atrl.loss.aggregation.{aggregation}",
+    )
     train(*options, "optimizer.micro_batch_size=16", name="whole", watch=whole)
     train(*options, "optimizer.micro_batch_size=3", name="cut", watch=cut)
     one, other = whole.records[0], cut.records[0]

@@ -19,9 +19,7 @@ def folder(tmp_path) -> Path:
 
 def load(folder: Path, *rows: dict, **options) -> list[Problem]:
     """All of `rows`, through a JSONL file."""
-    return list(
-        TabularProblems(path=write_jsonl(folder, *rows), **{"test_fraction": 0, **options}).load("train")
-    )
+    return list(TabularProblems(path=write_jsonl(folder, *rows), **{"test_fraction": 0, **options}).load("train"))
 
 
 def refused(folder: Path, *rows: dict, match: str, **options) -> None:
@@ -205,12 +203,8 @@ def test_without_ids_problems_are_named_by_file_and_line(folder):
 
 
 def test_bad_ids(folder):
-    refused(
-        folder, row(1), row(2), row(1), match=r"line 3 of .*'p1' is that of line 1 of problems\.jsonl too"
-    )
-    refused(
-        folder, row(), {**row(), "id": None}, match="line 2 of problems.jsonl: id is None, which is no id"
-    )
+    refused(folder, row(1), row(2), row(1), match=r"line 3 of .*'p1' is that of line 1 of problems\.jsonl too")
+    refused(folder, row(), {**row(), "id": None}, match="line 2 of problems.jsonl: id is None, which is no id")
     without = {key: value for key, value in row().items() if key != "id"}
     refused(folder, row(), without, match="line 2 of problems.jsonl: id is None")
     refused(folder, row(id=""), match="line 1 .*id is '', which is no id")

@@ -105,9 +105,7 @@ def test_missing_file_names_the_nearest_sibling(folder):
         ValueError, match=r"data\.path: .*problem\.jsonl does not exist, did you mean 'problems\.jsonl'\?"
     ):
         TabularProblems(path=str(folder / "problem.jsonl")).load("train")
-    with pytest.raises(
-        ValueError, match=r"data\.test_path: .*nowhere/x\.jsonl does not exist: correct the path"
-    ):
+    with pytest.raises(ValueError, match=r"data\.test_path: .*nowhere/x\.jsonl does not exist: correct the path"):
         TabularProblems(path="unused.jsonl", test_path=str(folder / "nowhere/x.jsonl")).load("test")
 
 
@@ -118,9 +116,7 @@ def test_file_that_may_not_be_read(folder, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(
-        ValueError, match=r"data\.path: .*problems\.jsonl can't be read \(.*Permission denied\)"
-    ):
+    with pytest.raises(ValueError, match=r"data\.path: .*problems\.jsonl can't be read \(.*Permission denied\)"):
         TabularProblems(path=path).load("train")
 
 
@@ -222,9 +218,7 @@ def dataset(tmp_path) -> dict:
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageFeature
 
-    features = Features(
-        {"problem": Value("string"), "answer": Value("int64"), "images": List(ImageFeature())}
-    )
+    features = Features({"problem": Value("string"), "answer": Value("int64"), "images": List(ImageFeature())})
     (tmp_path / "set").mkdir()
     for split, size in (("train", 30), ("validation", 2)):
         picture = {"bytes": png("blue"), "path": None}

@@ -120,9 +120,7 @@ def test_limits_give_nested_subsets(splits):
 
 def test_majority_answers():
     rows = [("q", "b"), ("q", "a"), ("q", "b"), ("tied", "y"), ("tied", "x")]
-    problems = [
-        Problem(id=str(i), question=question, answer=answer) for i, (question, answer) in enumerate(rows)
-    ]
+    problems = [Problem(id=str(i), question=question, answer=answer) for i, (question, answer) in enumerate(rows)]
     assert majority_answers(problems) == {"q": "b", "tied": "x"}
 
 

@@ -114,6 +114,8 @@ def test_wording_varies(problems):
     )  # 3·2 to read a point, and 3 of each other kind
     openings = {problem.target.split("(")[0] for problem in problems["train"]}
     assert len(openings) >= 20
+    first = [re.search(r"\b[AB]\b", problem.target)[0] for problem in problems["train"] if kind_of(problem) != "read"]
+    assert first.count("A") >= 70 and first.count("B") >= 70  # of 225, half each expected
 
 
 def test_questions_carry_one_mark_and_do_not_give_the_points_away(problems):

@@ -34,12 +34,7 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def problem(problem_id: str, *images: Path | Image.Image) -> Problem:
@@ -123,9 +118,7 @@ def test_sixteen_bit_pgm(tmp_path):
 
 def test_float_pixels_are_refused(tmp_path):
     path = saved(Image.new("F", (1, 1), 0.5), tmp_path / "a.tif")
-    with pytest.raises(
-        ValueError, match=r"p1: image .*a\.tif can't be read: its 32-bit pixels.*8 or 16 bits"
-    ):
+    with pytest.raises(ValueError, match=r"p1: image .*a\.tif can't be read: its 32-bit pixels.*8 or 16 bits"):
         pixels(path)
 
 
@@ -197,9 +190,7 @@ def test_zero_sized_picture_in_memory_is_refused():
 
 
 def test_bytes_that_are_no_picture_name_the_problem():
-    with pytest.raises(
-        ValueError, match="problem p7: an image in the data itself can't be read: it is none of"
-    ):
+    with pytest.raises(ValueError, match="problem p7: an image in the data itself can't be read: it is none of"):
         image_from_bytes(b"GIF", problem_id="p7")
 
 

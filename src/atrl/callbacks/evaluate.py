@@ -45,6 +45,4 @@ class EvaluateCallback(Callback):
         with pl_module.timer.phase("evaluate"):
             rollouts = pl_module.rollouts
             sampling = held_out_sampling(rollouts.sampling, samples=self._samples)
-            return score(
-                rollouts.sampler, self._prompts, pl_module.reward, sampling, seed=f"{self._seed}/held-out"
-            )
+            return score(rollouts.sampler, self._prompts, pl_module.reward, sampling, seed=f"{self._seed}/held-out")

@@ -25,9 +25,7 @@ from atrl.data.prompts import IMAGE_MARK
 from atrl.types import Problem
 
 _COLOUR_QUESTION = re.compile(r"what (?:color is|is the color of) the (?P<shape>\w+)\?")
-_SHAPE_QUESTION = re.compile(
-    r"what is the (?P<colour>\w+ )shape\?|what shape (?:is in the image|is present|does .+)\?"
-)
+_SHAPE_QUESTION = re.compile(r"what is the (?P<colour>\w+ )shape\?|what shape (?:is in the image|is present|does .+)\?")
 
 _COLOUR_TARGETS = (
     r"The {thing} is {answer}, so the answer is \boxed{{{answer}}}.",
@@ -151,9 +149,7 @@ def worked_answer(question: str, answer: str, draw: float) -> str:
     elif match := _SHAPE_QUESTION.fullmatch(question):
         targets, thing = _SHAPE_TARGETS, f"{match['colour'] or ''}shape"
     else:
-        raise ValueError(
-            f'easy_vqa asks {question!r}, which version 1.0 does not: pip install "easy-vqa==1.0"'
-        )
+        raise ValueError(f'easy_vqa asks {question!r}, which version 1.0 does not: pip install "easy-vqa==1.0"')
     return targets[int(draw * len(targets))].format(thing=thing, answer=answer)
 
 
@@ -163,8 +159,7 @@ def majority_answers(problems: Iterable[Problem]) -> dict[str, str]:
     for problem in problems:
         counts[problem.question][problem.answer] += 1
     return {
-        question: min(answers, key=lambda answer: (-answers[answer], answer))
-        for question, answers in counts.items()
+        question: min(answers, key=lambda answer: (-answers[answer], answer)) for question, answers in counts.items()
     }
 
 

@@ -34,6 +34,9 @@ class GeometryProblems:
         cell_pixels: side of a grid cell; a picture is ``grid * cell_pixels`` pixels wide and high.
         kinds: what is asked.
         train_size, selection_size, test_size: problems in each split.
+        slip_rate: chance for each coordinate in a worked answer of the training split to be misread, by one grid line
+            (two where a midpoint is asked, which stays on the grid). The rest of the worked answer follows from what
+            was read, as an annotator's would; the verifiable answer of the problem is never touched.
         seed: of the problems; the split of the point pairs does not depend on it.
     """
 
@@ -43,6 +46,7 @@ class GeometryProblems:
     train_size: int = 32768
     selection_size: int = 256
     test_size: int = 512
+    slip_rate: float = 0.0
     seed: int = 0
 
     name = "geometry"
@@ -50,6 +54,8 @@ class GeometryProblems:
     def __post_init__(self) -> None:
         if not 2 <= self.grid <= 10:
             raise ValueError(f"data.grid must be 2 … 10 (coordinates are single digits), got {self.grid}")
+        if not 0 <= self.slip_rate < 1:
+            raise ValueError(f"data.slip_rate must be in [0, 1), got {self.slip_rate}: 0 makes no mistakes")
         if not self.kinds:
             raise ValueError("data.kinds is empty: name at least one of read, midpoint, distance, slope")
         if "midpoint" in self.kinds and not all(midpoint_pairs(split_pairs(self.grid, split)) for split in _SHARES):
@@ -77,15 +83,28 @@ class GeometryProblems:
         if rng.random() < 0.5:
             a, b = b, a
         asked = rng.choice("AB")
-        answer = solve(kind, a, b, asked)
+        seen_a, seen_b = (self._read(point, kind, problem_id, letter) for letter, point in (("A", a), ("B", b)))
         return Problem(
             id=problem_id,
             question="<image>" + wording.question(kind, asked, rng),
-            answer=answer,
+            answer=solve(kind, a, b, asked),
             images=(draw({"A": a, "B": b}, self.grid, self.cell_pixels),),
-            target=wording.worked_answer(kind, a, b, asked, answer, rng),
+            target=wording.worked_answer(kind, seen_a, seen_b, asked, solve(kind, seen_a, seen_b, asked), rng),
             reading=ReadingRule(r"\((\d),(\d)\)", count=1 if kind == "read" else 2),
         )
+
+    def _read(self, point: Point, kind: Kind, problem_id: str, letter: str) -> Point:
+        """The point as the worked answer states it."""
+        if not problem_id.startswith("train"):
+            return point
+        rng = random.Random(f"slip/{self.seed}/{problem_id}/{letter}")
+        step = 2 if kind == "midpoint" else 1
+        x, y = (_slip(value, step, self.grid, rng) if rng.random() < self.slip_rate else value for value in point)
+        return x, y
+
+
+def _slip(value: int, step: int, grid: int, rng: random.Random) -> int:
+    return rng.choice([near for near in (value - step, value + step) if 0 <= near < grid] or [value])
 
 
 class _Drawn(Sequence[Problem]):
@@ -136,7 +155,7 @@ def solve(kind: Kind, a: Point, b: Point, asked: str) -> str:
 
 
 def draw(points: dict[str, Point], grid: int, cell_pixels: int) -> Image:
-    """An RGB picture [grid·cell, grid·cell] of lettered discs on a grid, each in the middle of its cell, y upwards."""
+    """An RGB picture [grid·cell, grid·cell] of a disc A and a square B on a grid, each in the middle of its cell, y upwards."""
     from PIL import Image, ImageDraw, ImageFont
 
     side = grid * cell_pixels
@@ -151,6 +170,7 @@ def draw(points: dict[str, Point], grid: int, cell_pixels: int) -> Image:
     for letter, (x, y) in points.items():
         centre = (middle[x], middle[grid - 1 - y])
         box = [centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius]
-        canvas.ellipse(box, fill=_COLOURS[letter])
+        shape = canvas.ellipse if letter == "A" else canvas.rectangle
+        shape(box, fill=_COLOURS[letter])
         canvas.text(centre, letter, fill="white", font=font, anchor="mm")
     return picture

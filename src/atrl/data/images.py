@@ -99,13 +99,9 @@ def _opened(image: Path | Image.Image, problem_id: str, max_pixels: int) -> Iter
 
 def _open_file(path: Path, problem_id: str) -> Image.Image:
     if not path.is_file():
-        raise ValueError(
-            f"problem {problem_id}: image {path} is missing: restore it, or leave the problem out"
-        )
+        raise ValueError(f"problem {problem_id}: image {path} is missing: restore it, or leave the problem out")
     if path.stat().st_size == 0:
-        raise ValueError(
-            f"problem {problem_id}: image {path} is an empty file: restore it, or leave the problem out"
-        )
+        raise ValueError(f"problem {problem_id}: image {path} is an empty file: restore it, or leave the problem out")
     try:
         return _open_header(path)
     except Exception as error:
@@ -122,9 +118,7 @@ def _open_header(source: Path | BytesIO) -> Image.Image:
 def _check_size(picture: Image.Image, image: Path | Image.Image, problem_id: str, max_pixels: int) -> None:
     width, height = picture.size
     if width == 0 or height == 0:
-        raise ValueError(
-            f"problem {problem_id}: {_label(image)} has no pixels ({width}×{height}): replace it"
-        )
+        raise ValueError(f"problem {problem_id}: {_label(image)} has no pixels ({width}×{height}): replace it")
     if width * height > max_pixels:
         raise ValueError(
             f"problem {problem_id}: {_label(image)} has {width}×{height} pixels, more than the limit of "
@@ -162,9 +156,7 @@ def _unreadable(image: Path | Image.Image | BytesIO, problem_id: str, error: Exc
     elif isinstance(error, UnidentifiedImageError):
         reason = f"it is none of {', '.join(FORMATS)}; convert or restore it"
     else:
-        reason = (
-            f"{' '.join(str(error).split()) or type(error).__name__}; save it again, or leave the problem out"
-        )
+        reason = f"{' '.join(str(error).split()) or type(error).__name__}; save it again, or leave the problem out"
     return ValueError(f"problem {problem_id}: {_label(image)} can't be read: {reason}")
 
 

@@ -72,13 +72,9 @@ class RowFormat:
             raise ValueError(f"data.choice_answer must be letter or text, got {self.choice_answer!r}")
         for key in ("problem_column", "answer_column"):
             if not getattr(self, key):
-                raise ValueError(
-                    f"data.{key} is {getattr(self, key)!r}: name the column, every problem needs one"
-                )
+                raise ValueError(f"data.{key} is {getattr(self, key)!r}: name the column, every problem needs one")
         if self.image_folder is not None and not Path(self.image_folder).expanduser().is_dir():
-            raise ValueError(
-                f"data.image_folder {self.image_folder} is not a folder: correct it, or leave it null"
-            )
+            raise ValueError(f"data.image_folder {self.image_folder} is not a folder: correct it, or leave it null")
 
     @property
     def columns(self) -> list[str]:
@@ -131,12 +127,8 @@ class RowFormat:
         choices = row.values.get(self.choices_column) if self.choices_column else None
         if choices is not None:
             question, answer = self._with_choices(question, answer, choices, where)
-        images = tuple(
-            self._image(value, problem_id, folder, where) for value in self._image_values(row, where)
-        )
-        return Problem(
-            id=problem_id, question=_with_marks(question, len(images), where), answer=answer, images=images
-        )
+        images = tuple(self._image(value, problem_id, folder, where) for value in self._image_values(row, where))
+        return Problem(id=problem_id, question=_with_marks(question, len(images), where), answer=answer, images=images)
 
     def _text(self, row: Row, column: str, where: str) -> str:
         text = _as_text(row.values.get(column), column, where)
@@ -155,11 +147,7 @@ class RowFormat:
         options = dict(zip(string.ascii_uppercase, texts, strict=False))
         right = {letter for letter, text in options.items() if text == answer or letter == answer}
         if len(right) != 1:
-            fault = (
-                f"could be any of its options {', '.join(sorted(right))}"
-                if right
-                else "is none of its options"
-            )
+            fault = f"could be any of its options {', '.join(sorted(right))}" if right else "is none of its options"
             raise ValueError(
                 f"{where}: the answer {_shown(answer)} {fault}: write exactly one option's text or letter, "
                 "or set data.choices_column to null"
@@ -177,9 +165,7 @@ class RowFormat:
             return [value]
         if isinstance(value, Sequence):
             return list(value)
-        raise ValueError(
-            f"{where}: {self.images_column} must be an image or a list of images, got {_shown(value)}"
-        )
+        raise ValueError(f"{where}: {self.images_column} must be an image or a list of images, got {_shown(value)}")
 
     def _image(self, value: Any, problem_id: str, folder: Path | None, where: str) -> Path | Image:
         if isinstance(value, Mapping):
@@ -187,9 +173,7 @@ class RowFormat:
         if isinstance(value, bytes):
             return image_from_bytes(value, problem_id=problem_id)
         if not isinstance(value, str) or not value:
-            raise ValueError(
-                f"{where}: {_shown(value)} is not an image: give a path, or the bytes of a picture"
-            )
+            raise ValueError(f"{where}: {_shown(value)} is not an image: give a path, or the bytes of a picture")
         return self._image_file(value, folder, where)
 
     def _image_file(self, name: str, folder: Path | None, where: str) -> Path:

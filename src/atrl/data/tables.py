@@ -41,9 +41,7 @@ def read_file(path: Path, key: str, columns: Collection[str]) -> Table:
         )
     if not path.is_file():
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(
-            f"{key}: {path} does not exist{did_you_mean(path.name, siblings) or ': correct the path.'}"
-        )
+        raise ValueError(f"{key}: {path} does not exist{did_you_mean(path.name, siblings) or ': correct the path.'}")
     if path.suffix.lower() not in readers:
         raise ValueError(
             f"{key}: {path} has the suffix {path.suffix!r}, which is none of {', '.join(readers)}: convert it"
@@ -70,9 +68,7 @@ def _read_jsonl(path: Path, columns: Collection[str]) -> tuple[list[str], list[R
 def _read_json(path: Path, columns: Collection[str]) -> tuple[list[str], list[Row]]:
     content = _parse_json(path.read_bytes(), path)
     if not isinstance(content, list):
-        raise ValueError(
-            f"{path} holds {_json_kind(content)}: write a list of objects, or one object a line as .jsonl"
-        )
+        raise ValueError(f"{path} holds {_json_kind(content)}: write a list of objects, or one object a line as .jsonl")
     rows = [
         Row(_as_object(values, place), place, number)
         for number, values in enumerate(content, start=1)
@@ -98,14 +94,8 @@ def _parse_json(data: bytes, path: Path, line: int | None = None) -> Any:
         return json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno} of {path.name}"
-        hint = (
-            ", or name it .jsonl if it has one object a line"
-            if not line and error.msg == "Extra data"
-            else ""
-        )
-        raise ValueError(
-            f"{place}: broken JSON at character {error.colno} ({error.msg}): repair it{hint}"
-        ) from error
+        hint = ", or name it .jsonl if it has one object a line" if not line and error.msg == "Extra data" else ""
+        raise ValueError(f"{place}: broken JSON at character {error.colno} ({error.msg}): repair it{hint}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, a number too long, brackets too deep
         place = f"line {line} of {path.name}" if line else path.name
         raise ValueError(f"{place}: broken JSON ({one_line(error)}): repair it") from error

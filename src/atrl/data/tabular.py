@@ -67,11 +67,7 @@ class RowProblems(RowFormat, ABC):
             raise ValueError(f"data.{key}: {table.origin} holds no problems: name another file or split")
         self.check_columns(table.columns, table.origin)
         cut = key == self.table_key("train")
-        problems = [
-            problem
-            for problem, split_key in self._problems(table)
-            if not cut or self._cut(split_key) == split
-        ]
+        problems = [problem for problem, split_key in self._problems(table) if not cut or self._cut(split_key) == split]
         if not problems:
             raise ValueError(self._empty(split, table))
         chosen = seeded_subset(problems, self.limit, seed=self.seed)
@@ -175,9 +171,7 @@ class HubProblems(RowProblems):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.name or not self.train_split:
-            raise ValueError(
-                "data.name and data.train_split must not be empty: give a dataset and one of its splits"
-            )
+            raise ValueError("data.name and data.train_split must not be empty: give a dataset and one of its splits")
 
     def table_key(self, split: Split) -> str:
         return f"{split}_split"

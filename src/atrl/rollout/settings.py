@@ -36,7 +36,9 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
-            raise ValueError(f"rollout.temperature must be positive, got {self.temperature}: training samples need chance")
+            raise ValueError(
+                f"rollout.temperature must be positive, got {self.temperature}: training samples need chance"
+            )
         for name in ("prompts_per_step", "max_prompt_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
