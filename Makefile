@@ -1,6 +1,6 @@
 # Every target works from a fresh clone: `setup` makes .venv first and does nothing where it is up to date.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format clean clean-venv
+.PHONY: help setup demo tiny-checkpoint test test-all check format clean clean-venv
 
 PY := .venv/bin/python
 export PYTHON FLAVOUR
@@ -21,6 +21,10 @@ setup: ## install everything into .venv (CUDA build where there is an NVIDIA GPU
 
 demo: setup ## train the tiny model by AT-RL and show that it learned
 	@$(PY) train.py $(ARGS)
+
+tiny-checkpoint: setup ## make the checkpoint that comes with atrl again, from nothing (minutes)
+	@$(PY) train.py experiment=tiny_checkpoint logger=csv hydra.run.dir=outputs/tiny_checkpoint/build
+	@cp outputs/tiny_checkpoint/build/model/* src/atrl/models/tiny/
 
 test: setup ## run the tests, the slow ones left out
 	@$(PY) -m pytest -m "not slow$(WITHOUT_GPU)" $(ARGS)

@@ -43,6 +43,7 @@ QUIET_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "WANDB_SILENT": "true",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 """Set likewise, unless the config says ``verbose: true``."""
 
@@ -213,7 +214,10 @@ def _quieten_console() -> None:
 
 
 def _worth_showing(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in CHATTY_LIBRARIES
+    library = record.name.partition(".")[0]
+    if library == "vllm":  # warns of every feature that a platform lacks
+        return record.levelno >= logging.ERROR
+    return record.levelno >= logging.WARNING or library not in CHATTY_LIBRARIES
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def finish_run(
 
 
 def export_model(loaded: LoadedModel, folder: Path) -> None:
-    """Weights as safetensors, configuration, tokenizer, processor and chat template, as transformers and vLLM load them."""
+    """A checkpoint as transformers and vLLM load it: safetensors, configuration, tokenizer, processor, template."""
     loaded.model.save_pretrained(folder)
     loaded.processor.save_pretrained(folder)
 

@@ -62,6 +62,8 @@ def prepare_process(parts: Parts) -> None:
     if parts.trainer.threads is not None:
         torch.set_num_threads(parts.trainer.threads)
     seed_everything(parts.run.seed, verbose=False)
+    if not parts.run.verbose:
+        _quieten_lightning()
 
 
 def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
@@ -91,6 +93,22 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     )
     parts.model.check()
     return parts
+
+
+def _quieten_lightning() -> None:
+    """Keep what says nothing about the run out of the terminal: advice, and warnings of what is done on purpose."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*Experiment logs directory .* exists and is not empty.*",  # Hydra made the run's folder just before
+        ".*LeafSpec.*is deprecated.*",  # between Lightning and torch
+        ".*does not have many workers.*",  # prompts are cheap beside a step
+        ".*IterableDataset.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def load_data(parts: Parts) -> Data:

@@ -66,7 +66,7 @@ class Prompt:
     token_ids: list[int]
     """[prompt] with every image placeholder repeated once per image token."""
     pixels: dict[str, Tensor]
-    """The processor's tensors for the pictures (Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3])."""
+    """The processor's tensors (Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3])."""
     images: tuple[Image, ...]
     engine_token_ids: list[int]
     """[shorter prompt] with one placeholder per picture, as an inference engine wants it."""

@@ -45,7 +45,8 @@ def test_real_loop_with_vllm(train) -> None:
     # Every parameter is trained: language half, vision tower and embedding.
     assert moved(watch.start, module.policy.state_dict()) == set(watch.start)
     assert moved(watch.reference_start, module.reference.state_dict()) == set()
-    assert [group.policy_version for record in watch.records for group in record.groups] == [0] * 4 + [1] * 4 + [2] * 4
+    versions = [group.policy_version for record in watch.records for group in record.groups]
+    assert versions == [0] * 4 + [1] * 4 + [2] * 4
     for record in watch.records:
         mask = record.experience.response_mask
         gap = (record.logprobs - record.experience.sampler_logprobs)[mask].abs()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+_BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+
 
 class StepProgressBar(TQDMProgressBar):
     """Step, reward, accuracy, tokens per second and the time left; nothing else."""

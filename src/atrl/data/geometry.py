@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from atrl.data import wording
+from atrl.data.base import Split
 from atrl.types import Problem, ReadingRule
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 Point = tuple[int, int]
 Kind = Literal["read", "midpoint", "distance", "slope"]
-Split = Literal["train", "selection", "test"]
 
 _COLOURS = {"A": "#d62728", "B": "#1f77b4"}
 _SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.7), "selection": (0.7, 0.8), "test": (0.8, 1.0)}
@@ -155,7 +155,7 @@ def solve(kind: Kind, a: Point, b: Point, asked: str) -> str:
 
 
 def draw(points: dict[str, Point], grid: int, cell_pixels: int) -> Image:
-    """An RGB picture [grid·cell, grid·cell] of a disc A and a square B on a grid, each in the middle of its cell, y upwards."""
+    """An RGB picture [grid·cell, grid·cell]: disc A and square B, each in the middle of its cell, y upwards."""
     from PIL import Image, ImageDraw, ImageFont
 
     side = grid * cell_pixels

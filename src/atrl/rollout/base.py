@@ -75,7 +75,7 @@ class Sampler(Protocol):
         ...
 
     def update_weights(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over the policy's parameters, by their names in the transformers model; later rollouts carry `version`."""
+        """Take over the policy's parameters, named as in the transformers model; later rollouts carry `version`."""
         ...
 
     def close(self) -> None:
