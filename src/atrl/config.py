@@ -69,12 +69,13 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """The group ``optimizer``: AdamW, its warm-up and gradient clipping."""
+    """The section ``optimizer``: AdamW for the RL stage, its schedule, gradient clipping and micro-batches."""
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
     warmup_steps: int = 5  # the learning rate rises linearly over so many optimizer steps
+    decay_to: float = 0.1  # then falls linearly to this share of its peak at the last step; 1 keeps it constant
     max_gradient_norm: float = 1.0
     micro_batch_size: int = 128  # rollouts in one forward and backward pass; changes memory, not results
 
@@ -86,6 +87,8 @@ class OptimizerSettings:
             raise ValueError(f"optimizer.betas must be in [0, 1), got {list(self.betas)}: try [0.9, 0.98]")
         if self.weight_decay < 0:
             raise ValueError(f"optimizer.weight_decay must be 0 (off) or more, got {self.weight_decay}")
+        if not 0 <= self.decay_to <= 1:
+            raise ValueError(f"optimizer.decay_to must be in [0, 1], got {self.decay_to}: 1 keeps the rate constant")
         at_least("optimizer.warmup_steps", self.warmup_steps, 0, "0 starts at the full learning rate")
         at_least("optimizer.micro_batch_size", self.micro_batch_size, 1)
         norm = self.max_gradient_norm

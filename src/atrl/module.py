@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -90,6 +90,7 @@ class PolicyModule(PromptModule):
         banned_ids: tokens that are never sampled, and so have probability 0.
         pad_id: fills the batch; any id of the vocabulary.
         max_response_tokens: the limit on a response's length.
+        max_steps: training steps of the run, over which the learning rate falls.
         seed: of the run.
     """
 
@@ -105,6 +106,7 @@ class PolicyModule(PromptModule):
         banned_ids: tuple[int, ...],
         pad_id: int,
         max_response_tokens: int,
+        max_steps: int,
         seed: int,
     ) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class PolicyModule(PromptModule):
         object.__setattr__(self, "reference", reference)
         self.objective, self.reward, self.optimizer_settings = objective, reward, optimizer_settings
         self.temperature, self.banned_ids, self.pad_id = temperature, banned_ids, pad_id
-        self.max_response_tokens, self.seed = max_response_tokens, seed
+        self.max_response_tokens, self.max_steps, self.seed = max_response_tokens, max_steps, seed
         self.rollouts: RolloutSource | None = None
         self.credit: BoundCredit | None = None
         self.timer = PhaseTimer()
@@ -239,13 +241,17 @@ class PolicyModule(PromptModule):
         return float(norm)
 
     def configure_optimizers(self):
-        """AdamW on the policy's trainable parameters, warmed up linearly and then constant."""
+        """AdamW on the policy's trainable parameters, with the learning rate of `learning_rate_factor`."""
         settings = self.optimizer_settings
         trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trainable, lr=settings.learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay
         )
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up(settings))}
+        updates = self.max_steps * self.objective.updates_per_batch
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: learning_rate_factor(update, settings, updates)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 def spread_advantages(
@@ -263,6 +269,9 @@ def spread_advantages(
     return credit.weights * per_token
 
 
-def warm_up(settings: OptimizerSettings) -> Callable[[int], float]:
-    """The learning rate's factor at a step: rises linearly over `warmup_steps`, then stays at 1."""
-    return lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+def learning_rate_factor(update: int, settings: OptimizerSettings, updates: int) -> float:
+    """The learning rate over its peak at an update: up linearly to 1, then down linearly to `decay_to` at the last."""
+    if update < settings.warmup_steps:
+        return (update + 1) / settings.warmup_steps
+    progress = min(1.0, (update - settings.warmup_steps) / max(1, updates - 1 - settings.warmup_steps))
+    return 1 - (1 - settings.decay_to) * progress

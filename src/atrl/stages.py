@@ -138,6 +138,7 @@ def policy_module(parts: Parts, loaded: LoadedModel) -> PolicyModule:
         banned_ids=banned_token_ids(loaded.processor),
         pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         max_response_tokens=parts.rollout.max_response_tokens,
+        max_steps=parts.trainer.max_steps,
         seed=parts.run.seed,
     )
 

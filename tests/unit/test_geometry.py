@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 
@@ -36,8 +37,9 @@ def kind_of(problem: Problem) -> str:
     return next((kind for kind, pattern in words.items() if re.search(pattern, problem.question)), "read")
 
 
-def worked_out(problem: Problem) -> str:
-    (ax, ay), (bx, by) = (places := points(problem))["A"], places["B"]
+def worked_out(problem: Problem, places: dict[str, tuple[int, int]]) -> str:
+    """The answer, if A and B lie at `places`."""
+    (ax, ay), (bx, by) = places["A"], places["B"]
     kind = kind_of(problem)
     if kind == "read":
         return "({},{})".format(*places[re.search(r"\b[AB]\b", problem.question)[0]])
@@ -53,6 +55,11 @@ def worked_out(problem: Problem) -> str:
     return "zero" if slope == 0 else "positive" if slope > 0 else "negative"
 
 
+def statements(problem: Problem) -> list[re.Match]:
+    """Every "A … at (x,y)" of the worked answer: letter and two digits."""
+    return list(re.finditer(r"\b([AB]) (?:(?:is|lies|sits) )?at \((\d),(\d)\)", problem.target))
+
+
 @pytest.fixture(scope="module")
 def problems() -> dict[str, list[Problem]]:
     """Three hundred problems of each split."""
@@ -62,7 +69,7 @@ def problems() -> dict[str, list[Problem]]:
 
 def test_answers_are_right(problems):
     for problem in problems["train"] + problems["test"]:
-        assert problem.answer == worked_out(problem), problem
+        assert problem.answer == worked_out(problem, points(problem)), problem
 
 
 def test_every_kind_and_every_sign_occurs(problems):
@@ -99,13 +106,32 @@ def test_targets_end_in_the_boxed_answer(problems):
 
 
 def test_the_reading_rule_marks_exactly_the_digits_that_were_read(problems):
-    """Every "A … at (x,y)" of the target is true of the picture, and its two digits are what the rule finds."""
+    """Every point that the target states is true of the picture, and its two digits are what the rule finds."""
     for problem in problems["train"]:
-        stated = list(re.finditer(r"\b([AB]) (?:(?:is|lies|sits) )?at \((\d),(\d)\)", problem.target))
+        stated = statements(problem)
         assert len(stated) == (1 if kind_of(problem) == "read" else 2)
         for match in stated:
             assert (int(match[2]), int(match[3])) == points(problem)[match[1]]
         assert problem.reading.spans(problem.target) == [match.span(group) for match in stated for group in (2, 3)]
+
+
+def test_slips_are_in_what_the_training_targets_read(problems):
+    """At the given rate, by one grid line (a midpoint's by two); the rest of the worked answer follows from them."""
+    slipping = GeometryProblems(train_size=300, selection_size=300, test_size=300, slip_rate=0.25)
+    coordinates = slips = 0
+    for problem, plain in zip(slipping.load("train"), problems["train"], strict=True):
+        assert replace(problem, target=plain.target, images=plain.images) == plain
+        assert problem.images[0].tobytes() == plain.images[0].tobytes()
+        true, step = points(problem), 2 if kind_of(problem) == "midpoint" else 1
+        read = {match[1]: (int(match[2]), int(match[3])) for match in statements(problem)}
+        for letter, place in read.items():
+            away = [abs(seen - real) for seen, real in zip(place, true[letter], strict=True)]
+            assert set(away) <= {0, step} and all(0 <= value < GRID for value in place)
+            coordinates, slips = coordinates + 2, slips + sum(distance > 0 for distance in away)
+        assert problem.target.endswith(f"\\boxed{{{worked_out(problem, true | read)}}}")
+    assert abs(slips - coordinates / 4) < 4 * (coordinates * 3 / 16) ** 0.5  # four standard deviations
+    for split in ("selection", "test"):
+        assert [problem.target for problem in slipping.load(split)] == [problem.target for problem in problems[split]]
 
 
 def test_wording_varies(problems):
@@ -162,10 +188,10 @@ def test_the_picture_by_pixel():
     assert picture.size == (60, 60) and picture.mode == "RGB"
     for letter, middle in {"A": (10, 50), "B": (50, 30)}.items():
         x, y = middle
-        # Radius 20·7 // 16 = 8: inside it beside the letter the disc's colour, outside it the grid line or white.
+        # Reach 20·7 // 16 = 8: inside it beside the letter the shape's colour, outside it the grid line.
         assert picture.getpixel((x - 7, y)) == picture.getpixel((x, y + 7)) == COLOUR[letter]
         assert picture.getpixel((x - 9, y)) == (0xDD,) * 3
-        assert picture.getpixel((x - 8, y - 8)) == (255, 255, 255)
+        assert picture.getpixel((x - 7, y - 7)) == {"A": (255, 255, 255), "B": COLOUR["B"]}[letter]  # disc and square
         letter_box = np.asarray(picture.crop((x - 4, y - 5, x + 5, y + 6)))
         assert (letter_box.min(axis=2) > 200).sum() >= 5, "the letter, white up to its smooth edges"
     assert picture.getpixel((30, 30)) == (0xDD,) * 3 and picture.getpixel((5, 5)) == (255, 255, 255)
@@ -177,6 +203,8 @@ def test_the_picture_by_pixel():
         ({"grid": 1}, r"data\.grid must be 2 … 10 .* got 1"),
         ({"grid": 11}, r"data\.grid must be 2 … 10 .* got 11"),
         ({"grid": 2}, r"data\.grid=2 is too small .* set data\.grid to 3 or more"),
+        ({"slip_rate": 1.0}, r"data\.slip_rate must be in \[0, 1\), got 1\.0"),
+        ({"slip_rate": -0.1}, r"data\.slip_rate must be in \[0, 1\), got -0\.1"),
         ({"kinds": []}, r"data\.kinds is empty"),
     ],
 )
