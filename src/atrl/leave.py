@@ -43,7 +43,7 @@ def finish_run(
     (parts.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report = write_report(parts.folder)
     move_latest(parts.folder)
-    print("\n".join(closing_words(parts, data, summary, warmed_up, report)))
+    print("\n".join(closing_words(parts, data, summary, warmed_up, trained, report)))
 
 
 def export_model(loaded: LoadedModel, folder: Path) -> None:
@@ -86,7 +86,7 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
         "credit": credit | {"overhead_fraction": credit_overhead(seconds, trained)},
         "rollout": {
             "engine": parts.rollout.sampler.name,
-            "dropped_prompts": trained.dropped_prompts if trained else 0,
+            "dropped_prompts": len(trained.dropped) if trained else 0,
         },
         "rewards": {status.value: statuses.get(status, 0) for status in Status},
     }
@@ -142,7 +142,12 @@ def move_latest(folder: Path) -> None:
 
 
 def closing_words(
-    parts: Parts, data: Data, summary: dict[str, Any], warmed_up: WarmUpOutcome | None, report: Path
+    parts: Parts,
+    data: Data,
+    summary: dict[str, Any],
+    warmed_up: WarmUpOutcome | None,
+    trained: TrainingOutcome | None,
+    report: Path,
 ) -> list[str]:
     """What the terminal shows at the end."""
     lines = [""]
@@ -158,6 +163,15 @@ def closing_words(
         ]
     if data.baseline is not None:
         lines.append(f"  blind   {data.baseline['accuracy']:.3f}  ({data.baseline['description']})")
+    if trained is not None:
+        counts = ", ".join(f"{count} {status}" for status, count in summary["rewards"].items())
+        lines.append(f"rollouts: {counts}")
+        if trained.dropped:
+            lines.append(
+                f"{len(trained.dropped)} problems were left out, longer than rollout.max_prompt_tokens="
+                f"{parts.rollout.max_prompt_tokens}: {', '.join(trained.dropped[:3])}"
+                + (" …" if len(trained.dropped) > 3 else "")
+            )
     folder = _shown(parts.folder)
     return [
         *lines,

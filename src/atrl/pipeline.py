@@ -14,12 +14,11 @@ from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSett
 
 if TYPE_CHECKING:
     from atrl.data.base import ProblemSource
-    from atrl.data.prompts import PromptBuilder
     from atrl.loss.objective import Objective
     from atrl.models.load import PretrainedModel, ScratchModel
     from atrl.rewards.weighted import WeightedReward
     from atrl.rollout.settings import RolloutSettings
-    from atrl.types import Problem, Prompt
+    from atrl.types import Problem
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,8 +130,3 @@ def load_data(parts: Parts) -> Data:
             check_images(problems)
             parts.reward.check(problems)
     return Data(**splits, baseline=parts.source.baseline())
-
-
-def held_out_prompts(builder: PromptBuilder, problems: Sequence[Problem]) -> list[Prompt]:
-    """The prompts of held-out problems; those that are too long can't be asked and are left out."""
-    return builder.build_all(problems).prompts

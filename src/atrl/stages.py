@@ -18,7 +18,7 @@ from atrl.data.loader import PromptLoader
 from atrl.data.prompts import banned_token_ids
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
-from atrl.pipeline import Data, Parts, held_out_prompts
+from atrl.pipeline import Data, Parts
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class TrainingOutcome:
     credit: AnchorCreditCallback | None
     before: Score | None
     after: Score | None
-    dropped_prompts: int
+    dropped: list[str]
+    """Ids of the problems whose prompts were too long, held-out ones included."""
 
 
 def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
@@ -61,13 +62,13 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     sampler.start(parts.rollout.handle(loaded, data.train))
     sampling = held_out_sampling(parts.rollout.sampling, samples=1)
     selection = SelectBest(
-        held_out_prompts(builder, data.selection), sampler, sampling, parts.reward, every=parts.sft.evaluate_every
+        builder.build_all(data.selection).prompts, sampler, sampling, parts.reward, every=parts.sft.evaluate_every
     )
     loader = TargetLoader(
         data.train, builder, batch_size=parts.sft.batch_size, steps=parts.sft.steps, seed=parts.run.seed
     )
     # With RL to follow, the RL stage scores the policy on the test split itself.
-    held_out = held_out_prompts(builder, data.test) if parts.run.stage == "sft" else []
+    held_out = builder.build_all(data.test).prompts if parts.run.stage == "sft" else []
 
     def held_out_score() -> Score | None:
         seed = f"{parts.run.seed}/held-out"
@@ -101,10 +102,10 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     handle = parts.rollout.handle(loaded, data.train)
     rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
     credit = None if parts.credit is None else AnchorCreditCallback(parts.credit, loaded.processor.tokenizer)
-    evaluate = None
+    evaluate, held_out = None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
         evaluate = EvaluateCallback(
-            held_out_prompts(builder, data.test), samples=1, every=parts.trainer.evaluate_every, seed=parts.run.seed
+            held_out.prompts, samples=1, every=parts.trainer.evaluate_every, seed=parts.run.seed
         )
     callbacks = [rollout, credit, evaluate, record, CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)]
     bound = [entry for entry in callbacks if entry is not None]
@@ -116,7 +117,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         credit=credit,
         before=evaluate and evaluate.before,
         after=evaluate and evaluate.after,
-        dropped_prompts=len(loader.dropped),
+        dropped=sorted({*loader.dropped, *held_out.dropped}),
     )
 
 

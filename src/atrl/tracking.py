@@ -32,13 +32,21 @@ def wandb_logger(
 
     offline = mode == "offline" or (mode == "auto" and not _logged_in())
     os.environ.setdefault("WANDB_SILENT", "true")
+    # `mode` is given as well: the variable that Lightning sets for `offline` comes too late for W&B to see it.
     return WandbLogger(
-        project=project, save_dir=save_dir, name=name, group=group, tags=tags, offline=offline, log_model=False
+        project=project,
+        save_dir=save_dir,
+        name=name,
+        group=group,
+        tags=tags,
+        offline=offline,
+        mode="offline" if offline else "online",
+        log_model=False,
     )
 
 
 def _logged_in() -> bool:
-    """Whether W&B has a key for this user; `WANDB_MODE` set by hand is left to W&B itself."""
+    """Whether W&B has credentials for this user; never asks, and never goes to the network."""
     import wandb
 
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    return wandb.login(prompt=False)

@@ -15,7 +15,7 @@ from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
     from torch import Tensor, nn
     from transformers import DynamicCache, PreTrainedModel
 
@@ -231,7 +231,7 @@ def _decode(
     model: PreTrainedModel,
     token: Int[Tensor, "row"],
     cache: DynamicCache,
-    mask: Bool[Tensor, "row column"],
+    mask: Int[Tensor, "row column"],
     position: Int[Tensor, "row"],
 ) -> Float[Tensor, "row vocabulary"]:
     """The logits that follow `token`; a text token's position is the same in all dimensions of multimodal RoPE."""
