@@ -1,0 +1,63 @@
+"""Whether a policy's errors are of the kind that RL can mend: do two independent policy gradients point the same way?
+
+    python benchmarks/gradient_signal.py [CHECKPOINT]
+
+The last line is one JSON object: the cosine of the gradients of two disjoint batches of 64 prompts × 8 samples, and of
+one with the gradient of shuffled advantages.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+from atrl.advantage import GroupAdvantage, ShuffledAdvantage
+from atrl.data.geometry import GeometryProblems
+from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.experience import build_experience, micro_batches
+from atrl.logprobs import process_logits, token_logprobs
+from atrl.models.load import PretrainedModel
+from atrl.models.policy import response_logits
+from atrl.rewards.exact import ExactAnswer
+from atrl.rewards.weighted import WeightedReward
+from atrl.rollout.base import Sampling
+from atrl.rollout.settings import RolloutSettings
+from atrl.rollout.transformers import TransformersSampler
+
+
+def main(checkpoint: str, prompts: int = 64) -> None:
+    """Sample three batches and compare their gradients."""
+    loaded = PretrainedModel(path=checkpoint).load(None)
+    problems = GeometryProblems().load("train")
+    sampler = TransformersSampler()
+    sampler.start(RolloutSettings(sampler=sampler).handle(loaded, problems))
+    reward = WeightedReward(parts={"exact": ExactAnswer(weight=1.0)})
+
+    def gradient(start: int, advantage: GroupAdvantage) -> torch.Tensor:
+        built = PromptBuilder(processor=loaded.processor).build_all(problems[start : start + prompts])
+        groups = sampler.generate(built.prompts, Sampling(group_size=8), seed=str(start))
+        rewards = torch.tensor([[verdict.total for verdict in group] for group in reward.score(groups)])
+        print(f"accuracy of {rewards.numel()} rollouts: {rewards.mean():.3f}")
+        batch = build_experience(groups, pad_id=loaded.processor.tokenizer.pad_token_id)
+        advantages = advantage(rewards, seed="0").flatten()
+        loaded.model.zero_grad()
+        for rows in micro_batches(batch.size, 64):
+            part = batch.rows(rows)
+            logits = process_logits(
+                response_logits(loaded.model, part), temperature=1.0, banned_ids=banned_token_ids(loaded.processor)
+            )
+            logprobs = token_logprobs(logits, part.input_ids[:, part.prompt_length :])
+            loss = -torch.where(part.response_mask, logprobs * advantages[rows, None], 0.0).sum()
+            loss.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in loaded.model.parameters()])
+
+    one, other = gradient(0, GroupAdvantage()), gradient(prompts, GroupAdvantage())
+    shuffled = gradient(2 * prompts, ShuffledAdvantage())
+    cosine = torch.nn.functional.cosine_similarity
+    print(json.dumps({"cosine": cosine(one, other, dim=0).item(), "shuffled": cosine(other, shuffled, dim=0).item()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "tiny")
