@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # forked workers would otherwise deadlock or warn
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve the sampler's on a busy machine
 }
 """Set before the libraries are imported, where the user has not set them."""
 
