@@ -273,5 +273,14 @@ def clusters_exist(config: DictConfig) -> str | None:
     return f"credit.num_clusters must be at least 1, got {clusters}: try 8"
 
 
-CHECKS: tuple[Check, ...] = (group_holds_a_comparison, responses_fit_the_context, clusters_exist)
+def runs_in_one_process(config: DictConfig) -> str | None:
+    """The step's totals and advantages are not yet shared between processes, so several would train wrongly."""
+    for key in ("trainer.devices", "trainer.num_nodes"):
+        value = OmegaConf.select(config, key)
+        if value not in (None, 1):
+            return f"{key} must be 1, got {value}: training in several processes is not supported yet"
+    return None
+
+
+CHECKS: tuple[Check, ...] = (runs_in_one_process, group_holds_a_comparison, responses_fit_the_context, clusters_exist)
 """What must hold across the config; each returns one line, or None where all is well."""

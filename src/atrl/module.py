@@ -123,6 +123,11 @@ class PolicyModule(PromptModule):
         self.last_step: StepRecord | None = None
         self.steps_done = 0
 
+    def on_fit_start(self) -> None:
+        """Lightning moves only what is in the module tree, which the reference is kept out of."""
+        if self.reference is not None:
+            self.reference.to(self.device)
+
     def training_step(self, prompts: list[Prompt], batch_index: int) -> None:
         """One batch of prompts, nine stages, one or more optimizer steps."""
         assert self.rollouts is not None, "no sampler is bound: add the rollout callback to the trainer"

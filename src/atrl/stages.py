@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WarmUpOutcome:
-    """What the supervised stage reached on the selection split: (step, accuracy) at each evaluation."""
+    """What the supervised stage reached, and in how many seconds."""
 
     history: list[tuple[int, float]]
+    """(step, accuracy) on the selection split at each evaluation."""
     seconds: float
     before: Score | None
     after: Score | None
@@ -99,7 +100,9 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         merge_size=loaded.processor.image_processor.merge_size,
         max_steps=parts.trainer.max_steps,
     )
-    handle = parts.rollout.handle(loaded, data.train)
+    # The engine must take as many pictures as the problems with the most of them, wherever those are.
+    listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
+    handle = parts.rollout.handle(loaded, listed)
     rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
     credit = None if parts.credit is None else AnchorCreditCallback(parts.credit, loaded.processor.tokenizer)
     evaluate, held_out = None, builder.build_all(data.test)

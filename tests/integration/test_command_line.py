@@ -121,6 +121,7 @@ ROW = {"id": "p1", "problem": "<image>What is it?", "answer": "4", "images": ["a
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["trainer.devices=2"], ["trainer.devices", "2", "1"]),
         (["trainer.max_step=3"], ["trainer.max_step", "trainer.max_steps"]),
         (["credit=atlr"], ["atlr", "atrl"]),
         (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
