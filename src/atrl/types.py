@@ -6,10 +6,11 @@ A step never edits one of these; each stage returns a new value (see `module.py`
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -70,6 +71,13 @@ class Prompt:
     images: tuple[Image, ...]
     engine_token_ids: list[int]
     """[shorter prompt] with one placeholder per picture, as an inference engine wants it."""
+    epoch: int = 0
+    """Which pass over the data it belongs to: tells apart the visits of one problem, also within a batch."""
+
+    @property
+    def key(self) -> str:
+        """Names this visit of the problem; seeds are derived from it."""
+        return f"{self.problem.id}/{self.epoch}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,10 @@ class Experience:
     pixels: list[dict[str, Tensor]]
     """[rollout] the processor's tensors, one shared dict per group."""
     sampler_logprobs: Float[Tensor, "rollout response"]
+    keys: list[str]
+    """[rollout] names each rollout by step, problem and sample, whatever the batch is cut into: seeds come from it."""
+    masked_pixels: list[dict[str, Tensor]] | None = None
+    """[rollout] `pixels` with parts blacked out, where a credit scheme asks for them."""
     old_logprobs: Float[Tensor, "rollout response"] | None = None
     """Under the policy before this batch's updates; None when one update makes them the current ones."""
     reference_logprobs: Float[Tensor, "rollout response"] | None = None
@@ -145,21 +157,35 @@ class Experience:
             response_mask=self.response_mask[index],
             pixels=self.pixels[index],
             sampler_logprobs=self.sampler_logprobs[index],
+            keys=self.keys[index],
+            masked_pixels=None if self.masked_pixels is None else self.masked_pixels[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AttentionCapture:
-    """What the probe read from one forward pass, for the rows that predict the response tokens."""
+class MaskedView:
+    """What the policy says of the same responses when parts of their pictures are blacked out."""
 
-    image: Float[Tensor, "rollout layer head response image"]
-    """Softmax mass of each response row on each image token; 0 on padding."""
-    image_mask: Bool[Tensor, "rollout image"]
-    """Which of the (padded) image columns are real."""
-    response: Float[Tensor, "rollout response response"]
-    """Mass of each response row on the response columns, mean over layers and heads."""
+    logprobs: Float[Tensor, "rollout response"]
+    """Of the sampled tokens, 0 on padding; with a gradient where the scheme's auxiliary loss needs one."""
+    divergence: Float[Tensor, "rollout response"]
+    """KL(policy with the picture ‖ policy with the masked picture) over the vocabulary, in nats; no gradient."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What the policy's forward passes showed of a batch: all that a credit scheme may look at."""
+
+    logprobs: Float[Tensor, "rollout response"]
+    """Of the sampled tokens; 0 on padding, no gradient."""
+    entropy: Float[Tensor, "rollout response"]
+    """Of the distribution that each token was sampled from, in nats; 0 on padding."""
+    read: Mapping[Hashable, Any]
+    """By request (`CreditScheme.requests`): what its reader found on the way through the layers."""
+    masked: MaskedView | None = None
+    """Only where the scheme names a `picture_mask`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,6 +196,6 @@ class CreditOutput:
     anchors: Bool[Tensor, "rollout response"] | None = None
     """The tokens that the scheme singled out, for metrics and the report."""
     density: Float[Tensor, "rollout response"] | None = None
-    """Connectivity density, where the scheme computes one."""
+    """The score by which the scheme ranks tokens (connectivity density, entropy, …), where it has one."""
     trajectory_scale: Float[Tensor, "rollout"] | None = None
     """A factor on the whole rollout's advantage; None is 1."""

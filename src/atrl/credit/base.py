@@ -2,23 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.types import AttentionCapture, CreditOutput, Experience
+from atrl.types import CreditOutput, Evidence, Experience
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from atrl.credit.regions import Regions
 
 
-class CreditScheme(Protocol):
-    """Weights for the tokens of a batch; a pure function of its arguments."""
+class Reader(Protocol):
+    """Collects one statistic on the way through the layers of a forward pass."""
 
-    name: str
-    needs_attention: bool
-    """Whether `capture` must be given: the scoring forward then runs with the attention probe on."""
+    def result(self) -> object:
+        """What was read, for the rollouts of the batch in order."""
+        ...
 
-    def __call__(self, batch: Experience, capture: AttentionCapture | None) -> CreditOutput: ...
+
+class Request(Protocol):
+    """What a scheme wants read; equal requests are read once. Implementations are frozen dataclasses."""
+
+    def reader(self, model: PreTrainedModel, regions: Regions) -> Reader:
+        """A fresh reader for one forward pass."""
+        ...
+
+    def merge(self, parts: list) -> object:
+        """The results of consecutive micro-batches as one."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureMask:
+    """How much of a picture is blacked out: a share of its patches, chosen by seed."""
+
+    ratio: float
+    seed: int = 0
+
+
+class CreditScheme(ABC):
+    """Weights for the tokens of a batch; a pure function of its arguments.
+
+    `begin` starts the work and hands back what finishes it, so that slow parts can run elsewhere while the model does
+    its next forward pass. A scheme without slow parts writes `assign` alone.
+    """
+
+    name: ClassVar[str]
+    is_uniform: ClassVar[bool] = False
+    """Whether every token always gets 1, so that any objective will do."""
+
+    @property
+    def requests(self) -> tuple[Hashable, ...]:
+        """What must be read from the policy's layers (see `Request`)."""
+        return ()
+
+    @property
+    def picture_mask(self) -> PictureMask | None:
+        """The masked picture that `Evidence.masked` must be computed with."""
+        return None
+
+    @property
+    def scope(self) -> Literal["response", "batch"]:
+        """"batch" where a weight depends on other rollouts: then the whole global batch is scored first."""
+        return "response"
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether `auxiliary_loss` is part of what is minimised."""
+        return False
+
+    def open(self) -> None:  # noqa: B027  most schemes hold nothing
+        """Start what the scheme needs (worker processes, say)."""
+
+    def close(self) -> None:  # noqa: B027
+        """Stop it."""
+
+    def begin(self, batch: Experience, evidence: Evidence) -> Callable[[], CreditOutput]:
+        """Start; the returned call waits for the result."""
+        output = self.assign(batch, evidence)
+        return lambda: output
+
+    @abstractmethod
+    def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
+        """Weights of every trained token of `batch`."""
+
+    def auxiliary_loss(
+        self, logprobs: Float[Tensor, "rollout response"], evidence: Evidence
+    ) -> Float[Tensor, "rollout response"]:
+        """A loss per token, with a gradient, which is aggregated like the policy's and added to it."""
+        raise NotImplementedError(f"credit scheme {self.name} has no auxiliary loss")
 
 
 def normalise(
@@ -33,3 +113,25 @@ def normalise(
     total, count = weights.sum(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
     scaled = torch.where(total > 0, weights * (count / total.clamp_min(torch.finfo(weights.dtype).tiny)), mask.float())
     return torch.where(mask, scaled, 0.0)
+
+
+def number_of(ratio: float, tokens: int) -> int:
+    """round(ratio · tokens), halves up, and at least 1: how many tokens a ratio singles out of a response."""
+    # Rounded twice: 0.35 · 90 is 31.4999… in binary, and its half must round up.
+    return max(1, int(round(ratio * tokens, 6) + 0.5))
+
+
+def top_tokens(
+    scores: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"], *, ratio: float
+) -> Bool[Tensor, "rollout response"]:
+    """The `number_of(ratio, tokens)` highest scores of each response; ties go to the earlier token."""
+    order = scores.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    wanted = torch.tensor([number_of(ratio, count) for count in mask.sum(dim=1).tolist()], device=mask.device)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return (rank < wanted[:, None]) & mask
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed: a function of `parts` alone, the same on every machine, rank and micro-batch."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Reduction = Literal["mean", "peak"]
+if TYPE_CHECKING:
+    from atrl.credit.attention import AttentionCapture
+
+Reduction = Literal["mean", "peak", "top_heads"]
 
 
 def remove_sinks(
-    image: Float[Tensor, "rollout layer head response image"],
+    image: Float[Tensor, "rollout head response image"],
     image_mask: Bool[Tensor, "rollout image"],
     response_mask: Bool[Tensor, "rollout response"],
     *,
     factor: float,
-) -> Float[Tensor, "rollout layer head response image"]:
+) -> Float[Tensor, "rollout head response image"]:
     """Image mass without the columns that draw attention whatever the query; rows renormalised as if they were absent.
 
     In one head of one response, column v is a sink when its median mass over the response's rows exceeds `factor`
@@ -26,28 +29,44 @@ def remove_sinks(
     by (1 - sink mass), so that it is the softmax over all other columns. Attention sinks: Xiao et al., arXiv
     2309.17453; that AT-RL removes them is the paper's, the rule is ours.
     """
-    # Rows are sorted once per head; padding rows go last and are never reached by the median's index.
-    valid = response_mask[:, None, None, :, None]
-    ordered = image.masked_fill(~valid, float("inf")).sort(dim=3).values
-    middle = ((response_mask.sum(dim=1) - 1).clamp_min(0) // 2)[:, None, None, None, None]
-    median = ordered.gather(3, middle.expand(*ordered.shape[:3], 1, ordered.shape[4]))
-    median = torch.where(median.isfinite(), median, 0.0)
-    columns = image_mask.sum(dim=1).clamp_min(1)[:, None, None, None, None]
+    trained = image.masked_fill(~response_mask[:, None, :, None], float("nan"))
+    median = trained.nanmedian(dim=2, keepdim=True).values.nan_to_num(0.0)
+    columns = image_mask.sum(dim=1).clamp_min(1)[:, None, None, None]
     sink = median > factor * median.sum(dim=-1, keepdim=True) / columns
     sink_mass = (image * sink).sum(dim=-1, keepdim=True)
     return (image * ~sink) / (1 - sink_mass).clamp_min(1e-6)
 
 
 def connectivity_density(
-    image: Float[Tensor, "rollout layer head response image"], *, reduction: Reduction
+    capture: AttentionCapture, response_mask: Bool[Tensor, "rollout response"], *, reduction: Reduction, top_heads: int
 ) -> Float[Tensor, "rollout response"]:
-    """One number a token from its mass on every image column, in every head of every layer.
+    """One number a token from its mass on the picture in every head that was read.
 
     ``mean``: the total mass on the picture, averaged over heads and layers. ``peak``: the largest mass on a single
-    column in any head of any layer; a token that reads one place stands out there even if most heads look elsewhere.
+    image token in any head of any layer; a token that reads one place stands out there even if most heads look
+    elsewhere. ``top_heads``: the peaks of the `top_heads` heads with the most contrast in this response, averaged
+    (see `head_contrast`).
     """
-    if image.shape[-1] == 0:
-        return image.new_zeros(image.shape[0], image.shape[3])
     if reduction == "mean":
-        return image.sum(dim=-1).mean(dim=(1, 2))
-    return image.amax(dim=(1, 2, 4))
+        return capture.total.mean(dim=(1, 2))
+    if reduction == "peak":
+        return capture.peak.amax(dim=(1, 2))
+    peak = capture.peak.flatten(1, 2)
+    kept = min(top_heads, peak.shape[1])
+    # Stable, so that ties fall the same way in every batch.
+    best = head_contrast(peak, response_mask).argsort(dim=1, descending=True, stable=True)[:, :kept]
+    return peak.gather(1, best[:, :, None].expand(-1, -1, peak.shape[2])).mean(dim=1)
+
+
+def head_contrast(
+    peak: Float[Tensor, "rollout head response"], response_mask: Bool[Tensor, "rollout response"]
+) -> Float[Tensor, "rollout head"]:
+    """How much a head tells a response's tokens apart: standard deviation of its peaks over the trained tokens.
+
+    A head that reads where the text calls for it looks sharply for a few tokens and hardly for the rest; one that
+    looks at the picture always, or never, has no spread.
+    """
+    count = response_mask.sum(dim=1).clamp_min(1)[:, None]
+    mean = (peak * response_mask[:, None]).sum(dim=2) / count
+    squares = ((peak - mean[..., None]) ** 2 * response_mask[:, None]).sum(dim=2)
+    return (squares / count).sqrt()

@@ -5,33 +5,41 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-Edges = Literal["attention", "similarity", "both"]
+EdgeKind = Literal["attention", "similarity", "both"]
 
 
-def edge_strengths(
-    response: Float[Tensor, "token token"], image: Float[Tensor, "layer head token image"], *, edges: Edges
+def attention_strengths(
+    targets: Int[Tensor, "token neighbour"], strengths: Float[Tensor, "token neighbour"]
 ) -> Float[Tensor, "token token"]:
-    """Symmetric, non-negative strengths in [0, 1] with a zero diagonal, for the tokens of one response.
+    """The sparse edges of one response's tokens as a symmetric matrix; an edge that either end kept is in it.
 
-    ``attention``: response→response attention, symmetrised as (a + aᵀ)/2. ``similarity``: cosine of two tokens' rows
-    of image attention over all heads and layers. ``both``: their mean. Each is divided by its largest entry, so that
-    neither drowns the other.
+    Edges to tokens beyond the response, which padding leaves, have strength 0 and are dropped.
     """
-    parts = []
-    if edges in ("attention", "both"):
-        parts.append((response + response.T) / 2)
-    if edges in ("similarity", "both"):
-        rows = torch.nn.functional.normalize(image.permute(2, 0, 1, 3).flatten(1), dim=1)
-        parts.append((rows @ rows.T).clamp_min(0))
-    total = torch.zeros_like(response)
+    tokens = len(targets)
+    inside = targets < tokens
+    matrix = strengths.new_zeros(tokens, tokens)
+    matrix.scatter_reduce_(1, targets.clamp_max(tokens - 1), strengths * inside, "amax")
+    return torch.maximum(matrix, matrix.T)
+
+
+def similarity_strengths(image: Float[Tensor, "token image"]) -> Float[Tensor, "token token"]:
+    """Cosine of two tokens' rows of image attention; 0 where a row is empty."""
+    rows = torch.nn.functional.normalize(image, dim=1)
+    similarity = rows @ rows.T
+    # Matrix products are symmetric only up to rounding; METIS wants both copies of an edge to weigh the same.
+    return ((similarity + similarity.T) / 2).clamp_min(0)
+
+
+def combined(parts: list[Float[Tensor, "token token"]]) -> Float[Tensor, "token token"]:
+    """The mean of the strengths, each without self-edges and over its largest entry, so that none drowns another."""
+    total = torch.zeros_like(parts[0])
     for part in parts:
         part = part.clone().fill_diagonal_(0)
         total += part / part.max().clamp_min(torch.finfo(part.dtype).tiny)
-    # Matrix products are symmetric only up to rounding; METIS wants both copies of an edge to weigh the same.
-    return (total + total.T) / (2 * len(parts))
+    return total / len(parts)
 
 
 def nearest_neighbours(

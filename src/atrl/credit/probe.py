@@ -1,30 +1,29 @@
-"""Reading attention from a model that runs a fused kernel, without changing what the model computes.
+"""Reading a model's layers on the way through a forward pass, without changing what the model computes.
 
 transformers lets one function stand in for the attention of every layer. Ours calls the kernel that the model would
-have used, returns its result untouched, and on the side computes softmax rows of the response tokens in float32, a
-chunk of rows at a time.
+have used, returns its result untouched, and shows queries and keys to the readers of the capture that is open.
+Hidden states are shown to readers by forward hooks.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
-from atrl.types import AttentionCapture, Experience
+from atrl.credit.base import Reader, Request
+from atrl.credit.regions import Regions, padded_regions, visual_token_ids
+from atrl.types import Experience
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_RECORDER: ContextVar[Recorder | None] = ContextVar("atrl_attention_recorder", default=None)
-_CHUNK_ELEMENTS = 1 << 24
-"""Entries of one chunk of attention rows: 64 MiB of float32."""
+_RECORDER: ContextVar[Recorder | None] = ContextVar("atrl_recorder", default=None)
 
 
 class AttentionProbe:
@@ -32,15 +31,15 @@ class AttentionProbe:
 
     Args:
         model: any transformers vision-language model whose attention goes through the attention interface.
-        row: "predicting" reads the row that produced a token (position t-1), "own" the row of the token itself.
+        requests: what to read.
     """
 
-    def __init__(self, model: PreTrainedModel, *, row: Literal["predicting", "own"] = "predicting") -> None:
-        self._text_config = model.config.get_text_config()
-        self._model = model
-        self._kernel = self._text_config._attn_implementation
-        self._image_token_id = model.config.image_token_id
-        self._row = row
+    def __init__(self, model: PreTrainedModel, requests: Sequence[Request]) -> None:
+        self._model, self._requests = model, tuple(dict.fromkeys(requests))
+        self._kernel = model.config.get_text_config()._attn_implementation
+        self._image_token_ids = visual_token_ids(model.config)
+        self.seconds = 0.0
+        """Spent in readers so far, on the host; a GPU's work goes on after it."""
         _set_text_attention(model, _register_tap(self._kernel))
 
     def detach(self) -> None:
@@ -49,96 +48,57 @@ class AttentionProbe:
 
     @contextmanager
     def capture(self, batch: Experience) -> Iterator[Recorder]:
-        """Record every forward pass over `batch` inside the block; read `.result()` after it."""
-        recorder = Recorder(batch, self._image_token_id, first_row=batch.prompt_length - (self._row == "predicting"))
-        token = _RECORDER.set(recorder)
-        try:
+        """Record the forward pass over `batch` inside the block; read `.results()` after it."""
+        rows = {getattr(request, "row", "predicting") for request in self._requests}
+        regions = {row: padded_regions(batch, self._image_token_ids, row) for row in rows}
+        with self.capture_regions(regions) as recorder:
             yield recorder
-        finally:
-            _RECORDER.reset(token)
+
+    @contextmanager
+    def capture_regions(self, regions: dict[str, Regions]) -> Iterator[Recorder]:
+        """The same for any layout of the batch: regions by row ("predicting", "own"), as far as requests name it."""
+        readers = {
+            request: request.reader(self._model, regions[getattr(request, "row", "predicting")])
+            for request in self._requests
+        }
+        recorder = Recorder(readers, self)
+        token = _RECORDER.set(recorder)
+        with ExitStack() as hooks:
+            for reader in readers.values():
+                if hasattr(reader, "hooks"):
+                    hooks.enter_context(reader.hooks(self._model))
+            try:
+                yield recorder
+            finally:
+                _RECORDER.reset(token)
+
+    def merge(self, results: Sequence[dict[Hashable, Any]]) -> dict[Hashable, Any]:
+        """The results of consecutive micro-batches as those of one batch."""
+        return {request: request.merge([result[request] for result in results]) for request in self._requests}
 
 
 class Recorder:
-    """Collects the attention of one forward pass, layer by layer."""
+    """Hands what passes by to the readers that want it."""
 
-    def __init__(self, batch: Experience, image_token_id: int, first_row: int) -> None:
-        self._batch = batch
-        self._rows = slice(first_row, first_row + batch.response_length)
-        self._columns, self._image_mask = image_columns(batch.input_ids, image_token_id)
-        self._image: dict[int, Tensor] = {}
-        self._response: dict[int, Tensor] = {}
+    def __init__(self, readers: dict[Request, Reader], probe: AttentionProbe) -> None:
+        self._readers, self._probe = readers, probe
+        self._attentive = [reader for reader in readers.values() if hasattr(reader, "read_attention")]
 
-    def read(
-        self,
-        layer: int,
-        query: Float[Tensor, "rollout heads tokens width"],
-        key: Float[Tensor, "rollout kv_heads tokens width"],
-        scaling: float,
-        sliding_window: int | None,
-    ) -> None:
-        """Add layer `layer`. Reading it twice (recomputation under checkpointing) leaves the same result."""
-        query, key = query.detach().float()[:, :, self._rows], key.detach().float()
-        rollouts, heads, rows, width = query.shape
-        groups = key.shape[1]
-        query = query.view(rollouts, groups, heads // groups, rows, width)
-        image = query.new_zeros(rollouts, heads, rows, self._columns.shape[1])
-        response = query.new_zeros(rollouts, rows, rows)
-        chunk = max(1, _CHUNK_ELEMENTS // (rollouts * heads * key.shape[2]))
-        for start in range(0, rows, chunk):
-            part = slice(start, min(start + chunk, rows))
-            mass = self._softmax_rows(query[..., part, :], key, part, scaling, sliding_window)
-            index = self._columns[:, None, None, :].expand(-1, heads, mass.shape[2], -1)
-            image[:, :, part] = mass.gather(-1, index) * self._image_mask[:, None, None, :]
-            response[:, part] = mass[..., self._batch.prompt_length :].mean(dim=1)
-        self._image[layer], self._response[layer] = image, response
+    @torch.no_grad()
+    def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, **options) -> None:
+        """Queries and keys of one layer, as the kernel sees them."""
+        start = time.perf_counter()
+        for reader in self._attentive:
+            reader.read_attention(layer, query.detach(), key.detach(), **options)
+        self._probe.seconds += time.perf_counter() - start
 
-    def _softmax_rows(
-        self, query: Tensor, key: Tensor, part: slice, scaling: float, sliding_window: int | None
-    ) -> Float[Tensor, "rollout heads rows tokens"]:
-        scores = torch.einsum("bghrd,bgsd->bghrs", query, key).flatten(1, 2) * scaling
-        row = torch.arange(self._rows.start + part.start, self._rows.start + part.stop, device=key.device)[:, None]
-        column = torch.arange(key.shape[2], device=key.device)[None, :]
-        causal = column <= row
-        if sliding_window is not None:
-            causal = causal & (column > row - sliding_window)
-        allowed = causal[None] & self._batch.attention_mask.bool()[:, None, :]
-        # A row that belongs to padding may be allowed nothing; it then reads 0 and not NaN.
-        scores = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min)
-        return scores.softmax(-1) * allowed[:, None]
-
-    def result(self) -> AttentionCapture:
-        """What was read, layers in order.
-
-        Raises:
-            AssertionError: if no layer was read: the model's attention does not go through the interface.
-        """
-        assert self._image, "the attention probe saw no layer; does this model use transformers' attention interface?"
-        layers = sorted(self._image)
-        valid = self._batch.response_mask
-        image = torch.stack([self._image[layer] for layer in layers], dim=1) * valid[:, None, None, :, None]
-        response = torch.stack([self._response[layer] for layer in layers]).mean(dim=0)
-        return AttentionCapture(image, self._image_mask, response * valid[:, :, None] * valid[:, None, :])
-
-
-def image_columns(
-    input_ids: Int[Tensor, "rollout tokens"], image_token_id: int
-) -> tuple[Int[Tensor, "rollout image"], Bool[Tensor, "rollout image"]]:
-    """Where each row's image tokens are, padded on the right to the most that any row has, and which are real."""
-    is_image = input_ids == image_token_id
-    count = is_image.sum(dim=1)
-    order = torch.argsort(~is_image, dim=1, stable=True)[:, : int(count.max())]
-    return order, torch.arange(order.shape[1], device=order.device)[None] < count[:, None]
-
-
-def concatenate(captures: list[AttentionCapture]) -> AttentionCapture:
-    """The captures of consecutive micro-batches as one; image columns padded to the widest."""
-    width = max(capture.image.shape[-1] for capture in captures)
-    pad = torch.nn.functional.pad
-    return AttentionCapture(
-        torch.cat([pad(capture.image, (0, width - capture.image.shape[-1])) for capture in captures]),
-        torch.cat([pad(capture.image_mask, (0, width - capture.image_mask.shape[-1])) for capture in captures]),
-        torch.cat([capture.response for capture in captures]),
-    )
+    @torch.no_grad()
+    def results(self) -> dict[Hashable, Any]:
+        """By request, what its reader found."""
+        start = time.perf_counter()
+        found = {request: reader.result() for request, reader in self._readers.items()}
+        self._probe.seconds += time.perf_counter() - start
+        return found
 
 
 def _register_tap(kernel: str) -> str:
@@ -150,8 +110,15 @@ def _register_tap(kernel: str) -> str:
         output = _kernel_function(kernel, module)(module, query, key, value, attention_mask, **options)
         recorder = _RECORDER.get()
         if recorder is not None:
-            scaling = options.get("scaling") or query.shape[-1] ** -0.5
-            recorder.read(module.layer_idx, query, key, scaling, options.get("sliding_window"))
+            assert options.get("s_aux") is None, "the attention probe can't read kernels with learned sinks (s_aux)"
+            recorder.read(
+                module.layer_idx,
+                query,
+                key,
+                scaling=options.get("scaling") or query.shape[-1] ** -0.5,
+                sliding_window=options.get("sliding_window"),
+                softcap=options.get("softcap"),
+            )
         return output
 
     name = f"atrl_probe_{kernel}"

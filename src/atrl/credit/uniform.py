@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atrl.types import AttentionCapture, CreditOutput, Experience
+from atrl.credit.base import CreditScheme
+from atrl.types import CreditOutput, Evidence, Experience
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformCredit:
+class UniformCredit(CreditScheme):
     """Weight 1 on every trained token: bit for bit the same run as one without any credit scheme."""
 
     name = "uniform"
-    needs_attention = False
+    is_uniform = True
 
-    def __call__(self, batch: Experience, capture: AttentionCapture | None) -> CreditOutput:
-        """Ones on the response mask; `capture` is not looked at."""
+    def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
+        """Ones on the response mask; `evidence` is not looked at."""
         return CreditOutput(weights=batch.response_mask.float())

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from atrl.credit.base import number_of
 
-def perceptual_load(density: Float[Tensor, "token"], clusters: Int[Tensor, "token"]) -> Float[Tensor, "cluster"]:
-    """Mean density of each cluster over the mean density of the response; 1 everywhere if that mean is 0.
+Ranking = Literal["mean", "peak"]
 
-    A cluster id that no token has gets load 0.
+
+def check_weights(anchor_ratio: float, anchor_weight: float, rest_weight: float) -> None:
+    """Raises ValueError for a ratio or for weights that single nothing out."""
+    if not 0 < anchor_ratio <= 1:
+        raise ValueError(f"credit.anchor_ratio must be in (0, 1], got {anchor_ratio}: the paper finds 0.15")
+    if not 0 <= rest_weight <= anchor_weight or anchor_weight == 0:
+        raise ValueError(
+            f"credit.rest_weight must be between 0 and credit.anchor_weight > 0, got {rest_weight} and {anchor_weight}"
+        )
+
+
+def perceptual_load(
+    density: Float[Tensor, "token"], clusters: Int[Tensor, "token"], *, ranking: Ranking = "mean"
+) -> Float[Tensor, "cluster"]:
+    """Mean (or largest) density of each cluster over the mean density of the response; 1 everywhere if that is 0.
+
+    A cluster id that no token has gets load 0. ``peak``: METIS balances sizes, so one strong reader among fillers
+    gives its cluster a small mean; the largest density finds that cluster all the same.
     """
     count = clusters.bincount()
-    total = torch.zeros(len(count), dtype=density.dtype, device=density.device).index_add_(0, clusters, density)
+    total = torch.zeros(len(count), dtype=density.dtype, device=density.device)
     mean = density.mean()
     if mean <= 0:
         return torch.ones_like(total)
-    return total / count.clamp_min(1) / mean
+    if ranking == "peak":
+        return total.scatter_reduce_(0, clusters, density, "amax") / mean
+    return total.index_add_(0, clusters, density) / count.clamp_min(1) / mean
 
 
 def choose_anchors(
@@ -27,8 +48,7 @@ def choose_anchors(
 
     Halves round up, and a response has at least one anchor. Ties go to the lower cluster id, then the earlier token.
     """
-    # Rounded twice: 0.35 · 90 is 31.4999… in binary, and its half must round up.
-    wanted = max(1, int(round(ratio * len(density), 6) + 0.5))
+    wanted = number_of(ratio, len(density))
     rank = torch.empty_like(load, dtype=torch.long)
     rank[load.argsort(descending=True, stable=True)] = torch.arange(len(load), device=load.device)
     by_density = density.argsort(descending=True, stable=True)

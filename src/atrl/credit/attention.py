@@ -1,0 +1,283 @@
+"""Softmax attention of response tokens, read from queries and keys in chunks and reduced at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from atrl.credit.connectivity import remove_sinks
+from atrl.credit.regions import Regions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK_ELEMENTS = 1 << 22
+"""Entries of one block of attention rows: 16 MiB of float32. A handful of such blocks exist at a time. Where a single
+head's image block (response tokens × image tokens) is larger than this, that block is the bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRequest:
+    """Which attention is read, and in how much detail.
+
+    Args:
+        layers: numbers of the layers; None is all.
+        heads: (layer, head) pairs; None is all heads of `layers`.
+        row: "predicting" reads the row that produced a token (position t-1), "own" the row of the token itself.
+        sink_factor: image columns that are sinks are left out (see `connectivity.remove_sinks`); 0 keeps all.
+        neighbours: strongest response→response edges kept per token; 0 reads none.
+        detail: also keep every head's mass on every image token: for analysis, since it is large.
+    """
+
+    layers: tuple[int, ...] | None = None
+    heads: tuple[tuple[int, int], ...] | None = None
+    row: str = "predicting"
+    sink_factor: float = 4.0
+    neighbours: int = 8
+    detail: bool = False
+
+    kind = "attention"
+
+    def reader(self, model: PreTrainedModel, regions: Regions) -> AttentionReader:
+        """A fresh reader for one forward pass over the batch that `regions` describes."""
+        return AttentionReader(self, regions)
+
+    def merge(self, parts: Sequence[AttentionCapture]) -> AttentionCapture:
+        """Consecutive micro-batches as one; image columns padded to the widest."""
+        return merge_captures(parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionCapture:
+    """What was read of one batch, image sinks left out; 0 on padding. Layers and heads as requested, in order."""
+
+    total: Float[Tensor, "rollout layer head response"]
+    """Mass of a token's row on the whole picture."""
+    peak: Float[Tensor, "rollout layer head response"]
+    """Its largest mass on one image token."""
+    image: Float[Tensor, "rollout response image"]
+    """On each image token the largest mass in any head of any layer."""
+    image_mask: Bool[Tensor, "rollout image"]
+    """Which of the (padded) image columns are real."""
+    edges: Edges | None
+    """Response→response attention, mean over layers and heads, symmetrised; None if not requested."""
+    mass: Float[Tensor, "rollout layer head response image"] | None = None
+    """Every head's mass on every image token; only with `detail`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """The strongest edges of each response token, strongest first; strength 0 where there is none."""
+
+    targets: Int[Tensor, "rollout response neighbour"]
+    strengths: Float[Tensor, "rollout response neighbour"]
+
+
+class AttentionReader:
+    """Adds up one forward pass, layer by layer. Reading a layer twice leaves the same result."""
+
+    def __init__(self, request: AttentionRequest, regions: Regions) -> None:
+        self._request, self._regions = request, regions
+        self._total: dict[int, Tensor] = {}
+        self._peak: dict[int, Tensor] = {}
+        self._mass: dict[int, Tensor] = {}
+        self._image: Tensor | None = None
+        self._response: Tensor | None = None
+        self._heads_read = 0
+
+    def read_attention(
+        self,
+        layer: int,
+        query: Float[Tensor, "row heads column width"],
+        key: Float[Tensor, "row kv_heads column width"],
+        *,
+        scaling: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> None:
+        """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding."""
+        heads = self._wanted_heads(layer, query.shape[1])
+        if not heads or layer in self._total:
+            return
+        regions, shape = self._regions, (self._regions.size, len(heads), self._regions.rows.shape[1])
+        total, peak = query.new_zeros(shape, dtype=torch.float32), query.new_zeros(shape, dtype=torch.float32)
+        masses: list[Tensor] = []
+        if self._image is None:
+            self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
+            self._response = total.new_zeros(regions.size, shape[2], shape[2]) if self._request.neighbours else None
+        for part, first, last in blocks(regions, len(heads), key.shape[2]):
+            chosen = heads[first:last]
+            here = regions.part(part)
+            block = Block(query.detach(), key.detach(), chosen, here, scaling, sliding_window, softcap)
+            image, response = block.masses(with_response=self._response is not None)
+            if self._request.sink_factor > 0:
+                image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)
+            total[part, first:last] = image.sum(dim=-1)
+            if image.shape[-1]:
+                peak[part, first:last] = image.amax(dim=-1)
+                self._image[part] = torch.maximum(self._image[part], image.amax(dim=1))
+            if response is not None:
+                self._response[part] += response
+            if self._request.detail:
+                masses.append(image)
+        self._total[layer], self._peak[layer] = total, peak
+        self._heads_read += len(heads)
+        if self._request.detail:
+            self._mass[layer] = self._joined(masses, len(heads))
+
+    def result(self) -> AttentionCapture:
+        """What was read, layers in order.
+
+        Raises:
+            AssertionError: if no layer was read: the model's attention does not go through the interface.
+        """
+        assert self._total, (
+            "the attention probe saw no layer; does this model use transformers' attention interface, and does it have "
+            "the layers and heads that are asked for?"
+        )
+        layers, mask = sorted(self._total), self._regions.row_mask
+        return AttentionCapture(
+            total=torch.cat([self._total[layer] for layer in layers], dim=1)
+            .unflatten(1, self._layout(layers))
+            .mul_(mask[:, None, None]),
+            peak=torch.cat([self._peak[layer] for layer in layers], dim=1)
+            .unflatten(1, self._layout(layers))
+            .mul_(mask[:, None, None]),
+            image=self._image * mask[:, :, None],
+            image_mask=self._regions.column_mask,
+            edges=self._edges(),
+            mass=None
+            if not self._request.detail
+            else torch.cat([self._mass[layer] for layer in layers], dim=1)
+            .unflatten(1, self._layout(layers))
+            .mul_(mask[:, None, None, :, None]),
+        )
+
+    def _wanted_heads(self, layer: int, count: int) -> list[int]:
+        if self._request.heads is not None:
+            return sorted(head for number, head in self._request.heads if number == layer)
+        if self._request.layers is not None and layer not in self._request.layers:
+            return []
+        return list(range(count))
+
+    def _layout(self, layers: list[int]) -> tuple[int, int]:
+        """(layers, heads); heads of unequal number per layer are one flat list, as one layer."""
+        counts = {self._total[layer].shape[1] for layer in layers}
+        return (len(layers), counts.pop()) if len(counts) == 1 else (1, self._heads_read)
+
+    def _edges(self) -> Edges | None:
+        if self._response is None:
+            return None
+        mask = self._regions.row_mask
+        response = self._response / self._heads_read * mask[:, :, None] * mask[:, None, :]
+        strengths = (response + response.transpose(1, 2)) / 2
+        strengths.diagonal(dim1=1, dim2=2).zero_()
+        kept = min(self._request.neighbours, strengths.shape[1])
+        # A stable sort and not topk: ties must fall the same way whatever the padding.
+        ordered = strengths.sort(dim=2, descending=True, stable=True)
+        return Edges(ordered.indices[..., :kept].contiguous(), ordered.values[..., :kept].contiguous())
+
+    def _joined(self, masses: list[Tensor], heads: int) -> Tensor:
+        """Blocks in the order of `blocks` → [rollout head response image]."""
+        rows, row = [], []
+        for mass in masses:
+            row.append(mass)
+            if sum(piece.shape[1] for piece in row) == heads:
+                rows.append(torch.cat(row, dim=1))
+                row = []
+        return torch.cat(rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Some heads of some responses in one layer."""
+
+    query: Float[Tensor, "row heads column width"]
+    key: Float[Tensor, "row kv_heads column width"]
+    heads: list[int]
+    regions: Regions
+    scaling: float
+    sliding_window: int | None
+    softcap: float | None
+
+    def masses(
+        self, *, with_response: bool
+    ) -> tuple[Float[Tensor, "response head token image"], Float[Tensor, "response token token"] | None]:
+        """Mass of every token's row on its image columns, and on its response columns summed over the heads."""
+        regions, heads = self.regions, len(self.heads)
+        size, tokens = regions.rows.shape
+        per_group = self.query.shape[1] // self.key.shape[1]
+        groups = torch.tensor([head // per_group for head in self.heads], device=self.key.device)
+        key = self.key[regions.source[:, None], groups].float()
+        image = key.new_empty(size, heads, tokens, regions.columns.shape[1])
+        response = key.new_empty(size, tokens, tokens) if with_response else None
+        step = max(1, CHUNK_ELEMENTS // max(1, size * heads * key.shape[2]))
+        for start in range(0, tokens, step):
+            part = slice(start, min(start + step, tokens))
+            mass = self._softmax_rows(key, regions.rows[:, part])
+            rows = mass.shape[2]
+            at_images = regions.columns[:, None, None, :].expand(-1, heads, rows, -1)
+            image[:, :, part] = mass.gather(-1, at_images) * regions.column_mask[:, None, None, :]
+            if response is not None:
+                at_tokens = regions.tokens[:, None, :].expand(-1, rows, -1)
+                response[:, part] = mass.sum(dim=1).gather(-1, at_tokens)
+        return image, response
+
+    def _softmax_rows(
+        self, key: Float[Tensor, "response head column width"], rows: Int[Tensor, "response token"]
+    ) -> Float[Tensor, "response head token column"]:
+        heads = torch.tensor(self.heads, device=key.device)
+        query = self.query[self.regions.source[:, None, None], heads[None, :, None], rows[:, None, :]].float()
+        scores = (query @ key.transpose(2, 3)).mul_(self.scaling)
+        if self.softcap is not None:
+            scores = (scores / self.softcap).tanh_().mul_(self.softcap)
+        column = torch.arange(key.shape[2], device=key.device)[None, None, :]
+        allowed = (column <= rows[:, :, None]) & (column >= self.regions.start[:, None, None])
+        if self.sliding_window is not None:
+            allowed &= column > rows[:, :, None] - self.sliding_window
+        allowed &= self.regions.visible[self.regions.source][:, None, :]
+        # A row that belongs to padding may be allowed nothing; it then reads 0 and not NaN.
+        scores.masked_fill_(~allowed[:, None], torch.finfo(scores.dtype).min)
+        return scores.softmax(-1) * allowed[:, None]
+
+
+def blocks(regions: Regions, heads: int, columns: int) -> Iterator[tuple[slice, int, int]]:
+    """(responses, first head, last head) such that neither the rows' scores nor the image block exceed a chunk,
+
+    as long as one head of one response fits; the rows of that head are cut further where its scores do not.
+    """
+    tokens, images = regions.rows.shape[1], regions.columns.shape[1]
+    fitting = max(1, CHUNK_ELEMENTS // max(1, tokens * max(columns, images)))
+    responses, heads_each = max(1, fitting // heads), min(heads, fitting)
+    for start in range(0, regions.size, responses):
+        part = slice(start, min(start + responses, regions.size))
+        for first in range(0, heads, heads_each):
+            yield part, first, min(first + heads_each, heads)
+
+
+def merge_captures(parts: Sequence[AttentionCapture]) -> AttentionCapture:
+    """The captures of consecutive micro-batches as one; image columns padded to the widest."""
+    width = max(part.image.shape[-1] for part in parts)
+
+    def widened(tensors: Sequence[Tensor]) -> Tensor:
+        pad = torch.nn.functional.pad
+        return torch.cat([pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
+
+    edges = None
+    if parts[0].edges is not None:
+        edges = Edges(
+            torch.cat([part.edges.targets for part in parts]), torch.cat([part.edges.strengths for part in parts])
+        )
+    return AttentionCapture(
+        total=torch.cat([part.total for part in parts]),
+        peak=torch.cat([part.peak for part in parts]),
+        image=widened([part.image for part in parts]),
+        image_mask=widened([part.image_mask for part in parts]),
+        edges=edges,
+        mass=None if parts[0].mass is None else widened([part.mass for part in parts]),
+    )
