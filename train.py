@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     parts = pipeline.instantiate_parts(config, folder)
     pipeline.prepare_process(parts)
     data = pipeline.load_data(parts)  # bad data stops here, before any model loads
-    loaded = parts.model.load(folder / "initial_model")
+    loaded = parts.model.load(pipeline.work_folder(folder))
 
     from atrl import leave, stages
 

@@ -47,7 +47,7 @@ class TrainerSettings:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int | Literal["auto"] = 1  # processes on each node
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    strategy: Literal["auto", "ddp"] = "auto"  # both: a whole policy in each process
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     threads: int | None = None  # of each process; null for all cores divided among the processes
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
@@ -273,14 +273,18 @@ def clusters_exist(config: DictConfig) -> str | None:
     return f"credit.num_clusters must be at least 1, got {clusters}: try 8"
 
 
-def runs_in_one_process(config: DictConfig) -> str | None:
-    """The step's totals and advantages are not yet shared between processes, so several would train wrongly."""
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        value = OmegaConf.select(config, key)
-        if value not in (None, 1):
-            return f"{key} must be 1, got {value}: training in several processes is not supported yet"
+def processes_have_work(config: DictConfig) -> str | None:
+    """Every process takes its share of each batch's prompts."""
+    devices, nodes = OmegaConf.select(config, "trainer.devices"), OmegaConf.select(config, "trainer.num_nodes")
+    if not isinstance(devices, int):
+        return None
+    processes = devices * (nodes or 1)
+    for key in ("rollout.prompts_per_step", "sft.batch_size"):
+        size = OmegaConf.select(config, key)
+        if size is not None and size < processes:
+            return f"{key} must be at least {processes}, got {size}: each of {processes} processes takes a share of it"
     return None
 
 
-CHECKS: tuple[Check, ...] = (runs_in_one_process, group_holds_a_comparison, responses_fit_the_context, clusters_exist)
+CHECKS: tuple[Check, ...] = (processes_have_work, group_holds_a_comparison, responses_fit_the_context, clusters_exist)
 """What must hold across the config; each returns one line, or None where all is well."""

@@ -32,8 +32,13 @@ def collate(
     return input_ids.to(device), attention_mask.to(device), response_mask.to(device)
 
 
-def build_experience(groups: Sequence[RolloutGroup], *, pad_id: int, device: torch.device | str = "cpu") -> Experience:
-    """All rollouts of `groups`, in order, as one padded batch; a group's picture tensors are shared, not copied."""
+def build_experience(
+    groups: Sequence[RolloutGroup], *, pad_id: int, device: torch.device | str = "cpu", seed: str = ""
+) -> Experience:
+    """All rollouts of `groups`, in order, as one padded batch; a group's picture tensors are shared, not copied.
+
+    `seed` names the step; together with problem and sample it is the rollout's key.
+    """
     prompts = [group.prompt for group in groups for _ in group.rollouts]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     input_ids, attention_mask, response_mask = collate(
@@ -49,6 +54,7 @@ def build_experience(groups: Sequence[RolloutGroup], *, pad_id: int, device: tor
         response_mask,
         pixels=[pixels[id(group)] for group in groups for _ in group.rollouts],
         sampler_logprobs=sampler_logprobs,
+        keys=[f"{seed}/{group.prompt.key}/{sample}" for group in groups for sample in range(len(group.rollouts))],
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from atrl.pipeline import main_process
 from atrl.types import Status
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def finish_run(
     from atrl.report.build import write_report
 
     parts.reward.close()
+    if not main_process():
+        return
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), parts.folder / "config.yaml")
     (parts.folder / "command.txt").write_text(f"python {' '.join(sys.argv)}\n", encoding="utf-8")
     export_model(loaded, parts.folder / "model")
@@ -95,11 +98,12 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
 def credit_overhead(seconds: dict[str, float], trained: TrainingOutcome | None) -> float | None:
     """Extra time that credit took, as a share of the training steps without it; None without a credit scheme.
 
-    The scoring forward is credit's where nothing else needs it: one update a batch has no use for old log-probs.
+    A scoring pass is credit's where nothing else needs it: a scheme that compares rollouts, one update a batch.
     """
     if trained is None or trained.credit is None:
         return None
-    only_for_credit = trained.module.objective.updates_per_batch == 1 and trained.module.reference is None
+    objective, scope = trained.module.objective, trained.credit.scheme.scope
+    only_for_credit = scope == "batch" and objective.updates_per_batch == 1 and trained.module.reference is None
     extra = seconds["credit"] + (seconds["score"] if only_for_credit else 0.0)
     rest = sum(seconds[name] for name in ("rollout", "reward", "score", "credit", "update", "sync")) - extra
     return extra / rest if rest > 0 else None

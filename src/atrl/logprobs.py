@@ -43,3 +43,12 @@ def token_entropy(processed: Float[Tensor, "rollout response vocabulary"]) -> Fl
     """Entropy −Σ p·log p in nats; a banned token has p = 0 and adds nothing."""
     logprobs = processed.log_softmax(-1)
     return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)
+
+
+def token_divergence(
+    processed: Float[Tensor, "rollout response vocabulary"], other: Float[Tensor, "rollout response vocabulary"]
+) -> Float[Tensor, "rollout response"]:
+    """KL(p ‖ q) = Σ p·(log p − log q) in nats, p from `processed` and q from `other`; a banned token adds nothing."""
+    p, q = processed.log_softmax(-1), other.log_softmax(-1)
+    # Where both are -inf the difference is NaN; p is 0 there.
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)

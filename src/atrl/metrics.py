@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from atrl import parallel
 from atrl.types import Reward, Status
 
 if TYPE_CHECKING:
-    from atrl.module import StepRecord
+    from atrl.step import StepRecord
 
 
 def mean_of(values: Sequence[float]) -> float | None:
@@ -30,17 +31,19 @@ def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> dict[str, float]:
 
 
 def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
-    """Lengths in tokens, tokens generated per second of the rollout phase, and how far the sampler is off.
+    """Of all ranks: lengths in tokens, tokens generated per second of the rollout phase, how far the sampler is off.
 
     The gap is between the sampler's log-prob of a token and the trainer's for the same weights, in nats.
     """
     mask = step.experience.response_mask
     gap = (step.logprobs - step.experience.sampler_logprobs)[mask].abs()
     lengths = [len(rollout.token_ids) for group in step.groups for rollout in group.rollouts]
+    tokens, rollouts, gaps = parallel.sums([sum(lengths), len(lengths), float(gap.double().sum())])
+    longest, widest = zip(*parallel.gather((max(lengths), float(gap.max()))), strict=True)
     return {
-        "rollout/response_length": sum(lengths) / len(lengths),
-        "rollout/response_length_max": float(max(lengths)),
-        "rollout/tokens_per_second": sum(lengths) / max(rollout_seconds, 1e-9),
-        "rollout/logprob_gap_mean": float(gap.mean()),
-        "rollout/logprob_gap_max": float(gap.max()),
+        "rollout/response_length": tokens / rollouts,
+        "rollout/response_length_max": float(max(longest)),
+        "rollout/tokens_per_second": tokens / max(rollout_seconds, 1e-9),
+        "rollout/logprob_gap_mean": gaps / tokens,
+        "rollout/logprob_gap_max": max(widest),
     }

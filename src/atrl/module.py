@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from atrl import parallel
 from atrl.config import OptimizerSettings
-from atrl.credit.probe import concatenate
+from atrl.credit.bound import BoundCredit, join_credit, spread_advantages
 from atrl.experience import build_experience, micro_batches
-from atrl.logprobs import process_logits, token_entropy, token_logprobs
+from atrl.forward import Forward, ForwardPass, attention_maps, merge_evidence
 from atrl.loss.aggregation import BatchTotals
 from atrl.loss.objective import Objective
-from atrl.models.policy import response_logits
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
+from atrl.step import MicroBatch, Outcome, StepRecord
 from atrl.timing import PhaseTimer
-from atrl.types import AttentionCapture, CreditOutput, Experience, Prompt, Reward, RolloutGroup
+from atrl.types import CreditOutput, Evidence, Experience, Prompt, Reward, RolloutGroup
 from atrl.weight_sync import named_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from atrl.credit.base import CreditScheme
-    from atrl.credit.probe import AttentionProbe
-
-
-@dataclass(frozen=True, slots=True)
-class BoundCredit:
-    """A credit scheme and, if it needs attention, the probe that reads it from the policy."""
-
-    scheme: CreditScheme
-    probe: AttentionProbe | None
+SHOWN_GROUPS = 4
+"""The first rollouts of so many groups keep their attention on the picture, for the report."""
 
 
 class RolloutSource(Protocol):
@@ -44,34 +37,6 @@ class RolloutSource(Protocol):
 
     def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]: ...
     def update_weights(self, parameters, version: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepRecord:
-    """Everything one step produced, for callbacks to log and record; they must not change it."""
-
-    step: int
-    groups: list[RolloutGroup]
-    rewards: list[list[Reward]]
-    advantages: Float[Tensor, "group sample"]
-    experience: Experience
-    credit: CreditOutput | None
-    capture: AttentionCapture | None
-    logprobs: Float[Tensor, "rollout response"]
-    """Of the policy that sampled, before this step's update; 0 on padding."""
-    entropy: Float[Tensor, "rollout response"]
-    """Of the same policy, in nats; 0 on padding."""
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MicroBatchOutcome:
-    """A micro-batch's share of the loss, sums for the metrics, and what the policy says of its tokens."""
-
-    loss: Float[Tensor, ""]
-    sums: dict[str, Tensor]
-    logprobs: Float[Tensor, "rollout response"]
-    entropy: Float[Tensor, "rollout response"]
 
 
 class PolicyModule(PromptModule):
@@ -115,11 +80,12 @@ class PolicyModule(PromptModule):
         # Hidden from the module tree: a frozen model belongs neither in checkpoints nor in the optimizer.
         object.__setattr__(self, "reference", reference)
         self.objective, self.reward, self.optimizer_settings = objective, reward, optimizer_settings
-        self.temperature, self.banned_ids, self.pad_id = temperature, banned_ids, pad_id
+        self.pad_id = pad_id
         self.max_response_tokens, self.max_steps, self.seed = max_response_tokens, max_steps, seed
         self.rollouts: RolloutSource | None = None
         self.credit: BoundCredit | None = None
         self.timer = PhaseTimer()
+        self.forward_pass = ForwardPass(temperature=temperature, banned_ids=banned_ids, timer=self.timer)
         self.last_step: StepRecord | None = None
         self.steps_done = 0
 
@@ -131,114 +97,147 @@ class PolicyModule(PromptModule):
     def training_step(self, prompts: list[Prompt], batch_index: int) -> None:
         """One batch of prompts, nine stages, one or more optimizer steps."""
         assert self.rollouts is not None, "no sampler is bound: add the rollout callback to the trainer"
-        step_seed = f"{self.seed}/{self.steps_done}"
+        seed = f"{self.seed}/{self.steps_done}"
         phase = self.timer.phase
 
         with phase("rollout"):  # 1: prompts → rollout groups
-            groups = self.rollouts.generate(prompts, seed=step_seed)
+            groups = self.rollouts.generate(prompts, seed=seed)
 
         with phase("reward"):  # 2: rollouts → rewards
             rewards = self.reward.score(groups)
 
-        # 3: rewards → one advantage a rollout
-        totals = torch.tensor([[reward.total for reward in group] for group in rewards], device=self.device)
-        advantages = self.objective.advantage(totals, seed=step_seed)
+        advantages = self._advantages(rewards, seed)  # 3: rewards → one advantage a rollout
 
-        with phase("score"):  # 4: rollouts → tensors, with what the policy and the reference say of them
-            experience = build_experience(groups, pad_id=self.pad_id, device=self.device)
-            experience, capture = self._score(experience)
+        with phase("score"):  # 4: rollouts → tensors, with what policy and reference say of them before the update
+            experience, scored = self._score(self._tensors(groups, seed))
 
-        with phase("credit"):  # 5: attention → weight a token
-            credit = None if self.credit is None else self.credit.scheme(experience, capture)
-            token_advantages = spread_advantages(advantages.flatten(), experience.response_mask, credit)
+        with phase("credit"):  # 5: attention → weight a token; or in stage 7, if its forward pass is the first
+            credit = None if scored is None else self.credit.assign(experience, scored)
 
-        # 6: tensors → micro-batches, and the totals that make their losses add up to the batch's
+        # 6: tensors → micro-batches, and the totals that make their losses add up to the global batch's
         batches = list(micro_batches(experience.size, self.optimizer_settings.micro_batch_size))
-        batch_totals = self._totals(experience)
+        totals = self._totals(experience)
 
-        tokens: list[tuple[Tensor, Tensor]] = []
         with phase("update"):
             for update in range(self.objective.updates_per_batch):
-                sums = []
-                for rows in batches:  # 7: micro-batch → log-probs → loss → backward
-                    outcome = self._loss(experience.rows(rows), token_advantages[rows], batch_totals)
-                    self.manual_backward(outcome.loss)
-                    sums.append(outcome.sums)
-                    if update == 0:
-                        tokens.append((outcome.logprobs, outcome.entropy))
-                gradient_norm = self._optimizer_step()  # 8: clip, optimizer step, schedule
+                outcomes = list(self._learn(experience, advantages.flatten(), credit, batches, totals))  # 7
+                norm = self._optimizer_step()  # 8: clip, optimizer step, schedule
+                first = outcomes if update == 0 else first
 
         with phase("sync"):  # 9: new weights → sampler
             self.steps_done += 1
             self.rollouts.update_weights(named_parameters(self.policy), version=self.steps_done)
 
-        metrics = {f"loss/{name}": sum(part[name] for part in sums).item() / batch_totals.tokens for name in sums[0]}
-        logprobs, entropy = (torch.cat(part) for part in zip(*tokens, strict=True))
+        names = list(outcomes[0].sums)
+        means = parallel.sums(sum(o.sums[name] for o in outcomes).item() / totals.tokens for name in names)
+        metrics = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
         self.last_step = StepRecord(
             step=self.steps_done,
             groups=groups,
             rewards=rewards,
             advantages=advantages,
             experience=experience,
-            credit=credit,
-            capture=capture,
-            logprobs=logprobs,
-            entropy=entropy,
-            metrics=metrics | {"loss/gradient_norm": gradient_norm},
+            credit=credit if credit is not None else join_credit([outcome.credit for outcome in first]),
+            attention={row: image for outcome in first for row, image in outcome.attention.items()}
+            | attention_maps(scored, 0, shown_rollouts(experience)),
+            logprobs=torch.cat([outcome.logprobs for outcome in first]),
+            entropy=torch.cat([outcome.entropy for outcome in first]),
+            metrics=metrics | {"loss/gradient_norm": norm},
         )
 
-    def _score(self, experience: Experience) -> tuple[Experience, AttentionCapture | None]:
-        """One no-grad forward, if anything asks for it: old log-probs, attention; and the reference's log-probs."""
-        probe = None if self.credit is None else self.credit.probe
+    def _advantages(self, rewards: list[list[Reward]], seed: str) -> Float[Tensor, "group sample"]:
+        """Stage 3, over the global batch; this rank's rows of it."""
+        totals = torch.tensor([[reward.total for reward in group] for group in rewards], device=self.device)
+        before = sum(parallel.gather(len(totals))[: parallel.rank()])
+        advantages = self.objective.advantage(parallel.gather_rows(totals), seed=seed)
+        return advantages[before : before + len(totals)]
+
+    def _tensors(self, groups: list[RolloutGroup], seed: str) -> Experience:
+        """Stage 4, first half: one padded batch, with masked pictures if credit asks for them."""
+        experience = build_experience(groups, pad_id=self.pad_id, device=self.device, seed=seed)
+        return experience if self.credit is None else self.credit.prepare(experience)
+
+    def _score(self, experience: Experience) -> tuple[Experience, Evidence | None]:
+        """Stage 4, second half: no-grad passes, if anything asks for them.
+
+        Policy: for old log-probs (several updates a batch), and for credit that needs those or the whole batch. Other
+        credit reads its evidence from the training pass, which costs no pass of its own. Reference: for the KL term.
+        """
         needs_old = self.objective.updates_per_batch > 1
-        old, captures, reference = [], [], []
+        needs_policy = needs_old or (self.credit is not None and self.credit.scheme.scope == "batch")
+        passes: list[Forward] = []
+        reference: list[Tensor] = []
         with torch.no_grad():
             for rows in micro_batches(experience.size, self.optimizer_settings.micro_batch_size):
                 batch = experience.rows(rows)
-                if needs_old or probe is not None:
-                    with nullcontext() if probe is None else probe.capture(batch) as recorder:
-                        old.append(self._logprobs(self.policy, batch)[0])
-                    if recorder is not None:
-                        captures.append(recorder.result())
+                if needs_policy:
+                    passes.append(self.forward_pass(self.policy, batch, self.credit, read=True))
                 if self.reference is not None:
-                    reference.append(self._logprobs(self.reference, batch)[0])
+                    reference.append(self.forward_pass.logprobs(self.reference, batch)[0])
         scored = replace(
             experience,
-            old_logprobs=torch.cat(old) if needs_old else None,
+            old_logprobs=torch.cat([forward.logprobs for forward in passes]) if needs_old else None,
             reference_logprobs=torch.cat(reference) if reference else None,
         )
-        return scored, concatenate(captures) if captures else None
+        if not passes or self.credit is None:
+            return scored, None
+        return scored, merge_evidence([forward.evidence for forward in passes], self.credit.probe)
 
-    def _logprobs(
-        self, model: PreTrainedModel, batch: Experience
-    ) -> tuple[Float[Tensor, "rollout response"], Float[Tensor, "rollout response vocabulary"]]:
-        processed = process_logits(
-            response_logits(model, batch), temperature=self.temperature, banned_ids=self.banned_ids
-        )
-        # Padding may repeat a banned id, whose log-prob of -inf would turn a masked loss into NaN.
-        token_ids = batch.input_ids[:, batch.prompt_length :]
-        logprobs = token_logprobs(processed, token_ids)
-        return torch.where(batch.response_mask, logprobs, 0.0), processed
+    def _learn(
+        self,
+        experience: Experience,
+        advantages: Float[Tensor, "rollout"],
+        credit: CreditOutput | None,
+        batches: Sequence[slice],
+        totals: BatchTotals,
+    ) -> Iterator[Outcome]:
+        """Stage 7: micro-batch → log-probs → (credit →) loss → backward.
 
-    def _loss(
-        self, batch: Experience, advantages: Float[Tensor, "rollout response"], totals: BatchTotals
-    ) -> MicroBatchOutcome:
-        logprobs, processed = self._logprobs(self.policy, batch)
-        loss, sums = self.objective(logprobs, advantages, batch, totals)
-        with torch.no_grad():
-            entropy = token_entropy(processed) * batch.response_mask
-        sums |= {"policy": loss.detach() * totals.tokens, "entropy": entropy.sum()}
-        return MicroBatchOutcome(loss, sums, logprobs.detach(), entropy)
+        A scheme that works elsewhere gets the time of the next forward pass, whose activations then exist twice.
+        """
+        reads = self.credit is not None and credit is None
+        ahead = 1 if reads and self.credit.scheme.works_elsewhere else 0
+        shown = shown_rollouts(experience)
+        waiting: deque[MicroBatch] = deque()
+        for rows in batches:
+            batch = experience.rows(rows)
+            forward = self.forward_pass(self.policy, batch, self.credit, read=reads)
+            if reads:
+                with self.timer.phase("credit"):
+                    begun = self.credit.scheme.begin(batch, forward.evidence)
+            else:
+                begun = lambda rows=rows: None if credit is None else credit.rows(rows)  # noqa: E731
+            waiting.append(MicroBatch(rows, batch, forward, begun, shown))
+            if len(waiting) > ahead:
+                yield self._backward(waiting.popleft(), advantages, totals)
+        while waiting:
+            yield self._backward(waiting.popleft(), advantages, totals)
+
+    def _backward(self, part: MicroBatch, advantages: Float[Tensor, "rollout"], totals: BatchTotals) -> Outcome:
+        """The second half of stage 7."""
+        with self.timer.phase("credit"):
+            credit = part.credit()
+        batch, forward = part.batch, part.forward
+        per_token = spread_advantages(advantages[part.rows], batch.response_mask, credit)
+        loss, sums = self.objective(forward.logprobs, per_token, batch, totals)
+        sums |= {"policy": loss.detach() * totals.tokens, "entropy": forward.entropy.sum()}
+        if self.credit is not None and self.credit.scheme.has_auxiliary_loss:
+            auxiliary = self.credit.scheme.auxiliary_loss(forward.logprobs, forward.evidence)
+            auxiliary = self.objective.aggregation(auxiliary, batch.response_mask, totals)
+            sums["auxiliary"] = auxiliary.detach() * totals.tokens
+            loss = loss + auxiliary
+        self.manual_backward(loss)
+        shown = attention_maps(forward.evidence, part.rows.start, part.shown)
+        return Outcome(sums, forward.logprobs.detach(), forward.entropy, credit, shown)
 
     def _totals(self, experience: Experience) -> BatchTotals:
-        return BatchTotals(
-            tokens=int(experience.response_mask.sum()),
-            sequences=int(experience.response_mask.any(dim=1).sum()),
-            max_response_tokens=self.max_response_tokens,
-        )
+        mask = experience.response_mask
+        tokens, sequences = parallel.sums([mask.sum().item(), mask.any(dim=1).sum().item()])
+        return BatchTotals(tokens=int(tokens), sequences=int(sequences), max_response_tokens=self.max_response_tokens)
 
     def _optimizer_step(self) -> float:
         optimizer = self.optimizers()
+        parallel.add_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_settings.max_gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -259,19 +258,9 @@ class PolicyModule(PromptModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-def spread_advantages(
-    advantages: Float[Tensor, "rollout"], mask: Bool[Tensor, "rollout response"], credit: CreditOutput | None
-) -> Float[Tensor, "rollout response"]:
-    """``advantage[b,t] = weight[b,t] · scale[b] · advantage[b]``: the one place where credit enters.
-
-    AT-RL: Jiao et al., arXiv 2602.11455. Without credit every token gets its rollout's advantage.
-    """
-    per_token = advantages[:, None].expand(mask.shape)
-    if credit is None:
-        return per_token
-    if credit.trajectory_scale is not None:
-        per_token = per_token * credit.trajectory_scale[:, None]
-    return credit.weights * per_token
+def shown_rollouts(experience: Experience) -> list[int]:
+    """The first rollout of each of the first groups."""
+    return [row for row, key in enumerate(experience.keys) if key.endswith("/0")][:SHOWN_GROUPS]
 
 
 def learning_rate_factor(update: int, settings: OptimizerSettings, updates: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,11 +59,45 @@ def prepare_process(parts: Parts) -> None:
     import torch
     from lightning import seed_everything
 
+    if several_processes(parts.trainer):
+        refuse_in_a_sweep()
     if parts.trainer.threads is not None:
         torch.set_num_threads(parts.trainer.threads)
     seed_everything(parts.run.seed, verbose=False)
     if not parts.run.verbose:
         _quieten_lightning()
+
+
+def several_processes(settings: TrainerSettings) -> bool:
+    """Whether the settings ask for more than one process."""
+    import torch
+
+    devices = settings.devices
+    if devices == "auto":  # every GPU; on the CPU one process
+        devices = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1
+    return devices * settings.num_nodes > 1
+
+
+def refuse_in_a_sweep() -> None:
+    """Raises ValueError in a job of a sweep, whose processes Lightning would start with the whole sweep's command."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            "trainer.devices and trainer.num_nodes must be 1 in a sweep (-m): start each job by itself, with its own "
+            "overrides and hydra.run.dir"
+        )
+
+
+def main_process() -> bool:
+    """Whether this is the process that writes files and speaks; also before the processes know each other."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+
+
+def work_folder(folder: Path) -> Path:
+    """Where this process may put a model that it builds; processes would disturb each other in one place."""
+    return folder / "initial_model" if main_process() else folder / f"initial_model_{os.environ['LOCAL_RANK']}"
 
 
 def instantiate_parts(config: DictConfig, folder: Path) -> Parts:

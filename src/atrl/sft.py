@@ -12,13 +12,15 @@ from jaxtyping import Float
 from lightning import Callback
 from torch import Tensor
 
+from atrl import parallel
 from atrl.config import SftSettings
 from atrl.data.loader import PromptLoader
-from atrl.evaluation.score import score
+from atrl.evaluation.score import score_together
 from atrl.experience import collate
 from atrl.logprobs import process_logits, token_logprobs
 from atrl.models.policy import response_logits
 from atrl.prompt_module import PromptModule
+from atrl.tracking import log_once
 from atrl.types import Experience, Prompt
 
 if TYPE_CHECKING:
@@ -43,10 +45,14 @@ class SupervisedModule(PromptModule):
         self._tokenizer = tokenizer
 
     def training_step(self, prompts: list[Prompt], batch_index: int) -> Float[Tensor, ""]:
-        """Mean negative log-probability of the batch's answer tokens, in nats."""
+        """Mean negative log-probability of the batch's answer tokens, in nats; a rank's share of it."""
         loss = -mean_target_logprob(self.policy, self._tokenizer, prompts)
-        self.log("sft/loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log("sft/loss", parallel.sums([loss.item()])[0], prog_bar=True, batch_size=1)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Ranks have different answers; their gradients add up to the batch's."""
+        parallel.add_gradients(self.policy.parameters())
 
     def configure_optimizers(self):
         """AdamW, warmed up linearly and then decayed by a cosine to 5 % of the peak."""
@@ -63,7 +69,7 @@ class SupervisedModule(PromptModule):
 def mean_target_logprob(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> Float[Tensor, ""]:
-    """Mean log-probability of the target tokens of all `prompts`, the end token included."""
+    """This rank's share of the mean log-probability of the batch's target tokens, the end tokens included."""
     answers = [
         [*tokenizer(prompt.problem.target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         for prompt in prompts
@@ -75,7 +81,7 @@ def mean_target_logprob(
     logprobs = token_logprobs(
         process_logits(response_logits(policy, batch), temperature=1.0), input_ids[:, batch.prompt_length :]
     )
-    return torch.where(mask, logprobs, 0.0).sum() / mask.sum()
+    return torch.where(mask, logprobs, 0.0).sum() / parallel.sums([mask.sum().item()])[0]
 
 
 def cosine_factor(step: int, warmup_steps: int, steps: int) -> float:
@@ -113,8 +119,9 @@ class SelectBest(Callback):
         step = batch_idx + 1
         if step % self._every and step != pl_module.settings.steps:
             return
-        accuracy = score(self._sampler, self._prompts, self._reward, self._sampling, seed="selection").accuracy
-        pl_module.log_dict({"sft/selection_accuracy": accuracy}, prog_bar=True, batch_size=1)
+        accuracy = score_together(self._sampler, self._prompts, self._reward, self._sampling, seed="selection").accuracy
+        pl_module.log("selection", accuracy, prog_bar=True, logger=False, batch_size=1)
+        log_once(trainer, {"sft/selection_accuracy": accuracy})
         if not self.history or accuracy > max(past for _, past in self.history):
             self._best = copy.deepcopy(pl_module.policy.state_dict())
         self.history.append((step, accuracy))

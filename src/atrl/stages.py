@@ -18,8 +18,9 @@ from atrl.data.loader import PromptLoader
 from atrl.data.prompts import banned_token_ids
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
-from atrl.pipeline import Data, Parts
+from atrl.pipeline import Data, Parts, several_processes
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
+from atrl.strategy import ReplicatedStrategy
 
 if TYPE_CHECKING:
     from atrl.models.load import LoadedModel
@@ -104,7 +105,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
     handle = parts.rollout.handle(loaded, listed)
     rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
-    credit = None if parts.credit is None else AnchorCreditCallback(parts.credit, loaded.processor.tokenizer)
+    credit = None if parts.credit is None else AnchorCreditCallback(parts.credit, loaded.processor)
     evaluate, held_out = None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
         evaluate = EvaluateCallback(
@@ -154,7 +155,7 @@ def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Tra
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
+        strategy=ReplicatedStrategy() if several_processes(settings) else "auto",
         precision=settings.precision,
         max_epochs=1,
         logger=parts.logger or False,

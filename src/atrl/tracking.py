@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from lightning import Trainer
     from lightning.pytorch.loggers import WandbLogger
 
 
@@ -50,3 +51,9 @@ def _logged_in() -> bool:
     import wandb
 
     return wandb.login(prompt=False)
+
+
+def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Log `metrics` for this training step; `LightningModule.log` would repeat them at every later one."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.fit_loop.total_batch_idx)

@@ -130,6 +130,9 @@ class Experience:
     """[rollout] names each rollout by step, problem and sample, whatever the batch is cut into: seeds come from it."""
     masked_pixels: list[dict[str, Tensor]] | None = None
     """[rollout] `pixels` with parts blacked out, where a credit scheme asks for them."""
+    reading: Bool[Tensor, "rollout response"] | None = None
+    """Which tokens spell out what was read off the picture, where the data knows; to measure, never to train on (the
+    scheme `oracle` apart)."""
     old_logprobs: Float[Tensor, "rollout response"] | None = None
     """Under the policy before this batch's updates; None when one update makes them the current ones."""
     reference_logprobs: Float[Tensor, "rollout response"] | None = None
@@ -159,6 +162,7 @@ class Experience:
             sampler_logprobs=self.sampler_logprobs[index],
             keys=self.keys[index],
             masked_pixels=None if self.masked_pixels is None else self.masked_pixels[index],
+            reading=None if self.reading is None else self.reading[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
         )
@@ -199,3 +203,12 @@ class CreditOutput:
     """The score by which the scheme ranks tokens (connectivity density, entropy, …), where it has one."""
     trajectory_scale: Float[Tensor, "rollout"] | None = None
     """A factor on the whole rollout's advantage; None is 1."""
+
+    def rows(self, index: slice) -> CreditOutput:
+        """The rollouts of `index`."""
+        return CreditOutput(
+            weights=self.weights[index],
+            anchors=None if self.anchors is None else self.anchors[index],
+            density=None if self.density is None else self.density[index],
+            trajectory_scale=None if self.trajectory_scale is None else self.trajectory_scale[index],
+        )

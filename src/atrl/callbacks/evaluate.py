@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from lightning import Callback
 
-from atrl.evaluation.score import Score, held_out_sampling, score
+from atrl.evaluation.score import Score, held_out_sampling, score_together
 from atrl.module import PolicyModule
+from atrl.tracking import log_once
 from atrl.types import Prompt
 
 
@@ -35,7 +36,7 @@ class EvaluateCallback(Callback):
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
         """Log `eval/accuracy` every so many steps."""
         if self._every and pl_module.steps_done % self._every == 0:
-            pl_module.log("eval/accuracy", self._score(pl_module).accuracy, batch_size=1)
+            log_once(trainer, {"eval/accuracy": self._score(pl_module).accuracy})
 
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training leaves it."""
@@ -45,4 +46,5 @@ class EvaluateCallback(Callback):
         with pl_module.timer.phase("evaluate"):
             rollouts = pl_module.rollouts
             sampling = held_out_sampling(rollouts.sampling, samples=self._samples)
-            return score(rollouts.sampler, self._prompts, pl_module.reward, sampling, seed=f"{self._seed}/held-out")
+            seed = f"{self._seed}/held-out"
+            return score_together(rollouts.sampler, self._prompts, pl_module.reward, sampling, seed=seed)

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from lightning import Callback
 
+from atrl import parallel
 from atrl.callbacks.anchor_credit import reading_mask
 from atrl.metrics import reward_metrics, rollout_metrics
-from atrl.module import PolicyModule, StepRecord
+from atrl.module import PolicyModule, shown_rollouts
+from atrl.step import StepRecord
 from atrl.types import Status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SAMPLE_MOMENTS = 5
-_SAMPLES_A_MOMENT = 4
 
 
 class RecordCallback(Callback):
@@ -46,12 +47,12 @@ class RecordCallback(Callback):
         pl_module.timer.lap()
 
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
-        """Log, count and write."""
+        """Log, count and write: every rank's rollouts, by the first."""
         step = pl_module.last_step
         seconds = pl_module.timer.lap()
-        rewards = reward_metrics(step.rewards)
+        rewards = reward_metrics([group for groups in parallel.gather(step.rewards) for group in groups])
         rollouts = rollout_metrics(step, seconds["rollout"])
-        memory = psutil.Process().memory_info().rss
+        memory = sum(parallel.gather(psutil.Process().memory_info().rss))
         pl_module.log_dict(
             rewards | rollouts | step.metrics | {f"time/{name}": value for name, value in seconds.items()}
             | {"memory/host": float(memory), "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"]},
@@ -60,17 +61,20 @@ class RecordCallback(Callback):
         bar = {"reward": rewards["reward/mean"], "accuracy": rewards["reward/right"]}
         bar["tokens/s"] = rollouts["rollout/tokens_per_second"]
         pl_module.log_dict(bar, prog_bar=True, logger=False, batch_size=1)
-        self.statuses.update(reward.status for group in step.rewards for reward in group)
-        self.tokens += sum(len(rollout.token_ids) for group in step.groups for rollout in group.rollouts)
-        rows = step_rows(step, self._tokenizer)
+        own = step_rows(step, self._tokenizer)
+        rows = [row for rows in parallel.gather(own) for row in rows]
+        self.statuses.update(Status(row["status"]) for row in rows)
+        self.tokens += sum(len(row["tokens"]) for row in rows)
+        if parallel.rank() > 0:
+            return
         with (self._folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if step.step in self._moments:
-            self._write_samples(step, rows)
+            self._write_samples(step, own)
 
     def _write_samples(self, step: StepRecord, rows: list[dict[str, Any]]) -> None:
+        chosen = shown_rollouts(step.experience)
         size = len(step.groups[0].rollouts)
-        chosen = [number * size for number in range(min(_SAMPLES_A_MOMENT, len(step.groups)))]
         reading = reading_mask(step.groups, self._tokenizer, step.experience.response_mask)
         with (self._folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             for number in chosen:
@@ -93,9 +97,9 @@ class RecordCallback(Callback):
 
     def _attention_maps(self, step: StepRecord, number: int, length: int) -> list | None:
         """Per image a list [token][row][column] of the largest mass that any head puts on each image token."""
-        if step.capture is None or "image_grid_thw" not in step.experience.pixels[number]:
+        if number not in step.attention or "image_grid_thw" not in step.experience.pixels[number]:
             return None
-        peak = step.capture.image[number, :, :, :length].amax(dim=(0, 1))
+        peak = step.attention[number][:length]
         maps, start = [], 0
         for frames, height, width in step.experience.pixels[number]["image_grid_thw"].tolist():
             rows, columns = height // self._merge_size, width // self._merge_size

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.attention import AttentionCapture, AttentionRequest
+from atrl.credit.background import Background
 from atrl.credit.base import CreditScheme, normalise
+from atrl.credit.clusters import ClusterSettings, TokenRows, weigh_all
 from atrl.credit.connectivity import Reduction, connectivity_density
-from atrl.credit.graph import EdgeKind, attention_strengths, combined, nearest_neighbours, similarity_strengths
-from atrl.credit.metis import Graph, Partitioner
+from atrl.credit.graph import EdgeKind
 from atrl.credit.regions import Row
-from atrl.credit.weights import Ranking, check_weights, choose_anchors, load_map, perceptual_load
+from atrl.credit.weights import Ranking, check_weights
 from atrl.types import CreditOutput, Evidence, Experience
 
 
@@ -62,7 +63,7 @@ class AtrlCredit(CreditScheme):
     rest_weight: float = 1.0
     seed: int = 0
     workers: int = 0
-    _partitioner: Partitioner = field(init=False, repr=False, compare=False)
+    _background: Background = field(init=False, repr=False, compare=False)
 
     name = "atrl"
 
@@ -76,7 +77,7 @@ class AtrlCredit(CreditScheme):
             raise ValueError(f"credit.sink_factor must be 0 (off) or more, got {self.sink_factor}: try 4")
         if self.workers < 0:
             raise ValueError(f"credit.workers must be 0 (cluster in the training process) or more, got {self.workers}")
-        object.__setattr__(self, "_partitioner", Partitioner(self.workers))
+        object.__setattr__(self, "_background", Background(self.workers, option="credit.workers"))
 
     @property
     def requests(self) -> tuple[AttentionRequest, ...]:
@@ -92,13 +93,23 @@ class AtrlCredit(CreditScheme):
             ),
         )
 
+    @property
+    def works_elsewhere(self) -> bool:
+        """With worker processes, METIS runs beside the next forward pass."""
+        return self.workers > 0
+
+    @property
+    def settings(self) -> ClusterSettings:
+        """The options that matter once attention is read."""
+        return ClusterSettings(**{option.name: getattr(self, option.name) for option in fields(ClusterSettings)})
+
     def open(self) -> None:
         """Start the clustering processes."""
-        self._partitioner.open()
+        self._background.open(_prepare_worker)
 
     def close(self) -> None:
         """Stop them."""
-        self._partitioner.close()
+        self._background.close()
 
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
         """Weights, anchors and densities of every response; each depends on that response alone."""
@@ -106,47 +117,50 @@ class AtrlCredit(CreditScheme):
 
     @torch.no_grad()
     def begin(self, batch: Experience, evidence: Evidence) -> Callable[[], CreditOutput]:
-        """Build the graphs and hand them to METIS; the returned call makes weights of the clusters."""
+        """Hand the rows of each response to METIS; the returned call collects the weights that come of it."""
         capture: AttentionCapture = evidence.read[self.requests[0]]
-        density = connectivity_density(
-            capture, batch.response_mask, reduction=self.reduction, top_heads=self.top_heads
-        )
-        lengths = batch.response_mask.sum(dim=1).tolist()
+        density = connectivity_density(capture, batch.response_mask, reduction=self.reduction, top_heads=self.top_heads)
         # No picture, or nothing but sinks: no token reads more than another, and there is nothing to cluster.
-        reading = [row for row, seen in enumerate(density.any(dim=1).tolist()) if seen]
-        graphs = [self._graph(capture, row, lengths[row]) for row in reading]
-        clusters = self._partitioner.submit(graphs, seed=self.seed)
+        reading = density.any(dim=1).nonzero()[:, 0].tolist()
+        rows = token_rows(capture, density, batch.response_mask, reading)
+        weighed = self._background.submit(weigh_all, rows, self.settings)
 
         def finish() -> CreditOutput:
-            weights, anchors = batch.response_mask.float(), torch.zeros_like(batch.response_mask)
-            for row, membership in zip(reading, clusters(), strict=True):
-                length = lengths[row]
-                ids = torch.tensor(membership, device=density.device)
-                weights[row, :length], anchors[row, :length] = self._weigh(density[row, :length], ids)
+            weights, anchors = (
+                batch.response_mask.float().cpu(),
+                torch.zeros(batch.response_mask.shape, dtype=torch.bool),
+            )
+            for row, (own_weights, own_anchors) in zip(reading, weighed(), strict=True):
+                weights[row, : len(own_weights)] = torch.from_numpy(own_weights)
+                anchors[row, : len(own_anchors)] = torch.from_numpy(own_anchors)
+            weights, anchors = weights.to(density.device), anchors.to(density.device)
             return CreditOutput(normalise(weights, batch.response_mask), anchors=anchors, density=density)
 
         return finish
 
-    def _graph(self, capture: AttentionCapture, row: int, length: int) -> Graph:
-        """Padding is cut off, so that no sum depends on the rest of the batch."""
-        wanted = round(length**0.5) if self.num_clusters == "auto" else self.num_clusters
-        num_clusters = min(wanted, length // 2)
-        if num_clusters <= 1:
-            return Graph([0] * (length + 1), [], [], 1)
-        width = int(capture.image_mask[row].sum())
-        parts = []
-        if self.edges in ("attention", "both"):
-            edges = capture.edges
-            parts.append(attention_strengths(edges.targets[row, :length], edges.strengths[row, :length]))
-        if self.edges in ("similarity", "both"):
-            parts.append(similarity_strengths(capture.image[row, :length, :width]))
-        return Graph(*nearest_neighbours(combined(parts), neighbours=self.neighbours), num_clusters)
 
-    def _weigh(
-        self, density: Float[Tensor, "token"], clusters: Int[Tensor, "token"]
-    ) -> tuple[Float[Tensor, "token"], Bool[Tensor, "token"]]:
-        load = perceptual_load(density, clusters, ranking=self.rank_clusters)
-        anchors = choose_anchors(density, clusters, load, ratio=self.anchor_ratio)
-        if self.weights == "load_map":
-            return load_map(load, clusters, low=self.rest_weight, high=self.anchor_weight), anchors
-        return torch.where(anchors, self.anchor_weight, self.rest_weight), anchors
+def token_rows(
+    capture: AttentionCapture,
+    density: Float[Tensor, "rollout response"],
+    mask: Bool[Tensor, "rollout response"],
+    rows: Sequence[int],
+) -> list[TokenRows]:
+    """What is known of the responses `rows`, as arrays; padding is cut off, so that no sum depends on the batch."""
+    lengths, widths = mask.sum(dim=1).tolist(), capture.image_mask.sum(dim=1).tolist()
+    densities, images = density.float().cpu().numpy(), capture.image.cpu().numpy()
+    edges = capture.edges
+    targets = None if edges is None else edges.targets.cpu().numpy()
+    strengths = None if edges is None else edges.strengths.cpu().numpy()
+    return [
+        TokenRows(
+            density=densities[row, : lengths[row]],
+            image=images[row, : lengths[row], : widths[row]],
+            targets=None if targets is None else targets[row, : lengths[row]],
+            strengths=None if strengths is None else strengths[row, : lengths[row]],
+        )
+        for row in rows
+    ]
+
+
+def _prepare_worker() -> None:
+    import pymetis  # noqa: F401

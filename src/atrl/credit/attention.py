@@ -178,9 +178,8 @@ class AttentionReader:
         strengths = (response + response.transpose(1, 2)) / 2
         strengths.diagonal(dim1=1, dim2=2).zero_()
         kept = min(self._request.neighbours, strengths.shape[1])
-        # A stable sort and not topk: ties must fall the same way whatever the padding.
-        ordered = strengths.sort(dim=2, descending=True, stable=True)
-        return Edges(ordered.indices[..., :kept].contiguous(), ordered.values[..., :kept].contiguous())
+        strongest = strengths.topk(kept, dim=2)
+        return Edges(strongest.indices, strongest.values)
 
     def _joined(self, masses: list[Tensor], heads: int) -> Tensor:
         """Blocks in the order of `blocks` → [rollout head response image]."""
@@ -236,14 +235,18 @@ class Block:
         scores = (query @ key.transpose(2, 3)).mul_(self.scaling)
         if self.softcap is not None:
             scores = (scores / self.softcap).tanh_().mul_(self.softcap)
-        column = torch.arange(key.shape[2], device=key.device)[None, None, :]
-        allowed = (column <= rows[:, :, None]) & (column >= self.regions.start[:, None, None])
+        # A row that belongs to padding may be allowed nothing, and then reads everything: it is masked in the end.
+        scores += self._bias(rows, key.shape[2])[:, None]
+        return scores.softmax(-1)
+
+    def _bias(self, rows: Int[Tensor, "response token"], columns: int) -> Float[Tensor, "response token column"]:
+        """0 where a row may look, and a number below any score where it may not."""
+        column = torch.arange(columns, device=rows.device)[None, None, :]
+        hidden = (column > rows[:, :, None]) | (column < self.regions.start[:, None, None])
         if self.sliding_window is not None:
-            allowed &= column > rows[:, :, None] - self.sliding_window
-        allowed &= self.regions.visible[self.regions.source][:, None, :]
-        # A row that belongs to padding may be allowed nothing; it then reads 0 and not NaN.
-        scores.masked_fill_(~allowed[:, None], torch.finfo(scores.dtype).min)
-        return scores.softmax(-1) * allowed[:, None]
+            hidden |= column <= rows[:, :, None] - self.sliding_window
+        hidden |= ~self.regions.visible[self.regions.source][:, None, :]
+        return hidden.float() * torch.finfo(torch.float32).min
 
 
 def blocks(regions: Regions, heads: int, columns: int) -> Iterator[tuple[slice, int, int]]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from atrl.credit.weights import number_of
 from atrl.types import CreditOutput, Evidence, Experience
 
 if TYPE_CHECKING:
@@ -71,8 +72,13 @@ class CreditScheme(ABC):
 
     @property
     def scope(self) -> Literal["response", "batch"]:
-        """"batch" where a weight depends on other rollouts: then the whole global batch is scored first."""
+        """ "batch" where a weight depends on other rollouts: then the whole global batch is scored first."""
         return "response"
+
+    @property
+    def works_elsewhere(self) -> bool:
+        """Whether `begin` leaves work to other processes, for which it is worth to wait with the backward pass."""
+        return False
 
     @property
     def has_auxiliary_loss(self) -> bool:
@@ -115,19 +121,15 @@ def normalise(
     return torch.where(mask, scaled, 0.0)
 
 
-def number_of(ratio: float, tokens: int) -> int:
-    """round(ratio · tokens), halves up, and at least 1: how many tokens a ratio singles out of a response."""
-    # Rounded twice: 0.35 · 90 is 31.4999… in binary, and its half must round up.
-    return max(1, int(round(ratio * tokens, 6) + 0.5))
-
-
 def top_tokens(
     scores: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"], *, ratio: float
 ) -> Bool[Tensor, "rollout response"]:
     """The `number_of(ratio, tokens)` highest scores of each response; ties go to the earlier token."""
     order = scores.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     wanted = torch.tensor([number_of(ratio, count) for count in mask.sum(dim=1).tolist()], device=mask.device)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return (rank < wanted[:, None]) & mask
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -23,16 +22,17 @@ def remove_sinks(
 ) -> Float[Tensor, "rollout head response image"]:
     """Image mass without the columns that draw attention whatever the query; rows renormalised as if they were absent.
 
-    In one head of one response, column v is a sink when its median mass over the response's rows exceeds `factor`
-    times the median that an even spread of the same image mass would give each column; of an even number of rows the
-    lower middle one counts. With no more than `factor` columns none can be a sink. What is left of a row is divided
-    by (1 - sink mass), so that it is the softmax over all other columns. Attention sinks: Xiao et al., arXiv
-    2309.17453; that AT-RL removes them is the paper's, the rule is ours.
+    In one head of one response, column v is a sink if in most of the response's rows it holds more than `factor` times
+    its even share of the row's image mass: ``a[t,v] > factor · Σ_u a[t,u] / V`` for more than half of the t. With no
+    more than `factor` columns none can be a sink. What is left of a row is divided by (1 - sink mass), so that it is
+    the softmax over all other columns. Attention sinks: Xiao et al., arXiv 2309.17453; that AT-RL removes them is the
+    paper's, the rule is ours.
     """
-    trained = image.masked_fill(~response_mask[:, None, :, None], float("nan"))
-    median = trained.nanmedian(dim=2, keepdim=True).values.nan_to_num(0.0)
     columns = image_mask.sum(dim=1).clamp_min(1)[:, None, None, None]
-    sink = median > factor * median.sum(dim=-1, keepdim=True) / columns
+    above = image > factor * image.sum(dim=-1, keepdim=True) / columns
+    above &= response_mask[:, None, :, None]
+    rows = response_mask.sum(dim=1)[:, None, None, None]
+    sink = 2 * above.sum(dim=2, keepdim=True) > rows
     sink_mass = (image * sink).sum(dim=-1, keepdim=True)
     return (image * ~sink) / (1 - sink_mass).clamp_min(1e-6)
 

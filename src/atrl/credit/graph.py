@@ -1,61 +1,63 @@
-"""The token graph that is cut into clusters."""
+"""The token graph of one response, which is cut into clusters; arrays, because worker processes build it."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
 
 EdgeKind = Literal["attention", "similarity", "both"]
 
+_TINY = np.finfo(np.float32).tiny
+
 
 def attention_strengths(
-    targets: Int[Tensor, "token neighbour"], strengths: Float[Tensor, "token neighbour"]
-) -> Float[Tensor, "token token"]:
+    targets: Int[np.ndarray, "token neighbour"], strengths: Float[np.ndarray, "token neighbour"]
+) -> Float[np.ndarray, "token token"]:
     """The sparse edges of one response's tokens as a symmetric matrix; an edge that either end kept is in it.
 
-    Edges to tokens beyond the response, which padding leaves, have strength 0 and are dropped.
+    Edges to tokens beyond the response, which padding leaves, are dropped.
     """
     tokens = len(targets)
+    matrix = np.zeros((tokens, tokens), np.float32)
     inside = targets < tokens
-    matrix = strengths.new_zeros(tokens, tokens)
-    matrix.scatter_reduce_(1, targets.clamp_max(tokens - 1), strengths * inside, "amax")
-    return torch.maximum(matrix, matrix.T)
+    matrix[np.nonzero(inside)[0], targets[inside]] = strengths[inside]
+    return np.maximum(matrix, matrix.T)
 
 
-def similarity_strengths(image: Float[Tensor, "token image"]) -> Float[Tensor, "token token"]:
+def similarity_strengths(image: Float[np.ndarray, "token image"]) -> Float[np.ndarray, "token token"]:
     """Cosine of two tokens' rows of image attention; 0 where a row is empty."""
-    rows = torch.nn.functional.normalize(image, dim=1)
+    rows = image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), _TINY)
     similarity = rows @ rows.T
     # Matrix products are symmetric only up to rounding; METIS wants both copies of an edge to weigh the same.
-    return ((similarity + similarity.T) / 2).clamp_min(0)
+    return np.maximum((similarity + similarity.T) / 2, 0)
 
 
-def combined(parts: list[Float[Tensor, "token token"]]) -> Float[Tensor, "token token"]:
+def combined(parts: list[Float[np.ndarray, "token token"]]) -> Float[np.ndarray, "token token"]:
     """The mean of the strengths, each without self-edges and over its largest entry, so that none drowns another."""
-    total = torch.zeros_like(parts[0])
+    total = np.zeros_like(parts[0])
     for part in parts:
-        part = part.clone().fill_diagonal_(0)
-        total += part / part.max().clamp_min(torch.finfo(part.dtype).tiny)
+        part = part.copy()
+        np.fill_diagonal(part, 0)
+        total += part / max(part.max(initial=0), _TINY)
     return total / len(parts)
 
 
 def nearest_neighbours(
-    strengths: Float[Tensor, "token token"], *, neighbours: int
-) -> tuple[list[int], list[int], list[int]]:
+    strengths: Float[np.ndarray, "token token"], *, neighbours: int
+) -> tuple[Int[np.ndarray, "row"], Int[np.ndarray, "edge"], Int[np.ndarray, "edge"]]:
     """The graph in compressed rows (starts, targets, integer weights): an edge where either end ranks the other in
     its strongest `neighbours`.
 
     METIS wants integer weights; strengths map to 1 … 1000, relative to the strongest edge. Ties go to the lower index.
     """
-    tokens = strengths.shape[0]
-    kept = min(neighbours, tokens - 1)
-    order = strengths.argsort(dim=1, descending=True, stable=True)[:, :kept]
-    chosen = torch.zeros_like(strengths, dtype=torch.bool).scatter_(1, order, True) & (strengths > 0)
-    chosen |= chosen.T.clone()
-    scale = strengths.max().clamp_min(torch.finfo(strengths.dtype).tiny)
-    weights = (1 + 999 * strengths / scale).round().long()
-    starts = [0, *chosen.sum(dim=1).cumsum(0).tolist()]
-    return starts, chosen.nonzero()[:, 1].tolist(), weights[chosen].tolist()
+    tokens = len(strengths)
+    order = np.argsort(-strengths, axis=1, kind="stable")[:, : min(neighbours, tokens - 1)]
+    chosen = np.zeros((tokens, tokens), bool)
+    np.put_along_axis(chosen, order, True, axis=1)
+    chosen &= strengths > 0
+    chosen |= chosen.T
+    weights = np.rint(1 + 999 * strengths / max(strengths.max(initial=0), _TINY)).astype(np.int64)
+    starts = np.concatenate([[0], chosen.sum(axis=1).cumsum()])
+    return starts, np.nonzero(chosen)[1], weights[chosen]

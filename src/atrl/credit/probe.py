@@ -38,8 +38,6 @@ class AttentionProbe:
         self._model, self._requests = model, tuple(dict.fromkeys(requests))
         self._kernel = model.config.get_text_config()._attn_implementation
         self._image_token_ids = visual_token_ids(model.config)
-        self.seconds = 0.0
-        """Spent in readers so far, on the host; a GPU's work goes on after it."""
         _set_text_attention(model, _register_tap(self._kernel))
 
     def detach(self) -> None:
@@ -61,7 +59,7 @@ class AttentionProbe:
             request: request.reader(self._model, regions[getattr(request, "row", "predicting")])
             for request in self._requests
         }
-        recorder = Recorder(readers, self)
+        recorder = Recorder(readers)
         token = _RECORDER.set(recorder)
         with ExitStack() as hooks:
             for reader in readers.values():
@@ -80,9 +78,11 @@ class AttentionProbe:
 class Recorder:
     """Hands what passes by to the readers that want it."""
 
-    def __init__(self, readers: dict[Request, Reader], probe: AttentionProbe) -> None:
-        self._readers, self._probe = readers, probe
+    def __init__(self, readers: dict[Request, Reader]) -> None:
+        self._readers = readers
         self._attentive = [reader for reader in readers.values() if hasattr(reader, "read_attention")]
+        self.seconds = 0.0
+        """Spent on reading during the pass. On a GPU that is the time to launch the work, not to do it."""
 
     @torch.no_grad()
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, **options) -> None:
@@ -90,15 +90,12 @@ class Recorder:
         start = time.perf_counter()
         for reader in self._attentive:
             reader.read_attention(layer, query.detach(), key.detach(), **options)
-        self._probe.seconds += time.perf_counter() - start
+        self.seconds += time.perf_counter() - start
 
     @torch.no_grad()
     def results(self) -> dict[Hashable, Any]:
         """By request, what its reader found."""
-        start = time.perf_counter()
-        found = {request: reader.result() for request, reader in self._readers.items()}
-        self._probe.seconds += time.perf_counter() - start
-        return found
+        return {request: reader.result() for request, reader in self._readers.items()}
 
 
 def _register_tap(kernel: str) -> str:

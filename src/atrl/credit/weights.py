@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-
-from atrl.credit.base import number_of
 
 Ranking = Literal["mean", "peak"]
 
@@ -23,44 +20,52 @@ def check_weights(anchor_ratio: float, anchor_weight: float, rest_weight: float)
         )
 
 
+def number_of(ratio: float, tokens: int) -> int:
+    """round(ratio · tokens), halves up, and at least 1: how many tokens a ratio singles out of a response."""
+    # Rounded twice: 0.35 · 90 is 31.4999… in binary, and its half must round up.
+    return max(1, int(round(ratio * tokens, 6) + 0.5))
+
+
 def perceptual_load(
-    density: Float[Tensor, "token"], clusters: Int[Tensor, "token"], *, ranking: Ranking = "mean"
-) -> Float[Tensor, "cluster"]:
+    density: Float[np.ndarray, "token"], clusters: Int[np.ndarray, "token"], *, ranking: Ranking = "mean"
+) -> Float[np.ndarray, "cluster"]:
     """Mean (or largest) density of each cluster over the mean density of the response; 1 everywhere if that is 0.
 
     A cluster id that no token has gets load 0. ``peak``: METIS balances sizes, so one strong reader among fillers
     gives its cluster a small mean; the largest density finds that cluster all the same.
     """
-    count = clusters.bincount()
-    total = torch.zeros(len(count), dtype=density.dtype, device=density.device)
-    mean = density.mean()
+    count = np.bincount(clusters)
+    mean = density.mean(dtype=np.float64)
     if mean <= 0:
-        return torch.ones_like(total)
+        return np.ones(len(count))
     if ranking == "peak":
-        return total.scatter_reduce_(0, clusters, density, "amax") / mean
-    return total.index_add_(0, clusters, density) / count.clamp_min(1) / mean
+        load = np.zeros(len(count))
+        np.maximum.at(load, clusters, density)
+        return load / mean
+    return np.bincount(clusters, weights=density) / np.maximum(count, 1) / mean
 
 
 def choose_anchors(
-    density: Float[Tensor, "token"], clusters: Int[Tensor, "token"], load: Float[Tensor, "cluster"], *, ratio: float
-) -> Bool[Tensor, "token"]:
+    density: Float[np.ndarray, "token"],
+    clusters: Int[np.ndarray, "token"],
+    load: Float[np.ndarray, "cluster"],
+    *,
+    ratio: float,
+) -> Bool[np.ndarray, "token"]:
     """The round(ratio · tokens) anchors: whole clusters in order of load, the last one filled by token density.
 
     Halves round up, and a response has at least one anchor. Ties go to the lower cluster id, then the earlier token.
     """
-    wanted = number_of(ratio, len(density))
-    rank = torch.empty_like(load, dtype=torch.long)
-    rank[load.argsort(descending=True, stable=True)] = torch.arange(len(load), device=load.device)
-    by_density = density.argsort(descending=True, stable=True)
-    order = by_density[rank[clusters[by_density]].argsort(stable=True)]
-    anchors = torch.zeros(len(density), dtype=torch.bool, device=density.device)
-    anchors[order[:wanted]] = True
+    rank = np.argsort(np.argsort(-load, kind="stable"), kind="stable")
+    order = np.lexsort((np.arange(len(density)), -density, rank[clusters]))
+    anchors = np.zeros(len(density), bool)
+    anchors[order[: number_of(ratio, len(density))]] = True
     return anchors
 
 
 def load_map(
-    load: Float[Tensor, "cluster"], clusters: Int[Tensor, "token"], *, low: float, high: float
-) -> Float[Tensor, "token"]:
+    load: Float[np.ndarray, "cluster"], clusters: Int[np.ndarray, "token"], *, low: float, high: float
+) -> Float[np.ndarray, "token"]:
     """A weight per token that grows with its cluster's load, linearly from `low` (least) to `high` (most loaded).
 
     The weights are not yet normalised. If all loads are equal, so are the weights.
@@ -68,5 +73,5 @@ def load_map(
     present = load[clusters]
     least, most = present.min(), present.max()
     if most <= least:
-        return torch.ones_like(present)
-    return low + (high - low) * (present - least) / (most - least)
+        return np.ones(len(present), np.float32)
+    return (low + (high - low) * (present - least) / (most - least)).astype(np.float32)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from atrl import parallel
 from atrl.data.prompts import PromptBuilder
 from atrl.types import Problem, Prompt
 
@@ -13,7 +15,8 @@ from atrl.types import Problem, Prompt
 class PromptLoader:
     """`steps` batches of `batch_size` prompts, through as many shuffled passes over `problems` as that takes.
 
-    A prompt that is too long is dropped, counted once and replaced by the next problem, so every batch is full.
+    A prompt that is too long is dropped, counted once and replaced by the next problem, so every batch is full. Of
+    each batch a rank gets its share, whole batches being the same for every number of ranks.
 
     Args:
         problems: of the training split.
@@ -36,7 +39,7 @@ class PromptLoader:
 
     def __iter__(self) -> Iterator[list[Prompt]]:
         for _ in range(self._steps):
-            yield self._next_batch()
+            yield list(parallel.share(self._next_batch()))
 
     def _next_batch(self) -> list[Prompt]:
         batch: list[Prompt] = []
@@ -48,9 +51,10 @@ class PromptLoader:
                     f"pass over the data found {len(batch)}, the shortest dropped ids are {sorted(self.dropped)[:3]}; "
                     "raise the limit or lower the model's image size"
                 )
+            epoch = self._cursor // len(self._problems)
             built = self._builder.build_all([self._problem(self._cursor)])
             self.dropped.update(built.dropped)
-            batch += built.prompts
+            batch += [replace(prompt, epoch=epoch) for prompt in built.prompts]
             self._cursor += 1
             tried += 1
         return batch

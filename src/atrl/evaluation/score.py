@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from atrl import parallel
 from atrl.evaluation.intervals import clustered_interval, wilson_interval
 from atrl.types import Prompt, Reward, RolloutGroup, Status
 
@@ -38,10 +39,28 @@ def score(
     if not prompts:
         raise ValueError("there is no problem to score: every prompt was dropped or the split is empty")
     groups = sampler.generate(prompts, sampling, seed=seed)
-    rewards = reward.score(groups)
+    return _of(groups, reward.score(groups))
+
+
+def score_together(
+    sampler: Sampler, prompts: Sequence[Prompt], reward: WeightedReward, sampling: Sampling, *, seed: str
+) -> Score:
+    """The same, each rank answering its share of `prompts`; every rank gets the whole score."""
+    if parallel.world_size() == 1:
+        return score(sampler, prompts, reward, sampling, seed=seed)
+    return _summed_up(parallel.gather(score(sampler, parallel.share(prompts), reward, sampling, seed=seed)))
+
+
+def _summed_up(scores: Sequence[Score]) -> Score:
+    """The score on all the problems that `scores` are of."""
+    groups = [group for score in scores for group in score.groups]
+    return _of(groups, [rewards for score in scores for rewards in score.rewards])
+
+
+def _of(groups: list[RolloutGroup], rewards: list[list[Reward]]) -> Score:
     statuses = Counter(verdict.status for group in rewards for verdict in group)
     shares = [sum(verdict.status is Status.RIGHT for verdict in group) / len(group) for group in rewards]
-    single = sampling.group_size == 1 or len(prompts) == 1
+    single = len(rewards[0]) == 1 or len(rewards) == 1
     samples = sum(statuses.values())
     right = statuses[Status.RIGHT]
     return Score(

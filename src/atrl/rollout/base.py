@@ -83,9 +83,9 @@ class Sampler(Protocol):
         ...
 
 
-def request_seed(seed: str, problem_id: str) -> int:
-    """A 31-bit seed for one prompt's responses: a function of run seed, step (both in `seed`) and problem alone."""
-    digest = hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()
+def request_seed(seed: str, key: str) -> int:
+    """A 31-bit seed for one prompt's responses: a function of run seed, step (both in `seed`) and prompt alone."""
+    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 

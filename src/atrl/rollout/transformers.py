@@ -138,7 +138,7 @@ def _uniforms(prompts: Sequence[Prompt], sampling: Sampling, seed: str) -> Float
             torch.rand(
                 shape,
                 dtype=torch.float64,
-                generator=torch.Generator().manual_seed(request_seed(seed, prompt.problem.id)),
+                generator=torch.Generator().manual_seed(request_seed(seed, prompt.key)),
             )
             for prompt in prompts
         ]

@@ -185,7 +185,7 @@ class VllmSampler:
             n=sampling.group_size,
             temperature=sampling.temperature,
             max_tokens=sampling.max_response_tokens,
-            seed=request_seed(seed, prompt.problem.id),
+            seed=request_seed(seed, prompt.key),
             stop_token_ids=list(end_token_ids(self._handle)),
             # A bias of -inf is one vectorised addition. `allowed_token_ids` would list the whole vocabulary in every
             # request (newer engines refuse more than 1024), and `bad_words` loops over requests in Python.

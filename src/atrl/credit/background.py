@@ -1,0 +1,72 @@
+"""Work for processes beside the one that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Background:
+    """Runs a function over batches of items: in `workers` processes between `open` and `close`, else in this one.
+
+    The processes are fresh interpreters: a fork could inherit locks of torch's threads. They import the running
+    script again, which therefore needs the usual ``if __name__ == "__main__":``.
+
+    Args:
+        workers: how many processes; 0 does the work in this one, when it is submitted.
+        option: the config key that says so, for messages.
+    """
+
+    def __init__(self, workers: int, *, option: str) -> None:
+        self.workers, self._option = workers, option
+        self._pool: ProcessPoolExecutor | None = None
+
+    def open(self, prepare: Callable[[], object]) -> None:
+        """Start the processes, and `prepare` each: the first batch should not wait for its imports."""
+        if self.workers and self._pool is None:
+            import multiprocessing
+
+            self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), prepare)
+            try:
+                list(self._pool.map(abs, range(self.workers)))
+            except BrokenExecutor as error:
+                self.close()
+                raise RuntimeError(
+                    f"no worker process could be started: see its message above, begin the running script's work under "
+                    f"`if __name__ == '__main__':`, or set {self._option}=0"
+                ) from error
+
+    def close(self) -> None:
+        """Stop the processes."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+    def submit(
+        self, function: Callable[..., list[Result]], items: Sequence[Item], *arguments: Any
+    ) -> Callable[[], list[Result]]:
+        """Start ``function(share, *arguments)`` for a share of `items` per process; the returned call waits for all.
+
+        Raises:
+            RuntimeError: from that call, if a process died.
+        """
+        if self._pool is None or not items:
+            done = function(items, *arguments)
+            return lambda: done
+        size = -(-len(items) // self.workers)
+        shares = [list(items[start : start + size]) for start in range(0, len(items), size)]
+        futures = [self._pool.submit(function, share, *arguments) for share in shares]
+
+        def wait() -> list[Result]:
+            try:
+                return [result for future in futures for result in future.result()]
+            except BrokenExecutor as error:
+                raise RuntimeError(
+                    f"a worker process died (out of memory?): {self._option}=0 does its work in the training process"
+                ) from error
+
+        return wait

@@ -1,0 +1,110 @@
+"""A credit scheme at work in a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from atrl import parallel
+from atrl.credit.masking import mask_pixels
+from atrl.types import CreditOutput, Evidence, Experience, MaskedView
+
+if TYPE_CHECKING:
+    from atrl.credit.base import CreditScheme
+    from atrl.credit.probe import AttentionProbe
+
+
+@dataclass(frozen=True, slots=True)
+class PictureScale:
+    """How the processor scales a picture's channels: (value - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundCredit:
+    """A credit scheme and what it needs of the model.
+
+    Args:
+        scheme: evidence → weights.
+        probe: reads what the scheme requests from the policy's layers; None if it requests nothing.
+        scale: of the pictures' pixels, for masking them.
+    """
+
+    scheme: CreditScheme
+    probe: AttentionProbe | None
+    scale: PictureScale
+
+    def prepare(self, experience: Experience) -> Experience:
+        """`experience` with masked pictures, if the scheme looks at such."""
+        mask = self.scheme.picture_mask
+        if mask is None:
+            return experience
+        masked = mask_pixels(experience.pixels, experience.keys, mask, mean=self.scale.mean, std=self.scale.std)
+        return replace(experience, masked_pixels=masked)
+
+    def assign(self, experience: Experience, evidence: Evidence) -> CreditOutput:
+        """Weights of this rank's whole batch; a scheme that compares rollouts sees those of all ranks."""
+        if self.scheme.scope == "response" or parallel.world_size() == 1:
+            return self.scheme.begin(experience, evidence)()
+        assert not self.scheme.requests, f"credit scheme {self.scheme.name} compares rollouts and reads layers as well"
+        before = sum(parallel.gather(experience.size)[: parallel.rank()])
+        output = self.scheme.begin(*_of_all_ranks(experience, evidence))()
+        width = experience.response_length
+        own = output.rows(slice(before, before + experience.size))
+        return replace(
+            own,
+            weights=own.weights[:, :width],
+            anchors=None if own.anchors is None else own.anchors[:, :width],
+            density=None if own.density is None else own.density[:, :width],
+        )
+
+
+def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experience, Evidence]:
+    """What a scheme may compare: masks, keys and numbers per token, without pictures."""
+    rows = parallel.gather_rows
+    mask = rows(experience.response_mask.float()) > 0
+    blank = torch.zeros(len(mask), mask.shape[1] + 1, dtype=torch.long, device=mask.device)
+    together = Experience(
+        input_ids=blank,
+        attention_mask=blank,
+        response_mask=mask,
+        pixels=[{}] * len(mask),
+        sampler_logprobs=rows(experience.sampler_logprobs),
+        keys=[key for keys in parallel.gather(experience.keys) for key in keys],
+    )
+    masked = evidence.masked and MaskedView(rows(evidence.masked.logprobs), rows(evidence.masked.divergence))
+    return together, Evidence(rows(evidence.logprobs), rows(evidence.entropy), {}, masked)
+
+
+def join_credit(parts: Sequence[CreditOutput | None]) -> CreditOutput | None:
+    """The outputs for consecutive micro-batches as one."""
+    if parts[0] is None:
+        return None
+
+    def joined(name: str) -> Tensor | None:
+        pieces = [getattr(part, name) for part in parts]
+        return None if pieces[0] is None else torch.cat(pieces)
+
+    return CreditOutput(joined("weights"), joined("anchors"), joined("density"), joined("trajectory_scale"))
+
+
+def spread_advantages(
+    advantages: Float[Tensor, "rollout"], mask: Bool[Tensor, "rollout response"], credit: CreditOutput | None
+) -> Float[Tensor, "rollout response"]:
+    """``advantage[b,t] = weight[b,t] · scale[b] · advantage[b]``: the one place where credit enters.
+
+    AT-RL: Jiao et al., arXiv 2602.11455. Without credit every token gets its rollout's advantage.
+    """
+    per_token = advantages[:, None].expand(mask.shape)
+    if credit is None:
+        return per_token
+    if credit.trajectory_scale is not None:
+        per_token = per_token * credit.trajectory_scale[:, None]
+    return credit.weights * per_token

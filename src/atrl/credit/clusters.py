@@ -1,0 +1,77 @@
+"""One response: densities and the token graph → clusters → weights. Arrays in, arrays out; no torch, so that worker
+processes start fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from atrl.credit import metis
+from atrl.credit.graph import EdgeKind, attention_strengths, combined, nearest_neighbours, similarity_strengths
+from atrl.credit.weights import Ranking, choose_anchors, load_map, perceptual_load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """The options of `AtrlCredit` that matter once attention is read; see there."""
+
+    edges: EdgeKind
+    neighbours: int
+    num_clusters: int | Literal["auto"]
+    rank_clusters: Ranking
+    weights: Literal["anchors", "load_map"]
+    anchor_ratio: float
+    anchor_weight: float
+    rest_weight: float
+    seed: int
+
+    def clusters(self, tokens: int) -> int:
+        """How many parts a response is cut into: at least two tokens each, √T of T tokens where that is "auto"."""
+        wanted = round(tokens**0.5) if self.num_clusters == "auto" else self.num_clusters
+        return min(wanted, tokens // 2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRows:
+    """What is known of the tokens of one response, padding cut off."""
+
+    density: Float[np.ndarray, "token"]
+    image: Float[np.ndarray, "token image"]
+    targets: Int[np.ndarray, "token neighbour"] | None
+    strengths: Float[np.ndarray, "token neighbour"] | None
+
+
+def weigh_all(
+    responses: Sequence[TokenRows], settings: ClusterSettings
+) -> list[tuple[Float[np.ndarray, "token"], Bool[np.ndarray, "token"]]]:
+    """`weigh` for each of `responses`."""
+    return [weigh(rows, settings) for rows in responses]
+
+
+def weigh(rows: TokenRows, settings: ClusterSettings) -> tuple[Float[np.ndarray, "token"], Bool[np.ndarray, "token"]]:
+    """Weights, not yet normalised, and anchors of one response."""
+    clusters = partition(rows, settings)
+    load = perceptual_load(rows.density, clusters, ranking=settings.rank_clusters)
+    anchors = choose_anchors(rows.density, clusters, load, ratio=settings.anchor_ratio)
+    if settings.weights == "load_map":
+        return load_map(load, clusters, low=settings.rest_weight, high=settings.anchor_weight), anchors
+    return np.where(anchors, settings.anchor_weight, settings.rest_weight).astype(np.float32), anchors
+
+
+def partition(rows: TokenRows, settings: ClusterSettings) -> Int[np.ndarray, "token"]:
+    """The cluster of every token."""
+    tokens = len(rows.density)
+    num_clusters = settings.clusters(tokens)
+    if num_clusters <= 1:
+        return np.zeros(tokens, np.int64)
+    parts = []
+    if settings.edges in ("attention", "both"):
+        parts.append(attention_strengths(rows.targets, rows.strengths))
+    if settings.edges in ("similarity", "both"):
+        parts.append(similarity_strengths(rows.image))
+    graph = nearest_neighbours(combined(parts), neighbours=settings.neighbours)
+    return np.array(metis.partition(*graph, num_clusters=num_clusters, seed=settings.seed))

@@ -1,0 +1,57 @@
+"""The values inside a training step and the record that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from atrl.forward import Forward
+from atrl.types import CreditOutput, Experience, Reward, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRecord:
+    """Everything one step produced on this rank, for callbacks to log and record; they must not change it."""
+
+    step: int
+    groups: list[RolloutGroup]
+    rewards: list[list[Reward]]
+    advantages: Float[Tensor, "group sample"]
+    experience: Experience
+    credit: CreditOutput | None
+    attention: dict[int, Float[Tensor, "response image"]]
+    """By rollout, for a few of them: mass of each token's row on each image token, largest over the heads read."""
+    logprobs: Float[Tensor, "rollout response"]
+    """Of the policy that sampled, before this step's update; 0 on padding."""
+    entropy: Float[Tensor, "rollout response"]
+    """Of the same policy, in nats; 0 on padding."""
+    metrics: dict[str, float]
+    """Of the global batch."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """A micro-batch between its forward and its backward pass."""
+
+    rows: slice
+    batch: Experience
+    forward: Forward
+    credit: Callable[[], CreditOutput | None]
+    """Waits for the credit, if it is still being worked out."""
+    shown: list[int]
+    """Rollouts of the whole batch whose attention on the picture is kept."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What is left of a micro-batch after its backward pass."""
+
+    sums: dict[str, Tensor]
+    """Over its trained tokens, for the metrics."""
+    logprobs: Float[Tensor, "rollout response"]
+    entropy: Float[Tensor, "rollout response"]
+    credit: CreditOutput | None
+    attention: dict[int, Float[Tensor, "response image"]]

@@ -1,0 +1,20 @@
+"""How several processes train one policy."""
+
+from __future__ import annotations
+
+from lightning.pytorch.strategies import DDPStrategy
+
+
+class ReplicatedStrategy(DDPStrategy):
+    """A whole policy in every process; the step itself adds the gradients up (`parallel.add_gradients`).
+
+    `DistributedDataParallel` is left out: it averages at every backward pass and waits for parameters that a rank's
+    rollouts may not touch (the vision tower, where no prompt has a picture). One sum a step is all that is needed.
+    """
+
+    def configure_ddp(self) -> None:
+        """Nothing is wrapped, but all start from the first rank's parameters."""
+        from torch.distributed import broadcast
+
+        for parameter in self.lightning_module.parameters():
+            broadcast(parameter.data, src=0)
