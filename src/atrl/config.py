@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
+from atrl.loss.checks import credit_suits_the_loss, overlong_fits_the_response
 from atrl.schema import UNSET, check_call, check_group, to_plain
 from atrl.suggest import did_you_mean
 
@@ -282,5 +283,12 @@ def runs_in_one_process(config: DictConfig) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (runs_in_one_process, group_holds_a_comparison, responses_fit_the_context, clusters_exist)
+CHECKS: tuple[Check, ...] = (
+    runs_in_one_process,
+    group_holds_a_comparison,
+    responses_fit_the_context,
+    clusters_exist,
+    overlong_fits_the_response,
+    credit_suits_the_loss,
+)
 """What must hold across the config; each returns one line, or None where all is well."""
