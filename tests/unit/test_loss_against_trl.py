@@ -1,15 +1,17 @@
 """Our objectives against TRL's, on the same tensors: loss and gradient.
 
-Both read the algorithm's own YAML here, so that a name means the same on both sides. Where a definition differs, the
+Ours is built from the YAML of the algorithm, TRL's from the options that mean the same. Where a definition differs, the
 test says how and converts.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,9 +19,13 @@ from hydra.utils import instantiate
 from loss_batches import experience, random_batch
 from omegaconf import OmegaConf
 
-grpo_trainer = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError)
-
 ALGORITHMS = Path(__file__).parents[2] / "conf" / "algorithm"
+
+
+def trainer_class():
+    # TRL sets variables for vLLM, which the command-line tests would inherit.
+    with patch.dict(os.environ):
+        return pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError).GRPOTrainer
 
 
 def objective(name: str, **options):
@@ -65,7 +71,7 @@ def trl_loss(batch, *, loss_type, low=0.2, high=None, level="token", beta=0.0, a
         "ref_per_token_logps": batch.reference,
         "num_items_in_batch": mask.sum(),
     }
-    loss = grpo_trainer.GRPOTrainer._compute_loss(trainer, None, inputs)
+    loss = trainer_class()._compute_loss(trainer, None, inputs)
     loss.backward()
     return loss.detach(), logprobs.grad
 

@@ -29,6 +29,7 @@ def masked_sum(loss, batch):
     token = loss(logprobs, batch.old, batch.advantages, batch.mask)
     assert token.loss.shape == token.clipped.shape == batch.mask.shape
     assert token.clipped.dtype == torch.bool and not token.clipped.requires_grad
+    assert (token.loss[~batch.mask] == 0).all()
     total = torch.where(batch.mask, token.loss, 0.0).sum()
     total.backward()
     return total.detach(), logprobs.grad, token.clipped & batch.mask

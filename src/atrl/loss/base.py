@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLoss:
-    """A loss per token, not yet masked or averaged."""
+    """A loss per token, not yet averaged."""
 
     loss: Float[Tensor, "rollout response"]
     clipped: Bool[Tensor, "rollout response"]
@@ -22,7 +22,7 @@ class TokenLoss:
 class PolicyLoss(Protocol):
     """Tensors in, a loss per token out; knows nothing of batches or trainers.
 
-    Whatever stands outside `mask` has no effect on the loss inside it, nor on any gradient, NaN included.
+    Outside `mask` the loss is 0, and what stands there, NaN included, has no effect on the rest or on any gradient.
     """
 
     accepts_token_credit: ClassVar[bool]
