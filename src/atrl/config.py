@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
+from atrl.loss.checks import credit_suits_the_loss, overlong_fits_the_response
 from atrl.schema import UNSET, check_call, check_group, to_plain
 from atrl.suggest import did_you_mean
 
@@ -265,14 +266,6 @@ def responses_fit_the_context(config: DictConfig) -> str | None:
     )
 
 
-def clusters_exist(config: DictConfig) -> str | None:
-    """Anchors are taken from clusters, so there must be one."""
-    clusters = OmegaConf.select(config, "credit.num_clusters")
-    if clusters is None or clusters >= 1:
-        return None
-    return f"credit.num_clusters must be at least 1, got {clusters}: try 8"
-
-
 def processes_have_work(config: DictConfig) -> str | None:
     """Every process takes its share of each batch's prompts."""
     devices, nodes = OmegaConf.select(config, "trainer.devices"), OmegaConf.select(config, "trainer.num_nodes")
@@ -286,5 +279,23 @@ def processes_have_work(config: DictConfig) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (processes_have_work, group_holds_a_comparison, responses_fit_the_context, clusters_exist)
+def one_process_draws(config: DictConfig) -> str | None:
+    """Which prompts are drawn again would depend on the split over processes."""
+    if OmegaConf.select(config, "algorithm.dynamic_sampling") is None:
+        return None
+    for key in ("trainer.devices", "trainer.num_nodes"):
+        value = OmegaConf.select(config, key)
+        if value not in (None, 1):
+            return f"{key} must be 1 with dynamic sampling, got {value}: or set algorithm.dynamic_sampling=null"
+    return None
+
+
+CHECKS: tuple[Check, ...] = (
+    processes_have_work,
+    one_process_draws,
+    group_holds_a_comparison,
+    responses_fit_the_context,
+    overlong_fits_the_response,
+    credit_suits_the_loss,
+)
 """What must hold across the config; each returns one line, or None where all is well."""

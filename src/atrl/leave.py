@@ -68,7 +68,7 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
     if trained and trained.credit is not None:
         credit |= trained.credit.summary()
     statuses = trained.record.statuses if trained else {}
-    tokens = trained.record.tokens if trained else 0
+    record = trained.record if trained else None
     return {
         "experiment": parts.run.experiment,
         "seed": parts.run.seed,
@@ -84,7 +84,10 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
             "samples": after and after.samples,
         },
         "seconds": {"total": time.time() - parts.started, **seconds},
-        "tokens": {"generated": tokens, "trained": tokens},
+        "tokens": {
+            "generated": record.generated_tokens if record else 0,
+            "trained": record.trained_tokens if record else 0,
+        },
         "peak_memory_bytes": {"host": peak_host_bytes(), "device": peak_device_bytes()},
         "credit": credit | {"overhead_fraction": credit_overhead(seconds, trained)},
         "rollout": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,7 @@ from atrl.loss.aggregation import BatchTotals
 from atrl.loss.objective import Objective
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
+from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
 from atrl.step import MicroBatch, Outcome, StepRecord
 from atrl.timing import PhaseTimer
 from atrl.types import CreditOutput, Evidence, Experience, Prompt, Reward, RolloutGroup
@@ -57,6 +58,7 @@ class PolicyModule(PromptModule):
         max_response_tokens: the limit on a response's length.
         max_steps: training steps of the run, over which the learning rate falls.
         seed: of the run.
+        more_prompts: number → as many further prompts of the data, for dynamic sampling.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class PolicyModule(PromptModule):
         max_response_tokens: int,
         max_steps: int,
         seed: int,
+        more_prompts: Callable[[int], Sequence[Prompt]] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -82,6 +85,7 @@ class PolicyModule(PromptModule):
         self.objective, self.reward, self.optimizer_settings = objective, reward, optimizer_settings
         self.pad_id = pad_id
         self.max_response_tokens, self.max_steps, self.seed = max_response_tokens, max_steps, seed
+        self.more_prompts = more_prompts
         self.rollouts: RolloutSource | None = None
         self.credit: BoundCredit | None = None
         self.timer = PhaseTimer()
@@ -100,11 +104,8 @@ class PolicyModule(PromptModule):
         seed = f"{self.seed}/{self.steps_done}"
         phase = self.timer.phase
 
-        with phase("rollout"):  # 1: prompts → rollout groups
-            groups = self.rollouts.generate(prompts, seed=seed)
-
-        with phase("reward"):  # 2: rollouts → rewards
-            rewards = self.reward.score(groups)
+        drawn = self._draw(prompts, seed)  # 1: prompts → rollout groups, 2: rollouts → rewards
+        groups, rewards = drawn.groups, drawn.rewards
 
         advantages = self._advantages(rewards, seed)  # 3: rewards → one advantage a rollout
 
@@ -135,6 +136,7 @@ class PolicyModule(PromptModule):
             step=self.steps_done,
             groups=groups,
             rewards=rewards,
+            discarded=drawn.discarded,
             advantages=advantages,
             experience=experience,
             credit=credit if credit is not None else join_credit([outcome.credit for outcome in first]),
@@ -142,8 +144,24 @@ class PolicyModule(PromptModule):
             | attention_maps(scored, 0, shown_rollouts(experience)),
             logprobs=torch.cat([outcome.logprobs for outcome in first]),
             entropy=torch.cat([outcome.entropy for outcome in first]),
-            metrics=metrics | {"loss/gradient_norm": norm},
+            metrics=metrics | {"loss/gradient_norm": norm} | sampling_metrics(drawn),
         )
+
+    def _draw(self, prompts: Sequence[Prompt], seed: str) -> DynamicBatch:
+        """Stages 1 and 2, with dynamic sampling again for as many new prompts as taught nothing."""
+
+        def draw(prompts: Sequence[Prompt], attempt: int) -> tuple[list[RolloutGroup], list[list[Reward]]]:
+            with self.timer.phase("rollout"):
+                groups = self.rollouts.generate(prompts, seed=f"{seed}/{attempt}" if attempt else seed)
+            with self.timer.phase("reward"):
+                rewards = self.reward.score(groups)
+                if self.objective.overlong is not None:
+                    rewards = self.objective.overlong.apply(groups, rewards, self.max_response_tokens)
+            return groups, rewards
+
+        if self.objective.dynamic_sampling is None:
+            return DynamicBatch(*draw(prompts, 0), discarded=[], filled_up_groups=0)
+        return self.objective.dynamic_sampling.fill(prompts, draw=draw, more=self.more_prompts)
 
     def _advantages(self, rewards: list[list[Reward]], seed: str) -> Float[Tensor, "group sample"]:
         """Stage 3, over the global batch; this rank's rows of it."""

@@ -94,7 +94,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         steps=parts.trainer.max_steps,
         seed=parts.run.seed,
     )
-    module = policy_module(parts, loaded)
+    module = policy_module(parts, loaded, more_prompts=loader.take)
     record = RecordCallback(
         parts.folder,
         tokenizer=loaded.processor.tokenizer,
@@ -125,7 +125,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     )
 
 
-def policy_module(parts: Parts, loaded: LoadedModel) -> PolicyModule:
+def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> PolicyModule:
     """The module around the policy, with a frozen copy of it as reference where the objective asks for one."""
     import copy
 
@@ -145,6 +145,7 @@ def policy_module(parts: Parts, loaded: LoadedModel) -> PolicyModule:
         max_response_tokens=parts.rollout.max_response_tokens,
         max_steps=parts.trainer.max_steps,
         seed=parts.run.seed,
+        more_prompts=more_prompts,
     )
 
 

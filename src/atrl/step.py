@@ -19,6 +19,8 @@ class StepRecord:
     step: int
     groups: list[RolloutGroup]
     rewards: list[list[Reward]]
+    discarded: list[tuple[RolloutGroup, list[Reward]]]
+    """Groups that dynamic sampling drew and left out, with their rewards."""
     advantages: Float[Tensor, "group sample"]
     experience: Experience
     credit: CreditOutput | None

@@ -36,7 +36,9 @@ def test_clip(advantage, ratio, loss, gradient, clipped):
     """The gradient by the log-prob of -r·A is -r·A itself, because dr/dlogprob = r."""
     old = torch.tensor([[-1.3]])
     logprobs = (old + log(ratio)).requires_grad_()
-    result = ClippedLoss(clip_low=0.2, clip_high=0.28)(logprobs, old, torch.tensor([[advantage]]))
+    result = ClippedLoss(clip_low=0.2, clip_high=0.28)(
+        logprobs, old, torch.tensor([[advantage]]), torch.ones(1, 1).bool()
+    )
     result.loss.sum().backward()
     assert result.loss.item() == pytest.approx(loss, abs=1e-6)
     assert logprobs.grad.item() == pytest.approx(gradient, abs=1e-6)

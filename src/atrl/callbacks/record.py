@@ -38,7 +38,7 @@ class RecordCallback(Callback):
         last = _SAMPLE_MOMENTS - 1
         self._moments = {1 + round(moment * (max_steps - 1) / last) for moment in range(_SAMPLE_MOMENTS)}
         self.statuses: Counter[Status] = Counter()
-        self.tokens = 0
+        self.generated_tokens = self.trained_tokens = 0
         self.peak_host_bytes = 0
 
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
@@ -50,7 +50,10 @@ class RecordCallback(Callback):
         """Log, count and write: every rank's rollouts, by the first."""
         step = pl_module.last_step
         seconds = pl_module.timer.lap()
-        rewards = reward_metrics([group for groups in parallel.gather(step.rewards) for group in groups])
+        # Groups that dynamic sampling left out count too: what is measured is the policy, not what was kept of it.
+        drawn = step.rewards + [rewards for _, rewards in step.discarded]
+        drawn = [group for groups in parallel.gather(drawn) for group in groups]
+        rewards = reward_metrics(drawn)
         rollouts = rollout_metrics(step, seconds["rollout"])
         memory = sum(parallel.gather(psutil.Process().memory_info().rss))
         pl_module.log_dict(
@@ -63,8 +66,11 @@ class RecordCallback(Callback):
         pl_module.log_dict(bar, prog_bar=True, logger=False, batch_size=1)
         own = step_rows(step, self._tokenizer)
         rows = [row for rows in parallel.gather(own) for row in rows]
-        self.statuses.update(Status(row["status"]) for row in rows)
-        self.tokens += sum(len(row["tokens"]) for row in rows)
+        self.statuses.update(reward.status for group in drawn for reward in group)
+        trained = sum(len(row["tokens"]) for row in rows)
+        self.trained_tokens += trained
+        left_out = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
+        self.generated_tokens += trained + left_out
         if parallel.rank() > 0:
             return
         with (self._folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:

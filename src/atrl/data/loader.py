@@ -39,13 +39,18 @@ class PromptLoader:
 
     def __iter__(self) -> Iterator[list[Prompt]]:
         for _ in range(self._steps):
-            yield list(parallel.share(self._next_batch()))
+            yield list(parallel.share(self.take(self._batch_size)))
 
-    def _next_batch(self) -> list[Prompt]:
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts that fit.
+
+        Raises:
+            ValueError: if a whole pass over the data finds fewer.
+        """
         batch: list[Prompt] = []
         tried = 0
-        while len(batch) < self._batch_size:
-            if tried > len(self._problems) + self._batch_size:
+        while len(batch) < count:
+            if tried > len(self._problems) + count:
                 raise ValueError(
                     f"hardly any prompt fits into rollout.max_prompt_tokens={self._builder.max_prompt_tokens}: a whole "
                     f"pass over the data found {len(batch)}, the shortest dropped ids are {sorted(self.dropped)[:3]}; "

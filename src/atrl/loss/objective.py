@@ -1,4 +1,4 @@
-"""An algorithm: advantage estimator, policy loss, aggregation and KL term, put together."""
+"""An algorithm: advantage estimator, policy loss, aggregation, KL term and what happens to rewards before them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from atrl.advantage import GroupAdvantage
 from atrl.loss.aggregation import BatchTotals, ConstantLength, SequenceMean, TokenMean
-from atrl.loss.clipped import ClippedLoss
+from atrl.loss.base import PolicyLoss
 from atrl.loss.kl import k3_divergence
+from atrl.loss.overlong import OverlongPenalty
+from atrl.rollout.dynamic import DynamicSampling
 from atrl.types import Experience
 
 
@@ -25,13 +27,17 @@ class Objective:
         aggregation: losses per token → one number.
         kl_coefficient: weight of the divergence from the reference policy; with 0 no reference model is kept.
         updates_per_batch: optimizer steps on one batch of rollouts.
+        overlong: is added to the rewards before the advantage; None leaves them alone.
+        dynamic_sampling: replaces prompts whose rewards are all equal before the advantage; None keeps all.
     """
 
     advantage: GroupAdvantage
-    loss: ClippedLoss
+    loss: PolicyLoss
     aggregation: TokenMean | SequenceMean | ConstantLength
     kl_coefficient: float = 0.0
     updates_per_batch: int = 1
+    overlong: OverlongPenalty | None = None
+    dynamic_sampling: DynamicSampling | None = None
 
     def __post_init__(self) -> None:
         if self.kl_coefficient < 0:
@@ -55,7 +61,7 @@ class Objective:
         # Here and not only in the aggregation: behind the loss a NaN's gradient would be NaN again.
         logprobs = torch.where(mask, logprobs, 0.0)
         old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        token = self.loss(logprobs, old_logprobs, advantages)
+        token = self.loss(logprobs, old_logprobs, advantages, mask)
         per_token = token.loss
         sums = {"clip_share": (token.clipped & mask).sum().float()}
         if self.kl_coefficient > 0:

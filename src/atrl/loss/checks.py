@@ -1,0 +1,34 @@
+"""What must hold between an algorithm and the rest of a config; `config.CHECKS` lists these rules."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from atrl.schema import locate
+
+
+def overlong_fits_the_response(config: DictConfig) -> str | None:
+    """The overlong penalty falls over the last tokens that a response may have, so there must be as many."""
+    cache = OmegaConf.select(config, "algorithm.overlong.cache_tokens")
+    limit = OmegaConf.select(config, "rollout.max_response_tokens")
+    if cache is None or limit is None or cache <= limit:
+        return None
+    return (
+        f"algorithm.overlong.cache_tokens must be at most rollout.max_response_tokens={limit}, got {cache}: "
+        "a fifth of the limit is usual"
+    )
+
+
+def credit_suits_the_loss(config: DictConfig) -> str | None:
+    """A loss with one ratio a response has no place for weights that differ within it."""
+    targets = [OmegaConf.select(config, f"{key}._target_") for key in ("algorithm.loss", "credit")]
+    if None in targets:
+        return None
+    loss, credit = map(locate, targets)
+    if getattr(loss, "accepts_token_credit", True) or getattr(credit, "is_uniform", False):
+        return None
+    scheme, form = getattr(credit, "name", credit.__name__), loss.__name__
+    return (
+        f"credit={scheme} can't be used with {form}, whose ratio and clip are per response: "
+        "use algorithm=gspo_token, which weighs tokens, or credit=none"
+    )
