@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from atrl.credit import probe as probe_module
-from atrl.credit.probe import AttentionProbe, Recorder, concatenate, image_columns
+from atrl.credit import attention as attention_module
+from atrl.credit.attention import AttentionRequest, Block, blocks
+from atrl.credit.connectivity import remove_sinks
+from atrl.credit.probe import AttentionProbe
+from atrl.credit.regions import padded_regions
 from atrl.experience import micro_batches
-from atrl.models.policy import picture_inputs, response_logits
-from atrl.types import AttentionCapture, Experience
+from atrl.models.policy import response_logits
+from tests.unit.attention import FULL, assert_agrees, assert_close, eager_attention, expected_mass, read
 
-TOLERANCE = 1e-5
-
-
-def read(policy, batch: Experience, **options) -> AttentionCapture:
-    probe = AttentionProbe(policy, **options)
-    with torch.no_grad(), probe.capture(batch) as recorder:
-        response_logits(policy, batch)
-    probe.detach()
-    return recorder.result()
-
-
-def eager_attention(policy, batch: Experience) -> torch.Tensor:
-    """[rollout, layer, head, token, token] as transformers returns it from an eager copy of `policy`."""
-    eager = copy.deepcopy(policy)
-    eager.set_attn_implementation("eager")
-    with torch.no_grad():
-        output = eager(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            output_attentions=True,
-            **picture_inputs(eager, batch.input_ids, batch.pixels),
-        )
-    return torch.stack(output.attentions, dim=1)
-
-
-def assert_agrees(capture: AttentionCapture, attention: torch.Tensor, policy, batch: Experience, *, shift: int) -> None:
-    """Token by token: mass on each image position and mean mass on the response, in the row `shift` before it."""
-    assert capture.image.shape[:4] == (*attention.shape[:3], batch.response_length)
-    for row in range(batch.size):
-        image = (batch.input_ids[row] == policy.config.image_token_id).nonzero()[:, 0]
-        assert capture.image_mask[row].sum() == len(image)
-        assert (capture.image[row, ..., len(image) :] == 0).all()
-        length = int(batch.response_mask[row].sum())
-        assert (capture.image[row, :, :, length:] == 0).all() and (capture.response[row, length:] == 0).all()
-        assert (capture.response[row, :, length:] == 0).all()
-        for token in range(length):
-            expected = attention[row, :, :, batch.prompt_length + token - shift]
-            close = {"atol": TOLERANCE, "rtol": 0}
-            torch.testing.assert_close(capture.image[row, :, :, token, : len(image)], expected[..., image], **close)
-            response = expected[..., batch.prompt_length : batch.prompt_length + length].mean(dim=(0, 1))
-            torch.testing.assert_close(capture.response[row, token, :length], response, **close)
+EDGES = AttentionRequest(sink_factor=0, neighbours=5)
 
 
 def test_batch_covers_the_hard_cases(policy, batch):
@@ -70,16 +34,13 @@ def test_batch_covers_the_hard_cases(policy, batch):
 
 @pytest.mark.parametrize(("row", "shift"), [("predicting", 1), ("own", 0)])
 def test_agrees_with_the_models_own_attention(policy, batch, row, shift):
-    assert_agrees(read(policy, batch, row=row), eager_attention(policy, batch), policy, batch, shift=shift)
-
-
-def test_predicting_is_the_default(policy, batch):
-    assert torch.equal(read(policy, batch).image, read(policy, batch, row="predicting").image)
+    capture = read(policy, batch, replace(FULL, row=row))
+    assert_agrees(capture, eager_attention(policy, batch), policy, batch, shift=shift)
 
 
 def test_agrees_on_the_eager_kernel(policy, batch):
     policy.set_attn_implementation("eager")
-    assert_agrees(read(policy, batch), eager_attention(policy, batch), policy, batch, shift=1)
+    assert_agrees(read(policy, batch), eager_attention(policy, batch), policy, batch)
 
 
 def test_agrees_with_sliding_windows(policy, batch):
@@ -91,8 +52,49 @@ def test_agrees_with_sliding_windows(policy, batch):
     windowed = type(policy)._from_config(config, attn_implementation="sdpa").eval()
     windowed.load_state_dict(policy.state_dict())
     capture = read(windowed, batch)
-    assert_agrees(capture, eager_attention(windowed, batch), windowed, batch, shift=1)
-    assert (capture.image[2, 0, :, 8] == 0).all() and (capture.image[2, 1, :, 8] > 0).any()
+    assert_agrees(capture, eager_attention(windowed, batch), windowed, batch)
+    assert (capture.mass[2, 0, :, 8] == 0).all() and (capture.mass[2, 1, :, 8] > 0).any()
+
+
+def test_reads_the_layers_and_heads_that_are_asked_for(policy, batch):
+    whole = read(policy, batch)
+    layers = read(policy, batch, replace(FULL, layers=(2, 0)))
+    assert torch.equal(layers.mass, whole.mass[:, [0, 2]]) and torch.equal(layers.total, whole.total[:, [0, 2]])
+    heads = read(policy, batch, replace(FULL, heads=((2, 3), (1, 0), (1, 2))))
+    expected = torch.stack([whole.mass[:, 1, 0], whole.mass[:, 1, 2], whole.mass[:, 2, 3]], dim=1)
+    torch.testing.assert_close(heads.mass.flatten(1, 2), expected, atol=1e-7, rtol=0)
+    torch.testing.assert_close(heads.image, expected.amax(dim=1), atol=1e-7, rtol=0)
+    with pytest.raises(AssertionError, match="layers and heads that are asked for"):
+        read(policy, batch, replace(FULL, layers=(9,)))
+
+
+def test_edges_are_the_strongest_of_the_symmetrised_attention(policy, batch):
+    """Mean over layers and heads of the response's rows on its own columns."""
+    edges, attention = read(policy, batch, EDGES).edges, eager_attention(policy, batch)
+    for row in range(batch.size):
+        tokens = batch.prompt_length + batch.response_mask[row].nonzero()[:, 0]
+        mean = attention[row].mean(dim=(0, 1))[tokens - 1][:, tokens]
+        strengths = (mean + mean.T) / 2
+        strengths.fill_diagonal_(0)
+        kept = min(5, len(tokens))
+        expected = strengths.sort(dim=1, descending=True).values[:, :kept]
+        assert_close(edges.strengths[row, : len(tokens), :kept], expected)
+        # An edge of strength 0 may point anywhere.
+        own = edges.targets[row, : len(tokens)].clamp_max(len(tokens) - 1)
+        assert_close(
+            strengths.gather(1, own) * (edges.strengths[row, : len(tokens)] > 0), edges.strengths[row, : len(tokens)]
+        )
+        assert (edges.strengths[row, len(tokens) :] == 0).all()
+
+
+def test_sinks_are_left_out(policy, batch):
+    """What is read with a sink factor is `remove_sinks` of what is read without."""
+    plain, cleaned = read(policy, batch), read(policy, batch, replace(FULL, sink_factor=1.5))
+    for layer in range(plain.mass.shape[1]):
+        expected = remove_sinks(plain.mass[:, layer], plain.image_mask, batch.response_mask, factor=1.5)
+        torch.testing.assert_close(cleaned.mass[:, layer], expected, atol=1e-6, rtol=0)
+    assert (cleaned.total - plain.total).abs().max() > 0.01
+    torch.testing.assert_close(cleaned.total, cleaned.mass.sum(dim=-1), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
@@ -101,109 +103,167 @@ def test_the_models_output_does_not_change(policy, batch, kernel):
     policy.set_attn_implementation(kernel)
     with torch.no_grad():
         plain = response_logits(policy, batch)
-        probe = AttentionProbe(policy)
+        probe = AttentionProbe(policy, [EDGES])
         idle = response_logits(policy, batch)
         with probe.capture(batch):
             captured = response_logits(policy, batch)
     assert torch.equal(plain, idle) and torch.equal(plain, captured)
 
 
+def test_the_training_pass_is_not_changed_either(policy, batch):
+    """Gradients are bit-identical with the probe reading, and what it reads is that of a no-grad pass."""
+    expected = read(policy, batch)
+    response_logits(policy, batch).square().sum().backward()
+    plain = {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
+    policy.zero_grad()
+    probe = AttentionProbe(policy, [FULL])
+    with probe.capture(batch) as recorder:
+        logits = response_logits(policy, batch)
+    logits.square().sum().backward()
+    assert all(torch.equal(parameter.grad, plain[name]) for name, parameter in policy.named_parameters())
+    capture = recorder.results()[FULL]
+    assert not capture.mass.requires_grad
+    torch.testing.assert_close(capture.mass, expected.mass, atol=1e-6, rtol=0)
+
+
+def test_gradient_checkpointing_reads_the_same(policy, batch):
+    """The backward pass runs every layer a second time, inside or outside the capture."""
+    expected = read(policy, batch)
+    policy.train()
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    probe = AttentionProbe(policy, [FULL])
+    with probe.capture(batch) as recorder:
+        response_logits(policy, batch).sum().backward()
+    with probe.capture(batch) as closed:
+        logits = response_logits(policy, batch)
+    logits.sum().backward()
+    for capture in (recorder.results()[FULL], closed.results()[FULL]):
+        torch.testing.assert_close(capture.mass, expected.mass, atol=1e-6, rtol=0)
+    assert policy.model.visual.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_mixed_precision_is_read_in_float32(policy, batch, monkeypatch):
+    """Under autocast the softmax is still that of float32 products of the queries and keys as they come."""
+    seen = []
+    original = Block._softmax_rows
+    monkeypatch.setattr(Block, "_softmax_rows", lambda *args: seen.append((args, original(*args))) or seen[-1][1])
+    with torch.autocast("cpu", torch.bfloat16):
+        capture = read(policy, batch)
+    assert capture.mass.dtype == torch.float32 and len(seen) == capture.mass.shape[1]
+    for (block, _, rows), mass in seen:
+        row, head = 3, 2
+        query, key = block.query[row, head, rows[row]].double(), block.key[row, head // 2].double()
+        scores = query @ key.T * block.scaling
+        hidden = torch.arange(key.shape[0])[None] > rows[row][:, None]
+        hidden |= batch.attention_mask[row] == 0
+        expected = scores.masked_fill(hidden, -torch.inf).softmax(-1).float()
+        torch.testing.assert_close(mass[row, head], expected, atol=1e-6, rtol=0)
+
+
 def test_only_the_language_half_is_tapped_and_detach_restores_it(policy, batch):
     text, vision = policy.config.text_config, policy.config.vision_config
-    probe = AttentionProbe(policy)
+    probe = AttentionProbe(policy, [FULL])
     assert text._attn_implementation != "sdpa" and vision._attn_implementation == "sdpa"
     probe.detach()
     assert text._attn_implementation == vision._attn_implementation == "sdpa"
     with torch.no_grad(), probe.capture(batch) as recorder:
         response_logits(policy, batch)
     with pytest.raises(AssertionError, match="saw no layer"):
-        recorder.result()
+        recorder.results()
 
 
-@pytest.mark.parametrize(("rows", "chunks"), [(1, 9), (4, 3)])
-def test_chunks_change_nothing(policy, batch, monkeypatch, rows, chunks):
-    """Up to rounding: a matrix product of fewer rows may add in another order."""
-    whole = read(policy, batch)
+@pytest.mark.parametrize("elements", [1, 300, 2000, 9000])
+def test_chunks_change_nothing_and_bound_what_is_held(policy, batch, monkeypatch, elements):
+    """From one row of one head at a time to all heads of two responses; up to rounding."""
+    request = replace(FULL, neighbours=5, sink_factor=1.5)
+    whole = read(policy, batch, request)
     sizes = []
-    original = Recorder._softmax_rows
-    monkeypatch.setattr(
-        Recorder, "_softmax_rows", lambda *args: sizes.append(args[3].stop - args[3].start) or original(*args)
-    )
-    heads = policy.config.get_text_config().num_attention_heads
-    monkeypatch.setattr(probe_module, "_CHUNK_ELEMENTS", batch.size * heads * batch.input_ids.shape[1] * rows)
-    chunked = read(policy, batch)
-    assert len(sizes) == whole.image.shape[1] * chunks and max(sizes) == rows
-    torch.testing.assert_close(chunked.image, whole.image, atol=1e-6, rtol=0)
-    torch.testing.assert_close(chunked.response, whole.response, atol=1e-6, rtol=0)
+    original = Block._softmax_rows
+    monkeypatch.setattr(Block, "_softmax_rows", lambda *args: sizes.append(original(*args)) or sizes[-1])
+    monkeypatch.setattr(attention_module, "CHUNK_ELEMENTS", elements)
+    chunked = read(policy, batch, request)
+    assert max(mass.numel() for mass in sizes) <= max(elements, batch.input_ids.shape[1])
+    for name in ("mass", "total", "peak", "image"):
+        torch.testing.assert_close(getattr(chunked, name), getattr(whole, name), atol=1e-6, rtol=0)
+    torch.testing.assert_close(chunked.edges.strengths, whole.edges.strengths, atol=1e-6, rtol=0)
+
+
+def test_blocks_cover_every_head_of_every_response_once(policy, batch, monkeypatch):
+    regions = padded_regions(batch, (policy.config.image_token_id,))
+    columns = batch.input_ids.shape[1]
+    for elements in (1, 5000, 20000, 10**7):
+        monkeypatch.setattr(attention_module, "CHUNK_ELEMENTS", elements)
+        seen = [
+            (response, head)
+            for part, first, last in blocks(regions, 4, columns)
+            for response in range(part.start, part.stop)
+            for head in range(first, last)
+        ]
+        assert sorted(seen) == [(response, head) for response in range(batch.size) for head in range(4)]
 
 
 def test_nothing_is_recorded_outside_a_capture(policy, batch):
-    probe = AttentionProbe(policy)
+    probe = AttentionProbe(policy, [FULL])
     with torch.no_grad():
         with probe.capture(batch) as recorder:
             response_logits(policy, batch)
-        before = recorder.result()
+        before = recorder.results()[FULL]
         response_logits(policy, batch.rows(slice(0, 1)))
-    assert torch.equal(before.image, recorder.result().image)
+    assert torch.equal(before.mass, recorder.results()[FULL].mass)
 
 
 def test_an_inner_capture_records_alone_and_hands_back(policy, batch):
     first, second = batch.rows(slice(0, 2)), batch.rows(slice(2, 4))
     expected = [read(policy, part) for part in (first, second)]
-    probe = AttentionProbe(policy)
+    probe = AttentionProbe(policy, [FULL])
     with torch.no_grad(), probe.capture(first) as outer:
         with probe.capture(second) as inner:
             response_logits(policy, second)
         response_logits(policy, first)
     for recorder, capture in zip((outer, inner), expected, strict=True):
-        assert torch.equal(recorder.result().image, capture.image)
+        assert torch.equal(recorder.results()[FULL].mass, capture.mass)
 
 
 def test_an_error_inside_a_capture_ends_it(policy, batch):
-    probe = AttentionProbe(policy)
+    probe = AttentionProbe(policy, [FULL])
     with pytest.raises(KeyError), probe.capture(batch) as recorder:
         raise KeyError
     with torch.no_grad():
         response_logits(policy, batch)
     with pytest.raises(AssertionError, match="saw no layer"):
-        recorder.result()
+        recorder.results()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_micro_batches_concatenate_to_the_whole(policy, batch, size):
+def test_micro_batches_merge_to_the_whole(policy, batch, size):
     """The first micro-batch has fewer image columns than the whole; with size 1 the second has none."""
-    whole = read(policy, batch)
-    parts = concatenate([read(policy, batch.rows(rows)) for rows in micro_batches(batch.size, size)])
-    assert torch.equal(parts.image_mask, whole.image_mask)
-    torch.testing.assert_close(parts.image, whole.image, atol=1e-6, rtol=0)
-    torch.testing.assert_close(parts.response, whole.response, atol=1e-6, rtol=0)
+    request = replace(FULL, neighbours=5)
+    whole = read(policy, batch, request)
+    merged = request.merge([read(policy, batch.rows(rows), request) for rows in micro_batches(batch.size, size)])
+    assert torch.equal(merged.image_mask, whole.image_mask)
+    for name in ("mass", "total", "peak", "image"):
+        torch.testing.assert_close(getattr(merged, name), getattr(whole, name), atol=1e-6, rtol=0)
+    torch.testing.assert_close(merged.edges.strengths, whole.edges.strengths, atol=1e-6, rtol=0)
 
 
-def test_no_gradient_flows_and_recomputation_reads_the_same(policy, batch):
-    """Under gradient checkpointing the backward pass runs every layer a second time."""
-    expected = read(policy, batch)
-    policy.train()
-    policy.gradient_checkpointing_enable({"use_reentrant": False})
-    probe = AttentionProbe(policy)
-    with probe.capture(batch) as recorder:
-        response_logits(policy, batch).sum().backward()
-    capture = recorder.result()
-    assert not capture.image.requires_grad and not capture.response.requires_grad
-    torch.testing.assert_close(capture.image, expected.image, atol=1e-6, rtol=0)
-    assert policy.model.visual.patch_embed.proj.weight.grad.abs().sum() > 0
-
-
-def test_image_columns_by_hand():
-    columns, mask = image_columns(torch.tensor([[7, 1, 7, 7, 2], [3, 7, 4, 5, 6], [1, 2, 3, 4, 5]]), image_token_id=7)
-    assert mask.tolist() == [[True, True, True], [True, False, False], [False, False, False]]
-    assert columns[0].tolist() == [0, 2, 3] and columns[1, 0] == 1
+def test_several_requests_are_read_in_one_pass(policy, batch):
+    own = replace(FULL, row="own")
+    probe = AttentionProbe(policy, [FULL, own, FULL])
+    with torch.no_grad(), probe.capture(batch) as recorder:
+        response_logits(policy, batch)
+    results = recorder.results()
+    probe.detach()
+    assert set(results) == {FULL, own} and recorder.seconds > 0
+    for request in (FULL, own):
+        assert torch.equal(results[request].mass, read(policy, batch, request).mass)
+    assert len(expected_mass(eager_attention(policy, batch), policy, batch)) == batch.size
 
 
 def test_a_model_without_the_interface_is_noticed(batch):
     config = SimpleNamespace(image_token_id=7, _attn_implementation="sdpa", sub_configs={})
     config.get_text_config = lambda: config
     model = SimpleNamespace(config=config, set_attn_implementation=lambda names: None)
-    with AttentionProbe(model).capture(batch) as recorder:
+    with AttentionProbe(model, [FULL]).capture(batch) as recorder:
         pass
     with pytest.raises(AssertionError, match="does this model use transformers' attention interface"):
-        recorder.result()
+        recorder.results()

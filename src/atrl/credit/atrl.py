@@ -62,7 +62,7 @@ class AtrlCredit(CreditScheme):
     anchor_weight: float = 3.0
     rest_weight: float = 1.0
     seed: int = 0
-    workers: int = 0
+    workers: int = 1
     _background: Background = field(init=False, repr=False, compare=False)
 
     name = "atrl"

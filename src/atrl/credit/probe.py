@@ -88,8 +88,9 @@ class Recorder:
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, **options) -> None:
         """Queries and keys of one layer, as the kernel sees them."""
         start = time.perf_counter()
-        for reader in self._attentive:
-            reader.read_attention(layer, query.detach(), key.detach(), **options)
+        with torch.autocast(query.device.type, enabled=False):  # or products would be taken in bfloat16
+            for reader in self._attentive:
+                reader.read_attention(layer, query.detach(), key.detach(), **options)
         self.seconds += time.perf_counter() - start
 
     @torch.no_grad()

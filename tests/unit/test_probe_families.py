@@ -1,0 +1,138 @@
+"""The probe on small random models of other families, against their own eager attention."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from atrl.credit.probe import AttentionProbe
+from atrl.credit.regions import Regions, visual_token_ids
+from tests.unit.attention import FULL, assert_close
+
+IMAGE, SIZE = 110, 120
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+TEXT |= {"num_key_value_heads": 2, "vocab_size": SIZE}
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def prompts(images: tuple[int, int]) -> torch.Tensor:
+    """Two rows of 30 random tokens; the first `images` of them stand at different places."""
+    ids = torch.randint(0, 100, (2, 30))
+    ids[0, 6 : 6 + images[0]] = IMAGE
+    ids[1, 3 : 3 + images[1]] = IMAGE
+    return ids
+
+
+def qwen3_vl():
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"patch_size": 4, "deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+    config = Qwen3VLConfig(
+        text_config=TEXT | {"head_dim": 16, "rope_scaling": rope},
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=111,
+        vision_start_token_id=112,
+        vision_end_token_id=113,
+    )
+    ids = prompts((4, 8))
+    ids[0, 5] = ids[1, 2] = 112
+    grid = torch.tensor([[1, 4, 4], [1, 4, 8]])
+    patches = torch.randn(int(grid.prod(dim=1).sum()), 3 * 2 * 4 * 4)
+    inputs = {"pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": (ids == IMAGE).int()}
+    return Qwen3VLForConditionalGeneration(config), {"input_ids": ids} | inputs
+
+
+def llava_mistral():
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
+
+    config = LlavaConfig(
+        text_config=MistralConfig(**TEXT, sliding_window=12),
+        vision_config=CLIPVisionConfig(**VISION, image_size=12, patch_size=4),
+        image_token_index=IMAGE,
+    )
+    return LlavaForConditionalGeneration(config), {
+        "input_ids": prompts((9, 9)),
+        "pixel_values": torch.randn(2, 3, 12, 12),
+    }
+
+
+def gemma3():
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    text = Gemma3TextConfig(**TEXT, head_dim=16, sliding_window=8, layer_types=kinds, query_pre_attn_scalar=20)
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=SiglipVisionConfig(**VISION, image_size=16, patch_size=4),
+        mm_tokens_per_image=4,
+        image_token_index=IMAGE,
+        boi_token_index=112,
+        eoi_token_index=113,
+    )
+    ids = prompts((4, 4))
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 16, 16), "token_type_ids": (ids == IMAGE).int()}
+    return Gemma3ForConditionalGeneration(config), inputs
+
+
+def intern_vl():
+    from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+
+    config = InternVLConfig(
+        text_config=Qwen2Config(**TEXT),
+        vision_config=InternVLVisionConfig(**VISION, image_size=[16, 16], patch_size=[4, 4]),
+        image_token_id=IMAGE,
+        image_seq_length=4,
+    )
+    inputs = {"input_ids": prompts((4, 4)), "pixel_values": torch.randn(2, 3, 16, 16)}
+    return InternVLForConditionalGeneration(config), inputs
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("family", [qwen3_vl, llava_mistral, gemma3, intern_vl])
+def test_agrees_with_the_models_own_attention(family, padding):
+    """Rows 15 … 24 are read as those of a response; one row of the batch is padded."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs = family()
+        for parameter in model.parameters():  # the usual initialisation attends to everything alike
+            parameter.data.mul_(2)
+    mask = torch.ones_like(inputs["input_ids"])
+    if padding == "left":
+        mask[0, :3] = 0
+    else:
+        mask[0, -3:] = 0
+    inputs["attention_mask"] = mask
+    model = model.eval()
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    columns = [(row == IMAGE).nonzero()[:, 0] for row in inputs["input_ids"]]
+    width = max(map(len, columns))
+    rows = torch.arange(15, 25).expand(2, -1)
+    regions = Regions(
+        source=torch.arange(2),
+        start=torch.zeros(2, dtype=torch.long),
+        visible=mask.bool(),
+        rows=rows,
+        row_mask=torch.ones_like(rows, dtype=torch.bool),
+        tokens=rows + 1,
+        columns=torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for c in columns]),
+        column_mask=torch.stack([torch.arange(width) < len(c) for c in columns]),
+    )
+    assert visual_token_ids(model.config)[0] == IMAGE
+    probe = AttentionProbe(model, [FULL])
+    with torch.no_grad():
+        attention = torch.stack(eager(**inputs, output_attentions=True).attentions, dim=1)
+        with probe.capture_regions({"predicting": regions}) as recorder:
+            logits = model(**inputs).logits
+        probe.detach()
+        assert torch.equal(logits, model(**inputs).logits)
+    mass = recorder.results()[FULL].mass
+    assert mass.shape[1] == 3 and mass.std() > 0.005
+    for row in range(2):
+        expected = attention[row][:, :, rows[row]][..., columns[row]]
+        assert_close(mass[row, ..., : len(columns[row])], expected)

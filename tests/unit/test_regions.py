@@ -1,0 +1,98 @@
+"""Where responses and pictures are, by hand; and packed rows against padded ones."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from atrl.credit.attention import AttentionReader, AttentionRequest
+from atrl.credit.regions import image_columns, packed_regions, padded_regions, visual_token_ids
+from atrl.types import Experience
+
+IMAGE = 7
+
+
+def test_image_columns_by_hand():
+    columns, mask = image_columns(torch.tensor([[7, 1, 7, 8, 2], [3, 7, 4, 5, 6], [1, 2, 3, 4, 5]]), (7, 8))
+    assert mask.tolist() == [[True, True, True], [True, False, False], [False, False, False]]
+    assert columns.tolist() == [[0, 2, 3], [1, 0, 0], [0, 0, 0]]
+
+
+def test_visual_token_ids_of_a_configuration():
+    assert visual_token_ids(SimpleNamespace(image_token_id=5, video_token_id=3)) == (3, 5)
+    assert visual_token_ids(SimpleNamespace(image_token_index=9)) == (9,)
+    with pytest.raises(AssertionError, match="names no image token id"):
+        visual_token_ids(SimpleNamespace())
+
+
+SEQUENCES = [([1, 7, 7, 2], [3, 4, 5]), ([7, 9], [6]), ([2, 2, 7, 7, 7], [8, 1])]
+"""Prompt and response of three sequences; 7 is an image token."""
+
+
+def padded() -> Experience:
+    """One a row: prompts padded on the left to 5, responses on the right to 3."""
+    ids, mask = torch.zeros(3, 8, dtype=torch.long), torch.zeros(3, 8, dtype=torch.long)
+    for row, (prompt, response) in enumerate(SEQUENCES):
+        tokens = torch.tensor(prompt + response)
+        ids[row, 5 - len(prompt) : 5 + len(response)] = tokens
+        mask[row, 5 - len(prompt) : 5 + len(response)] = 1
+    return Experience(ids, mask, mask[:, 5:].bool(), [{}] * 3, torch.zeros(3, 3), keys=["0/a/0", "0/b/0", "0/c/0"])
+
+
+def test_padded_regions_by_hand():
+    regions = padded_regions(padded(), (IMAGE,))
+    assert regions.rows.tolist() == [[4, 5, 6]] * 3 and regions.tokens.tolist() == [[5, 6, 7]] * 3
+    assert regions.columns.tolist() == [[2, 3, 0], [3, 0, 0], [2, 3, 4]]
+    assert padded_regions(padded(), (IMAGE,), "own").rows.tolist() == [[5, 6, 7]] * 3
+
+
+def test_packed_regions_by_hand():
+    """The first two sequences share a row, the third has one of its own with two columns of padding."""
+    ids = torch.tensor([[1, 7, 7, 2, 3, 4, 5, 7, 9, 6], [2, 2, 7, 7, 7, 8, 1, 0, 0, 0]])
+    segments = torch.tensor([[1] * 7 + [2] * 3, [1] * 7 + [0] * 3])
+    is_response = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 1, 1, 0, 0, 0]]).bool()
+    regions = packed_regions(ids, segments, is_response, (IMAGE,))
+    assert regions.source.tolist() == [0, 0, 1] and regions.start.tolist() == [0, 7, 0]
+    assert regions.tokens.tolist() == [[4, 5, 6], [9, 0, 0], [5, 6, 0]]
+    assert [row[mask].tolist() for row, mask in zip(regions.rows, regions.row_mask, strict=True)] == [
+        [3, 4, 5],
+        [8],
+        [4, 5],
+    ]
+    assert regions.columns.tolist() == [[1, 2, 0], [7, 0, 0], [2, 3, 4]]
+    assert regions.column_mask.sum(dim=1).tolist() == [2, 1, 3]
+
+
+@pytest.mark.parametrize("row", ["predicting", "own"])
+def test_packed_rows_read_as_the_same_sequences_apart(row):
+    """Each sequence's queries and keys stand in both layouts; nothing of a neighbour is seen."""
+    request = AttentionRequest(row=row, sink_factor=0, neighbours=2, detail=True)
+    generator = torch.Generator().manual_seed(0)
+    apart = padded()
+    queries = [torch.randn(2, len(p) + len(r), 4, generator=generator) for p, r in SEQUENCES]
+    keys = [torch.randn(1, len(p) + len(r), 4, generator=generator) for p, r in SEQUENCES]
+
+    def laid_out(pieces, heads, rows, columns, places):
+        tensor = torch.randn(rows, heads, columns, 4, generator=generator)  # what stands elsewhere must not matter
+        for piece, (source, start) in zip(pieces, places, strict=True):
+            tensor[source, :, start : start + piece.shape[1]] = piece
+        return tensor
+
+    starts = [5 - len(prompt) for prompt, _ in SEQUENCES]
+    reader = AttentionReader(request, padded_regions(apart, (IMAGE,), row))
+    places = list(zip(range(3), starts, strict=True))
+    reader.read_attention(0, laid_out(queries, 2, 3, 8, places), laid_out(keys, 1, 3, 8, places), scaling=0.5)
+    expected = reader.result()
+
+    ids = torch.tensor([[1, 7, 7, 2, 3, 4, 5, 7, 9, 6], [2, 2, 7, 7, 7, 8, 1, 0, 0, 0]])
+    segments = torch.tensor([[1] * 7 + [2] * 3, [1] * 7 + [0] * 3])
+    is_response = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 1, 1, 0, 0, 0]]).bool()
+    places = [(0, 0), (0, 7), (1, 0)]
+    reader = AttentionReader(request, packed_regions(ids, segments, is_response, (IMAGE,), row))
+    reader.read_attention(0, laid_out(queries, 2, 2, 10, places), laid_out(keys, 1, 2, 10, places), scaling=0.5)
+    packed = reader.result()
+    torch.testing.assert_close(packed.mass, expected.mass, atol=1e-6, rtol=0)
+    torch.testing.assert_close(packed.edges.strengths, expected.edges.strengths, atol=1e-6, rtol=0)
+    assert expected.mass[0].sum() > 0
