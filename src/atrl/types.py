@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,7 @@ class Experience:
     pixels: list[dict[str, Tensor]]
     """[rollout] the processor's tensors, one shared dict per group."""
     sampler_logprobs: Float[Tensor, "rollout response"]
-    keys: list[str]
+    keys: list[str] = field(default_factory=list)
     """[rollout] names each rollout by step, problem and sample, whatever the batch is cut into: seeds come from it."""
     masked_pixels: list[dict[str, Tensor]] | None = None
     """[rollout] `pixels` with parts blacked out, where a credit scheme asks for them."""

@@ -23,8 +23,9 @@ from atrl.config import (
     RunSettings,
     TrainerSettings,
     check_config,
-    clusters_exist,
     group_holds_a_comparison,
+    one_process_draws,
+    processes_have_work,
     read_section,
     responses_fit_the_context,
 )
@@ -322,11 +323,25 @@ def test_prompt_and_response_must_fit_the_context():
     assert message.startswith("rollout.max_model_len must be at least 164, got 163")
 
 
-def test_there_must_be_a_cluster():
-    assert clusters_exist(OmegaConf.create({"credit": {"num_clusters": 1}})) is None
-    assert clusters_exist(OmegaConf.create({})) is None
-    message = clusters_exist(OmegaConf.create({"credit": {"num_clusters": 0}}))
-    assert message.startswith("credit.num_clusters must be at least 1, got 0")
+def test_every_process_takes_prompts():
+    def check(devices, nodes=1, prompts=4, batch=32):
+        sizes = {"rollout": {"prompts_per_step": prompts}, "sft": {"batch_size": batch}}
+        return processes_have_work(OmegaConf.create({"trainer": {"devices": devices, "num_nodes": nodes}} | sizes))
+
+    assert check(4) is None and check("auto") is None and check(2, nodes=2) is None
+    assert check(5).startswith("rollout.prompts_per_step must be at least 5, got 4")
+    assert check(2, nodes=4).startswith("rollout.prompts_per_step must be at least 8, got 4")
+    assert check(4, batch=3).startswith("sft.batch_size must be at least 4, got 3")
+
+
+def test_dynamic_sampling_is_for_one_process():
+    def check(devices, sampling):
+        return one_process_draws(
+            OmegaConf.create({"trainer": {"devices": devices}, "algorithm": {"dynamic_sampling": sampling}})
+        )
+
+    assert check(1, {"max_draws": 4}) is None and check(2, None) is None
+    assert check(2, {"max_draws": 4}).startswith("trainer.devices must be 1 with dynamic sampling, got 2")
 
 
 def test_read_section_takes_its_own_fields_and_resolves_them():
