@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -96,6 +97,46 @@ def test_evaluate_scores_a_run_with_transformers(finished: Path) -> None:
     assert 0 <= low <= result["greedy"]["accuracy"] <= high <= 1
 
 
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics.csv").open() as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def test_two_processes_train_like_one(finished: Path, tmp_path: Path) -> None:
+    """The same problems, responses and weights; what is computed differs by rounding."""
+    options = ("rollout=transformers", "seed=3", "hydra.run.dir=two", "trainer.devices=2", *SMALL)
+    done = run("train.py", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out problems") == 1
+    rows = [(folder / "rollouts.jsonl").read_text().splitlines() for folder in (finished / "chosen", tmp_path / "two")]
+    one, two = ([json.loads(line) for line in lines] for lines in rows)
+    assert [row["response"] for row in one] == [row["response"] for row in two]
+    assert [row["weights"] for row in one] == [pytest.approx(row["weights"], abs=1e-4) for row in two]
+    for whole, split in zip(metrics_of(finished / "chosen"), metrics_of(tmp_path / "two"), strict=True):
+        for name in ("loss/policy", "loss/entropy", "loss/gradient_norm", "reward/mean", "credit/weight_std"):
+            assert split[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+    summaries = [
+        json.loads((folder / "summary.json").read_text()) for folder in (finished / "chosen", tmp_path / "two")
+    ]
+    for key in ("accuracy", "tokens", "rewards", "steps"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def test_a_sweep_does_not_start_several_processes(tmp_path: Path) -> None:
+    done = run("train.py", "-m", "seed=0,1", "trainer.devices=2", *SMALL, folder=tmp_path)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "trainer.devices and trainer.num_nodes must be 1 in a sweep" in done.stderr
+
+
+def test_the_warm_up_alone(tmp_path: Path) -> None:
+    options = ("stage=sft", "model=scratch", "sft.steps=2", "sft.evaluate_every=1", "data.selection_size=4")
+    done = run("train.py", *options, "rollout=transformers", "hydra.run.dir=sft", *SMALL, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = metrics_of(tmp_path / "sft")
+    assert sum("sft/selection_accuracy" in row for row in rows) == 2 and sum("sft/loss" in row for row in rows) == 2
+    assert (tmp_path / "sft" / "model" / "model.safetensors").is_file()
+
+
 @needs_vllm
 def test_evaluate_loads_the_exported_model_in_vllm(finished: Path) -> None:
     arguments = ("checkpoint=outputs/latest", "rollout=vllm", "limit=6", "samples=0")
@@ -121,7 +162,9 @@ ROW = {"id": "p1", "problem": "<image>What is it?", "answer": "4", "images": ["a
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trainer.devices=2"], ["trainer.devices", "2", "1"]),
+        (["trainer.devices=20"], ["rollout.prompts_per_step", "20", "16"]),
+        (["algorithm=gspo"], ["credit=atrl", "gspo_token"]),
+        (["algorithm=dapo", "trainer.devices=2"], ["trainer.devices", "dynamic_sampling"]),
         (["trainer.max_step=3"], ["trainer.max_step", "trainer.max_steps"]),
         (["credit=atlr"], ["atlr", "atrl"]),
         (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),

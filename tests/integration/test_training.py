@@ -125,3 +125,67 @@ def test_several_updates_a_batch_use_the_old_log_probs(train) -> None:
     torch.testing.assert_close(old, watch.records[0].logprobs, rtol=0, atol=1e-5)
     # After two large steps on the same batch some ratios have left the clip range.
     assert watch.records[1].metrics["loss/clip_share"] > 0
+
+
+def policy_passes(record_of: Watch, monkeypatch, train, *overrides: str, **options) -> int:
+    """How many forward passes of a policy the training steps took."""
+    from atrl import forward
+
+    calls = []
+    original = forward.response_logits
+    monkeypatch.setattr(forward, "response_logits", lambda *args: calls.append(1) or original(*args))
+    train(TRANSFORMERS, *overrides, watch=record_of, **options)
+    return len(calls)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [
+        ((), 4),  # two steps of two micro-batches: credit reads its attention from the training pass
+        (("credit=none",), 4),
+        (("algorithm.kl_coefficient=0.1",), 8),  # and the reference's own
+        (("algorithm.updates_per_batch=2",), 12),  # old log-probs need a pass of their own, which credit shares
+    ],
+    ids=["atrl", "none", "reference", "updates"],
+)
+def test_credit_costs_no_pass_of_its_own(train, monkeypatch, overrides, passes) -> None:
+    counted = policy_passes(
+        Watch(), monkeypatch, train, "optimizer.micro_batch_size=8", "trainer.evaluate_samples=0", *overrides
+    )
+    assert counted == passes
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("credit.workers=2",), ("algorithm.updates_per_batch=2",), ("credit.workers=2", "optimizer.micro_batch_size=4")],
+    ids=["workers", "scoring pass", "pipelined"],
+)
+def test_weights_are_the_same_wherever_they_are_worked_out(train, overrides) -> None:
+    """In this process or in others, on the training pass or on a scoring pass, one micro-batch ahead or not."""
+    here, elsewhere = Watch(), Watch()
+    train(TRANSFORMERS, "credit.workers=0", "trainer.max_steps=1", name="here", watch=here)
+    train(TRANSFORMERS, "credit.workers=0", "trainer.max_steps=1", *overrides, name="elsewhere", watch=elsewhere)
+    one, other = here.records[0], elsewhere.records[0]
+    assert torch.equal(one.credit.anchors, other.credit.anchors)
+    torch.testing.assert_close(one.credit.weights, other.credit.weights, rtol=0, atol=1e-5)
+    assert set(one.attention) == set(other.attention) == {0, 4, 8, 12}
+    for row, image in one.attention.items():
+        torch.testing.assert_close(image, other.attention[row], rtol=0, atol=1e-5)
+
+
+def test_dynamic_sampling_replaces_groups_that_teach_nothing(train) -> None:
+    watch = Watch()
+    run = train(
+        TRANSFORMERS, "algorithm=dapo", "algorithm.dynamic_sampling.max_draws=3", "trainer.max_steps=3", watch=watch
+    )
+    for record in watch.records:
+        assert len(record.groups) == 4
+        differing = sum(len({reward.total for reward in group}) > 1 for group in record.rewards)
+        assert record.metrics["rollout/filled_up_groups"] == 4 - differing
+        assert record.metrics["rollout/drawn_groups"] == 4 + len(record.discarded)
+        ids = [group.prompt.key for group in record.groups] + [group.prompt.key for group, _ in record.discarded]
+        assert len(set(ids)) == len(ids)
+    discarded = sum(len(record.discarded) for record in watch.records)
+    assert discarded > 0
+    assert sum(run.trained.record.statuses.values()) == 3 * 16 + 4 * discarded
+    assert run.trained.record.generated_tokens > run.trained.record.trained_tokens

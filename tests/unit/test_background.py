@@ -1,0 +1,76 @@
+"""Work in other processes: the same results, in order, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from atrl.credit.background import Background
+
+
+def squares(items, power):
+    return [(item**power, os.getpid()) for item in items]
+
+
+def die(items):
+    os._exit(1)
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.fixture
+def background():
+    started = Background(2, option="credit.workers")
+    started.open(nothing)
+    yield started
+    started.close()
+
+
+def test_the_work_is_split_over_processes_and_comes_back_in_order(background):
+    here = os.getpid()
+    for count in (0, 1, 2, 7):
+        wait = background.submit(squares, list(range(count)), 3)
+        results = wait()
+        assert [value for value, _ in results] == [item**3 for item in range(count)]
+        assert all(process != here for _, process in results)
+
+
+def test_several_batches_wait_at_once(background):
+    waits = [background.submit(squares, [batch, batch + 1], 2) for batch in range(5)]
+    assert [[value for value, _ in wait()] for wait in waits] == [[b**2, (b + 1) ** 2] for b in range(5)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_open_processes_the_work_is_done_here(workers):
+    assert Background(workers, option="credit.workers").submit(squares, [2], 2)() == [(4, os.getpid())]
+
+
+def test_closing_twice_and_opening_again(background):
+    background.close()
+    background.close()
+    assert background.submit(squares, [2], 2)()[0][1] == os.getpid()
+    background.open(nothing)
+    assert background.submit(squares, [2], 2)()[0][1] != os.getpid()
+
+
+def test_a_process_that_dies_is_named(background):
+    with pytest.raises(RuntimeError, match=r"a worker process died .* credit\.workers=0"):
+        background.submit(die, [1, 2])()
+
+
+def test_errors_of_the_work_itself_come_through(background):
+    with pytest.raises(TypeError):
+        background.submit(squares, ["text"], 2)()
+
+
+def test_processes_that_can_not_start_are_named():
+    broken = Background(1, option="credit.workers")
+    with pytest.raises(RuntimeError, match=r"no worker process could be started: .* credit\.workers=0"):
+        broken.open(_fail)
+
+
+def _fail() -> None:
+    os._exit(3)

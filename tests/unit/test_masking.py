@@ -1,0 +1,65 @@
+"""Pictures with patches blacked out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atrl.credit.base import PictureMask
+from atrl.credit.masking import black_patch, mask_pixels
+
+SCALE = {"mean": (0.5, 0.25, 0.0), "std": (0.5, 0.5, 2.0)}
+
+
+def entry(patches: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "pixel_values": torch.rand(patches, 6, generator=generator),
+        "image_grid_thw": torch.tensor([[1, patches, 1]]),
+    }
+
+
+def test_a_black_patch_by_hand():
+    """(0 - 0.5)/0.5 = -1, (0 - 0.25)/0.5 = -0.5, 0: two numbers a channel, channel by channel."""
+    assert black_patch(SCALE["mean"], SCALE["std"], 6).tolist() == [-1, -1, -0.5, -0.5, 0, 0]
+    with pytest.raises(AssertionError, match="does not divide into 3 channels"):
+        black_patch(SCALE["mean"], SCALE["std"], 7)
+
+
+@pytest.mark.parametrize(("ratio", "patches", "masked"), [(0.5, 8, 4), (0.6, 4, 2), (0.0, 4, 0), (1.0, 4, 4)])
+def test_the_share_of_patches_is_blacked_out_and_the_rest_is_kept(ratio, patches, masked):
+    picture = entry(patches)
+    before = picture["pixel_values"].clone()
+    [result] = mask_pixels([picture], ["0/p/0/0"], PictureMask(ratio=ratio), **SCALE)
+    black = (result["pixel_values"] == black_patch(**SCALE, width=6)).all(dim=1)
+    assert black.sum() == masked
+    assert torch.equal(result["pixel_values"][~black], before[~black])
+    assert torch.equal(picture["pixel_values"], before) and result["image_grid_thw"] is picture["image_grid_thw"]
+
+
+def test_a_group_sees_one_masked_picture_whatever_the_batch_is_cut_into():
+    first, second = entry(32, seed=1), entry(32, seed=2)
+    keys = ["0/3/p/0/0", "0/3/p/0/1", "0/3/q/0/0", "0/3/q/0/1"]
+    mask = PictureMask(ratio=0.5, seed=7)
+    whole = mask_pixels([first, first, second, second], keys, mask, **SCALE)
+    assert whole[0] is whole[1] and whole[2] is whole[3]
+    for row, pixels in enumerate((first, first, second, second)):
+        [alone] = mask_pixels([pixels], [keys[row]], mask, **SCALE)
+        assert torch.equal(alone["pixel_values"], whole[row]["pixel_values"])
+
+
+def test_the_mask_depends_on_its_seed_and_on_the_visit_of_the_prompt():
+    picture = entry(64)
+
+    def masked(key, seed=0):
+        return mask_pixels([picture], [key], PictureMask(ratio=0.5, seed=seed), **SCALE)[0]["pixel_values"]
+
+    state = torch.get_rng_state()
+    same, again = masked("0/3/p/0/0"), masked("0/3/p/0/5")
+    assert torch.equal(same, again) and torch.equal(state, torch.get_rng_state())
+    for other in (masked("0/4/p/0/0"), masked("0/3/q/0/0"), masked("0/3/p/1/0"), masked("0/3/p/0/0", seed=1)):
+        assert not torch.equal(same, other)
+
+
+def test_a_prompt_without_a_picture_stays_without():
+    assert mask_pixels([{}], ["0/p/0/0"], PictureMask(ratio=0.5), **SCALE) == [{}]

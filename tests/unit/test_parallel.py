@@ -1,0 +1,112 @@
+"""What ranks tell each other; and schemes that compare rollouts see those of all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from atrl import parallel
+from atrl.credit.base import CreditScheme
+from atrl.credit.bound import BoundCredit, PictureScale
+from atrl.types import CreditOutput, Evidence, Experience, MaskedView
+from tests.unit.ranks import run_ranks
+
+
+def exchange() -> dict:
+    """On each rank: rank 0 has two rows of three columns, rank 1 one row of four."""
+    rank = parallel.rank()
+    rows = torch.arange(6.0).view(2, 3) if rank == 0 else torch.full((1, 4), 9.0)
+    layer = nn.Linear(2, 1)
+    layer.weight.grad = torch.tensor([[1.0 + rank, 5.0]])
+    if rank == 0:  # the other rank's rollouts did not touch the bias
+        layer.bias.grad = torch.tensor([7.0])
+    frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+    parallel.add_gradients([*layer.parameters(), frozen])
+    return {
+        "share": list(parallel.share(list(range(5)))),
+        "sums": parallel.sums([1.0, rank]),
+        "gather": parallel.gather({"rank": rank}),
+        "rows": parallel.gather_rows(rows).tolist(),
+        "mask": parallel.gather_rows((rows > 2).float()).tolist(),
+        "weight": layer.weight.grad.tolist(),
+        "bias": layer.bias.grad.tolist(),
+        "frozen": frozen.grad,
+    }
+
+
+def test_two_ranks():
+    first, second = run_ranks(exchange)
+    assert first.pop("share") == [0, 1] and second.pop("share") == [2, 3, 4]
+    assert first == second
+    assert first["sums"] == [2.0, 1.0] and first["gather"] == [{"rank": 0}, {"rank": 1}]
+    assert first["rows"] == [[0, 1, 2, 0], [3, 4, 5, 0], [9, 9, 9, 9]]
+    assert first["weight"] == [[3.0, 10.0]] and first["bias"] == [7.0] and first["frozen"] is None
+
+
+def test_alone_nothing_happens():
+    tensor = torch.rand(2, 3)
+    assert parallel.rank() == 0 and parallel.world_size() == 1
+    assert parallel.share([1, 2, 3]) == [1, 2, 3] and parallel.sums([1, 2]) == [1.0, 2.0]
+    assert parallel.gather("x") == ["x"] and parallel.gather_rows(tensor) is tensor
+    layer = nn.Linear(1, 1)
+    parallel.add_gradients(layer.parameters())
+    assert layer.weight.grad is None
+
+
+@dataclass(frozen=True)
+class AgainstTheBatch(CreditScheme):
+    """Each token's entropy and masked divergence over their means in the batch; the key's last digit as scale."""
+
+    name = "against_the_batch"
+
+    @property
+    def scope(self):
+        return "batch"
+
+    def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
+        mask = batch.response_mask
+        scores = evidence.entropy / evidence.entropy[mask].mean()
+        scores = scores * evidence.masked.divergence / evidence.masked.divergence[mask].mean()
+        scale = torch.tensor([float(key[-1]) for key in batch.keys])
+        return CreditOutput(scores * mask, anchors=scores > 1, density=scores * mask, trajectory_scale=scale)
+
+
+def rollouts(rows: slice, width: int) -> tuple[Experience, Evidence]:
+    """Some of four rollouts of 2, 5, 3 and 4 tokens, padded to `width`."""
+    generator = torch.Generator().manual_seed(0)
+    entropy, divergence = torch.rand(4, 5, generator=generator), torch.rand(4, 5, generator=generator)
+    mask = torch.arange(5)[None] < torch.tensor([2, 5, 3, 4])[:, None]
+    entropy, divergence, mask = ((t * mask)[rows, :width] for t in (entropy, divergence, mask))
+    ids = torch.zeros(len(mask), width + 1, dtype=torch.long)
+    keys = [f"0/p/{row}" for row in range(4)][rows]
+    batch = Experience(ids, ids, mask.bool(), [{}] * len(mask), torch.zeros(mask.shape), keys=keys)
+    return batch, Evidence(entropy, entropy, {}, MaskedView(divergence, divergence))
+
+
+def assign_share() -> CreditOutput:
+    """Rank 0 holds the first rollout alone, padded to its own two tokens."""
+    own = rollouts(slice(0, 1), 2) if parallel.rank() == 0 else rollouts(slice(1, 4), 5)
+    return BoundCredit(AgainstTheBatch(), None, PictureScale((), ())).assign(*own)
+
+
+def test_a_scheme_that_compares_rollouts_sees_those_of_all_ranks():
+    whole = AgainstTheBatch().assign(*rollouts(slice(0, 4), 5))
+    first, second = run_ranks(assign_share)
+    assert torch.equal(first.weights, whole.weights[:1, :2]) and torch.equal(second.weights, whole.weights[1:])
+    assert torch.equal(first.anchors, whole.anchors[:1, :2]) and torch.equal(second.density, whole.density[1:])
+    assert torch.equal(torch.cat([first.trajectory_scale, second.trajectory_scale]), whole.trajectory_scale)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_cover_everything_once(world, monkeypatch):
+    monkeypatch.setattr(parallel, "world_size", lambda: world)
+    items = []
+    for rank in range(world):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        share = parallel.share(list(range(10)))
+        assert 10 // world <= len(share) <= -(-10 // world)
+        items += share
+    assert items == list(range(10))

@@ -1,0 +1,57 @@
+"""Phases add up, whatever they hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from atrl import timing
+from atrl.timing import PhaseTimer
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test moves by hand."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    return pass_by
+
+
+def test_an_inner_phase_takes_its_time_from_the_outer(clock):
+    timer = PhaseTimer()
+    with timer.phase("update"):
+        clock(1)
+        with timer.phase("credit"):
+            clock(3)
+        clock(2)
+    with timer.phase("credit"):
+        clock(5)
+    assert timer.lap() == {"update": 3, "credit": 8} and timer.lap() == {}
+    assert timer.total["update"] == 3 and timer.total["credit"] == 8
+
+
+def test_time_measured_elsewhere_is_recounted(clock):
+    timer = PhaseTimer()
+    with timer.phase("update"):
+        clock(4)
+        timer.recount(1.5, to="credit")
+    timer.recount(9, to="credit")  # no phase is open: it is nobody's
+    assert timer.lap() == {"update": 2.5, "credit": 1.5}
+
+
+def test_an_error_ends_a_phase(clock):
+    timer = PhaseTimer()
+    with pytest.raises(KeyError), timer.phase("update"):
+        clock(1)
+        raise KeyError
+    with timer.phase("sync"):
+        clock(2)
+    assert timer.lap() == {"update": 1, "sync": 2}
+
+
+def test_unknown_phases_are_refused():
+    with pytest.raises(AssertionError, match="unknown phase 'upddate'"), PhaseTimer().phase("upddate"):
+        pass
