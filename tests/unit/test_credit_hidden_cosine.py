@@ -159,7 +159,8 @@ def test_the_output_does_not_change(policy, batch):
 def test_no_such_layer(policy, batch):
     count = len(policy.get_decoder().layers)
     message = rf"^credit\.layers must be between 0 and {count - 1} for this model, got {count}$"
-    with pytest.raises(ValueError, match=message), AttentionProbe(policy, [HiddenRequest(layers=(count,))]).capture(batch):
+    probe = AttentionProbe(policy, [HiddenRequest(layers=(count,))])
+    with pytest.raises(ValueError, match=message), probe.capture(batch):
         pass
 
 

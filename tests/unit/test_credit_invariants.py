@@ -87,6 +87,12 @@ def assign(scheme, rows=ROWS, **options):
     return scheme.assign(batch_of(rows, padding=padding), evidence_of(scheme, rows, **options))
 
 
+def tensors_of(found) -> dict[str, torch.Tensor]:
+    """What a reader handed over, by name."""
+    parts = {"": found} if isinstance(found, torch.Tensor) else {name: getattr(found, name) for name in found.__slots__}
+    return {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
+
+
 @every_scheme
 def test_weights_are_finite_and_of_mean_one(scheme):
     """Over each response; over the batch, where whole responses may be left out."""
@@ -128,8 +134,8 @@ def test_weights_carry_no_gradient(scheme):
     evidence.masked.logprobs.requires_grad_()
     evidence.masked.divergence.requires_grad_()
     for found in evidence.read.values():
-        for tensor in [found] if isinstance(found, torch.Tensor) else [getattr(found, name) for name in found.__slots__]:
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+        for tensor in tensors_of(found).values():
+            if tensor.is_floating_point():
                 tensor.requires_grad_()
     output = scheme.assign(batch_of(ROWS), evidence)
     assert not output.weights.requires_grad
@@ -146,11 +152,8 @@ def test_weights_are_deterministic_and_change_nothing_else(scheme):
     assert torch.equal(evidence.entropy, untouched.entropy)
     assert torch.equal(evidence.masked.divergence, untouched.masked.divergence)
     for request, found in evidence.read.items():
-        before = untouched.read[request]
-        names = [None] if isinstance(found, torch.Tensor) else found.__slots__
-        for name in names:
-            now, then = (found, before) if name is None else (getattr(found, name), getattr(before, name))
-            assert not isinstance(now, torch.Tensor) or torch.equal(now, then), name
+        before = tensors_of(untouched.read[request])
+        assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(found).items())
 
 
 @every_scheme

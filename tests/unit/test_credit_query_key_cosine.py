@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from credit_evidence import batch_of
@@ -76,9 +79,8 @@ def test_without_a_picture_all_weigh_the_same():
 
 
 def test_an_empty_span_ranks_last():
-    assert span_means(torch.tensor([0.5, -0.5, 0.1]), torch.tensor([2, 0, 2])).tolist() == pytest.approx(
-        [-0.5, -torch.inf, 0.3]
-    )
+    means = span_means(np.array([0.5, -0.5, 0.1]), np.array([2, 0, 2]))
+    assert means.tolist() == pytest.approx([-0.5, -np.inf, 0.3])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def read(policy, batch, *requests):
 
 def queries_and_keys(policy, batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of each layer, from its own projections and transformers' rotary embedding: [rollout head token width]."""
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_multimodal_rotary_pos_emb
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
     inputs = []
 
@@ -131,8 +133,7 @@ def queries_and_keys(policy, batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
         shape = (*hidden.shape[:2], -1, attention.head_dim)
         with torch.no_grad():
             query, key = (part(hidden).view(shape).transpose(1, 2) for part in (attention.q_proj, attention.k_proj))
-            sections = policy.config.get_text_config().rope_parameters["mrope_section"]
-            query, key = apply_multimodal_rotary_pos_emb(query, key, cosine, sine, sections)
+            query, key = apply_rotary_pos_emb(query, key, cosine, sine)
         found.append((query, key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)))
     return found
 
@@ -237,11 +238,8 @@ def test_packed_sequences_see_their_own_picture_alone():
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_a_sliding_window_hides_the_picture(pooling):
     """Images at 0 and 1, responses predicted from 3 to 5: a window of 3 shows column 1 to the first, then none."""
-    batch = batch_of([(3, 2)])
-    from dataclasses import replace
-
     ids = torch.tensor([[9, 9, 1, 1, 2, 2, 2]])
-    batch = replace(batch, input_ids=ids, attention_mask=torch.ones_like(ids))
+    batch = replace(batch_of([(3, 2)]), input_ids=ids, attention_mask=torch.ones_like(ids))
     query, key = random_vectors(7)
     reader = QueryKeyReader(QueryKeyRequest(pooling=pooling), padded_regions(batch, [9]))
     reader.read_attention(0, query, key, scaling=1.0, sliding_window=3)

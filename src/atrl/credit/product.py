@@ -65,6 +65,11 @@ class ProductCredit(CreditScheme):
         return "batch" if any(scheme.normalised_over == "batch" for scheme in self.schemes) else "response"
 
     @property
+    def works_elsewhere(self) -> bool:
+        """Whether any does."""
+        return any(scheme.works_elsewhere for scheme in self.schemes)
+
+    @property
     def has_auxiliary_loss(self) -> bool:
         """Whether any has one."""
         return any(scheme.has_auxiliary_loss for scheme in self.schemes)

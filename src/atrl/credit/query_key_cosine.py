@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,7 +14,7 @@ from atrl.credit.base import CreditScheme, normalise
 from atrl.credit.connectivity import top_heads_mean
 from atrl.credit.graph import combined, nearest_neighbours, similarity_strengths
 from atrl.credit.hidden import Pooling
-from atrl.credit.metis import Graph, partition
+from atrl.credit.metis import partition
 from atrl.credit.query_key import QueryKeyCapture, QueryKeyRequest
 from atrl.credit.regions import Row
 from atrl.credit.weights import check_weights, choose_anchors, load_map
@@ -84,16 +85,18 @@ class QueryKeyCosineCredit(CreditScheme):
         """Weights, anchors and span scores of every response; without a picture all tokens weigh the same."""
         capture: QueryKeyCapture = evidence.read[self.requests[0]]
         mask = batch.response_mask
-        score = self._score(capture, mask)
-        weights, anchors = mask.float(), torch.zeros_like(mask)
+        score = self._score(capture, mask).cpu()
+        weights, anchors = mask.float().cpu(), torch.zeros(mask.shape, dtype=torch.bool)
         for row, length in enumerate(mask.sum(dim=1).tolist()):
-            own = score[row, :length]
+            own = score[row, :length].numpy()
             if own.any():
                 spans = self._spans(capture, row, length)
                 load = span_means(own, spans)
-                anchors[row, :length] = choose_anchors(own, spans, load, ratio=self.anchor_ratio)
-                weights[row, :length] = self._weigh(load, spans, anchors[row, :length])
-                score[row, :length] = load[spans]
+                chosen = choose_anchors(own, spans, load, ratio=self.anchor_ratio)
+                weights[row, :length] = torch.from_numpy(self._weigh(load, spans, chosen))
+                anchors[row, :length] = torch.from_numpy(chosen)
+                score[row, :length] = torch.from_numpy(load[spans])
+        weights, anchors, score = (part.to(mask.device) for part in (weights, anchors, score))
         return CreditOutput(normalise(weights, mask), anchors=anchors, density=score)
 
     def _score(
@@ -105,31 +108,31 @@ class QueryKeyCosineCredit(CreditScheme):
             reduced = top_heads_mean(capture.score, mask, top_heads=self.top_heads)
         return torch.where(mask, reduced.float(), 0.0)
 
-    def _spans(self, capture: QueryKeyCapture, row: int, length: int) -> Int[Tensor, "token"]:
+    def _spans(self, capture: QueryKeyCapture, row: int, length: int) -> Int[np.ndarray, "token"]:
         """The number of each token's span; padding is cut off, so that nothing depends on the rest of the batch."""
-        position = torch.arange(length, device=capture.score.device)
+        position = np.arange(length)
         if self.smoothing == "none":
             return position
         if self.smoothing == "window":
             return position // self.window
         num_clusters = min(self.num_clusters, length // 2)
         if num_clusters <= 1:
-            return torch.zeros_like(position)
+            return np.zeros_like(position)
         width = int(capture.image_mask[row].sum())
-        strengths = combined([similarity_strengths(capture.image[row, :length, :width])])
-        graph = Graph(*nearest_neighbours(strengths, neighbours=NEIGHBOURS), num_clusters)
-        return torch.tensor(partition(graph, seed=self.seed), device=position.device)
+        strengths = combined([similarity_strengths(capture.image[row, :length, :width].cpu().numpy())])
+        graph = nearest_neighbours(strengths, neighbours=NEIGHBOURS)
+        return np.array(partition(*graph, num_clusters=num_clusters, seed=self.seed))
 
     def _weigh(
-        self, load: Float[Tensor, "span"], spans: Int[Tensor, "token"], anchors: Bool[Tensor, "token"]
-    ) -> Float[Tensor, "token"]:
+        self, load: Float[np.ndarray, "span"], spans: Int[np.ndarray, "token"], anchors: Bool[np.ndarray, "token"]
+    ) -> Float[np.ndarray, "token"]:
         if self.weights == "load_map":
             return load_map(load, spans, low=self.rest_weight, high=self.anchor_weight)
-        return torch.where(anchors, self.anchor_weight, self.rest_weight)
+        return np.where(anchors, self.anchor_weight, self.rest_weight).astype(np.float32)
 
 
-def span_means(values: Float[Tensor, "token"], spans: Int[Tensor, "token"]) -> Float[Tensor, "span"]:
+def span_means(values: Float[np.ndarray, "token"], spans: Int[np.ndarray, "token"]) -> Float[np.ndarray, "span"]:
     """The mean of each span's values; a span that no token has ranks below all others."""
-    count = spans.bincount()
-    total = torch.zeros(len(count), dtype=values.dtype, device=values.device).index_add_(0, spans, values)
-    return torch.where(count > 0, total / count.clamp_min(1), -torch.inf)
+    count = np.bincount(spans)
+    means = np.bincount(spans, weights=values) / np.maximum(count, 1)
+    return np.where(count > 0, means, -np.inf).astype(np.float32)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from atrl.credit.base import CreditScheme, normalise, number_of, seed_of
-from atrl.credit.weights import check_weights
+from atrl.credit.base import CreditScheme, normalise, seed_of
+from atrl.credit.weights import check_weights, number_of
 from atrl.types import CreditOutput, Evidence, Experience
 
 

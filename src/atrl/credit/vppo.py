@@ -14,6 +14,10 @@ from atrl.credit.density import densest
 from atrl.credit.weights import check_ratio
 from atrl.types import CreditOutput, Evidence, Experience
 
+ROUNDING = 1e-6
+"""Nats that two passes over the same input may differ by: less is no dependency. Where there is no picture to mask, it
+would otherwise be rounding that chooses the tokens."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VppoCredit(CreditScheme):
@@ -63,9 +67,8 @@ class VppoCredit(CreditScheme):
         """
         assert evidence.masked is not None, "credit scheme vppo needs the policy's view of the masked picture"
         mask = batch.response_mask
-        pictured = torch.tensor([bool(entry) for entry in batch.pixels], device=mask.device)[:, None]
-        # Rounding can leave a KL of about 0 on either side of it, and some of it where there is nothing to mask.
-        dependency = torch.where(mask & pictured, evidence.masked.divergence.float().clamp_min(0), 0.0)
+        divergence = evidence.masked.divergence.float()
+        dependency = torch.where(mask & (divergence > ROUNDING), divergence, 0.0)
         chosen = densest(dependency, mask, ratio=self.ratio)
         return CreditOutput(
             normalise(chosen.float(), mask),
