@@ -25,7 +25,7 @@ class VppoCredit(CreditScheme):
 
     With the visual dependency ``s[t] = KL(π(·|picture) ‖ π(·|masked picture))`` of token t: the round(ratio · T)
     tokens of the largest s are trained alone, and the rollout's advantage is scaled by its mean s (`dependency_scale`).
-    *Spotlight on Token Perception*, Huang et al., arXiv 2510.09285, section 3 and their released code. Ours: that the
+  XX Ours: that the
     chosen tokens share the credit of all, so that the mean stays 1.
 
     Args:
