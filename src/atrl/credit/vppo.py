@@ -23,16 +23,17 @@ would otherwise be rounding that chooses the tokens."""
 class VppoCredit(CreditScheme):
     """The tokens that depend on the picture get the credit, the rollouts that do get more of it.
 
-      With the visual dependency ``s[t] = KL(π(·|picture) ‖ π(·|masked picture))`` of token t: the round(ratio · T)
-      tokens of the largest s are trained alone, and the rollout's advantage is scaled by its mean s (`dependency_scale`).
-    XX Ours: that the
-      chosen tokens share the credit of all, so that the mean stays 1.
+    With the visual dependency ``s[t] = KL(π(·|picture) ‖ π(·|masked picture))`` of token t: the round(ratio · T)
+    tokens of the largest s are trained alone, and the rollout's advantage is scaled by its mean s (`dependency_scale`).
+    *Spotlight on Token Perception*, Huang et al., arXiv 2510.09285, by their code, which estimates s from the sampled
+    token. Ours: the KL over the vocabulary, and that the chosen tokens share the credit of all, so that the mean stays
+    1.
 
-      Args:
-          ratio: share of a response's tokens that are trained.
-          scale_low: the scale of the rollout that depends on the picture least; 1 leaves out the scaling.
-          mask_ratio: share of the picture's patches that are blacked out.
-          seed: of the patches.
+    Args:
+        ratio: share of a response's tokens that are trained.
+        scale_low: the scale of the rollout that depends on the picture least; 1 leaves out the scaling.
+        mask_ratio: share of the picture's patches that are blacked out.
+        seed: of the patches.
     """
 
     ratio: float = 0.4
