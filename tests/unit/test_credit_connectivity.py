@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from atrl.credit.connectivity import connectivity_density, remove_sinks
+from atrl.credit.attention import AttentionCapture
+from atrl.credit.connectivity import connectivity_density, head_contrast, remove_sinks
 
 SINK = [[0.6, 0.1, 0.0, 0.1], [0.5, 0.0, 0.2, 0.1], [0.7, 0.1, 0.1, 0.0]]
-"""Three tokens by four columns; medians 0.6, 0.1, 0.1, 0.1, which an even spread would make 0.9/4 = 0.225 each."""
+"""Three tokens by four columns; column 0 has 3, 2.5 and 28/9 even shares of its rows' mass (0.2, 0.2 and 0.225)."""
 
 
 def without_sinks(
@@ -19,11 +20,11 @@ def without_sinks(
     image = torch.nn.functional.pad(torch.tensor(rows), (0, columns_of_padding, 0, rows_of_padding))
     image_mask = torch.arange(image.shape[1]) < len(rows[0])
     response_mask = torch.arange(image.shape[0]) < len(rows)
-    return remove_sinks(image[None, None, None], image_mask[None], response_mask[None], factor=factor)[0, 0, 0]
+    return remove_sinks(image[None, None], image_mask[None], response_mask[None], factor=factor)[0, 0]
 
 
 def test_the_sink_is_dropped_and_the_rest_renormalised():
-    """0.6 > 2 · 0.225, so column 0 goes and the rows are divided by 0.4, 0.5 and 0.3."""
+    """More than two even shares in all three rows, so column 0 goes and the rows are divided by 0.4, 0.5 and 0.3."""
     expected = torch.tensor([[0, 0.1 / 0.4, 0, 0.1 / 0.4], [0, 0, 0.2 / 0.5, 0.1 / 0.5], [0, 0.1 / 0.3, 0.1 / 0.3, 0]])
     torch.testing.assert_close(without_sinks(SINK, 2.0), expected)
 
@@ -37,42 +38,42 @@ def test_a_row_is_still_a_softmax_over_what_is_left():
 
 
 def test_the_factor_sets_the_threshold():
-    """0.6 is 2.667 times the even share of 0.225."""
-    assert (without_sinks(SINK, 2.66)[:, 0] == 0).all()
-    torch.testing.assert_close(without_sinks(SINK, 2.67), torch.tensor(SINK))
+    """Two rows of three hold 3 even shares or more, one holds 3.1."""
+    assert (without_sinks(SINK, 2.99)[:, 0] == 0).all()
+    torch.testing.assert_close(without_sinks(SINK, 3.01), torch.tensor(SINK))
 
 
 def test_mass_that_only_one_token_gives_is_no_sink():
-    """0.9 in a single row is what an anchor looks like: the median of that column is 0."""
+    """0.9 in a single row is what an anchor looks like."""
     rows = [[0.1, 0.1, 0.0, 0.1], [0.0, 0.0, 0.9, 0.0], [0.1, 0.1, 0.0, 0.1]]
     torch.testing.assert_close(without_sinks(rows, 2.0), torch.tensor(rows))
 
 
-def test_of_an_even_number_of_rows_the_lower_middle_is_the_median():
-    """Lower middles 0.1, 0.1, 0, 0: below 2.2 · 0.05. By the upper (0.9 > 0.66) or the mean (0.5 > 0.385) a sink."""
+def test_half_of_the_rows_are_not_most():
+    """0.9 > 2.2 · 0.25 in one row of two."""
     rows = [[0.1, 0.1, 0.1, 0.1], [0.9, 0.1, 0.0, 0.0]]
     torch.testing.assert_close(without_sinks(rows, 2.2), torch.tensor(rows))
 
 
-def test_padding_rows_do_not_count_in_the_median():
-    """With three rows of zeros beside three real ones every median would be 0, and nothing a sink."""
+def test_padding_rows_do_not_count():
+    """With three rows of zeros beside three real ones no column would stand out in most."""
     padded = without_sinks(SINK, 2.0, rows_of_padding=3)
     torch.testing.assert_close(padded[:3], without_sinks(SINK, 2.0))
     assert (padded[3:] == 0).all()
 
 
 def test_padding_columns_do_not_count_in_the_even_share():
-    """Spread over eight columns the even share would be 0.1125, and 0.6 more than three times that."""
-    padded = without_sinks(SINK, 3.0, columns_of_padding=4)
+    """Spread over eight columns the even shares would be half as large, and 0.5 five times one of them."""
+    padded = without_sinks(SINK, 3.01, columns_of_padding=4)
     torch.testing.assert_close(padded[:, :4], torch.tensor(SINK))
     assert (padded[:, 4:] == 0).all()
 
 
 def test_heads_and_rollouts_are_judged_alone():
     even = [[0.1] * 4] * 3
-    image = torch.tensor([[[SINK, even]], [[even, SINK]]])
+    image = torch.tensor([[SINK, even], [even, SINK]])
     left = remove_sinks(image, torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool), factor=2.0)
-    dropped = (left == 0).all(dim=3)[:, 0]
+    dropped = (left == 0).all(dim=2)
     assert dropped.nonzero().tolist() == [[0, 0, 0], [1, 1, 0]]  # rollout, head, column
 
 
@@ -89,6 +90,22 @@ IMAGE = torch.tensor(  # [layer 2, head 2, token 2, image 3]
 )[None]
 
 
+def capture_of(image: Tensor) -> AttentionCapture:
+    """From every head's mass on every image token."""
+    return AttentionCapture(
+        total=image.sum(dim=-1),
+        peak=image.amax(dim=-1) if image.shape[-1] else image.sum(dim=-1),
+        image=image.amax(dim=(1, 2)),
+        image_mask=torch.ones(image.shape[0], image.shape[-1], dtype=torch.bool),
+        edges=None,
+    )
+
+
+def density_of(image: Tensor, reduction: str, *, top_heads: int = 1, mask: Tensor | None = None) -> Tensor:
+    mask = torch.ones(image.shape[0], image.shape[3], dtype=torch.bool) if mask is None else mask
+    return connectivity_density(capture_of(image), mask, reduction=reduction, top_heads=top_heads)
+
+
 @pytest.mark.parametrize(
     ("reduction", "expected"),
     [
@@ -97,20 +114,37 @@ IMAGE = torch.tensor(  # [layer 2, head 2, token 2, image 3]
     ],
 )
 def test_density_by_hand(reduction, expected):
-    assert connectivity_density(IMAGE, reduction=reduction)[0].tolist() == pytest.approx(expected)
+    assert density_of(IMAGE, reduction)[0].tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "peak"])
+@pytest.mark.parametrize(
+    ("top_heads", "expected"),
+    [(1, [0.2, 0.7]), (3, [(0.2 + 0.4 + 0.0) / 3, (0.7 + 0.1 + 0.3) / 3]), (9, [0.9 / 4, 1.6 / 4])],
+)
+def test_top_heads_are_those_with_the_most_contrast(top_heads, expected):
+    """Peaks (0.3, 0.5), (0.4, 0.1), (0.2, 0.7) and (0, 0.3): standard deviations 0.1, 0.15, 0.25 and 0.15."""
+    assert density_of(IMAGE, "top_heads", top_heads=top_heads)[0].tolist() == pytest.approx(expected)
+
+
+def test_contrast_by_hand_without_padding():
+    """(0.2, 0.7) with 9 in a padded column: half their difference."""
+    mask = torch.tensor([[True, True, False]])
+    assert head_contrast(torch.tensor([[[0.2, 0.7, 9.0]]]), mask).item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "peak", "top_heads"])
 def test_without_a_picture_the_density_is_zero(reduction):
-    nothing = torch.zeros(2, 3, 4, 5, 0)
+    nothing = torch.zeros(2, 6, 5, 0)
     kept = remove_sinks(nothing, torch.zeros(2, 0, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool), factor=4.0)
     assert kept.shape == nothing.shape
-    assert connectivity_density(kept, reduction=reduction).tolist() == [[0.0] * 5] * 2
+    assert density_of(kept.unflatten(1, (2, 3)), reduction).tolist() == [[0.0] * 5] * 2
 
 
-@pytest.mark.parametrize("reduction", ["mean", "peak"])
-def test_padding_columns_add_nothing_to_the_density(reduction):
-    wider = torch.nn.functional.pad(IMAGE, (0, 5))
-    assert torch.equal(
-        connectivity_density(wider, reduction=reduction), connectivity_density(IMAGE, reduction=reduction)
-    )
+@pytest.mark.parametrize("reduction", ["mean", "peak", "top_heads"])
+def test_padding_adds_nothing_to_the_density(reduction):
+    """Neither image columns of 0 nor, on tokens that are not trained, whatever stands there."""
+    expected = density_of(IMAGE, reduction)
+    assert torch.equal(density_of(torch.nn.functional.pad(IMAGE, (0, 5)), reduction), expected)
+    longer = torch.nn.functional.pad(IMAGE, (0, 0, 0, 1), value=float("nan"))
+    padded = density_of(longer, reduction, mask=torch.tensor([[True, True, False]]))
+    assert torch.equal(padded, torch.nn.functional.pad(expected, (0, 1)))

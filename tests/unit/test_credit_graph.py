@@ -5,69 +5,98 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations
 
+import numpy as np
 import pytest
-import torch
 
-from atrl.credit.graph import edge_strengths, nearest_neighbours
+from atrl.credit.graph import attention_strengths, combined, nearest_neighbours, similarity_strengths
 from atrl.credit.metis import partition
 
-RESPONSE = torch.tensor([[0.0, 0.0, 0.0], [0.4, 0.0, 0.0], [0.2, 0.6, 0.0]])
-"""Each token attends to those before it. Symmetrised 0.2, 0.1 and 0.3; over the largest 2/3, 1/3 and 1."""
-IMAGE = torch.tensor([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]])[None, None] / 10
+TARGETS = np.array([[1, 2], [2, 0], [1, 0]])
+STRENGTHS = np.array([[0.2, 0.1], [0.3, 0.2], [0.3, 0.1]], np.float32)
+"""Each of three tokens names the other two, strongest first: pairs 01, 02 and 12 of 0.2, 0.1 and 0.3."""
+IMAGE = np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]], np.float32) / 10
 """Cosine of tokens 0 and 1: (12 + 12)/25 = 0.96; token 2 reads nothing."""
 
 
-def matrix(first: float, second: float, third: float) -> torch.Tensor:
+def matrix(first: float, second: float, third: float) -> np.ndarray:
     """Symmetric strengths of the pairs 01, 02 and 12."""
-    return torch.tensor([[0, first, second], [first, 0, third], [second, third, 0]])
+    return np.array([[0, first, second], [first, 0, third], [second, third, 0]], np.float32)
+
+
+def random_strengths(tokens: int, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).random((tokens, tokens), np.float32)
+    return combined([np.maximum(values, values.T)])
+
+
+def test_attention_strengths_by_hand():
+    np.testing.assert_allclose(attention_strengths(TARGETS, STRENGTHS), matrix(0.2, 0.1, 0.3))
+
+
+def test_an_edge_that_one_end_kept_is_an_edge():
+    """Token 0 keeps only 1, 1 only 2 and 2 only 1: the pair 02 is lost, 01 is not."""
+    np.testing.assert_allclose(attention_strengths(TARGETS[:, :1], STRENGTHS[:, :1]), matrix(0.2, 0.0, 0.3))
+
+
+def test_edges_into_the_padding_are_dropped():
+    targets = np.array([[1, 5], [5, 0], [1, 0]])
+    np.testing.assert_allclose(attention_strengths(targets, STRENGTHS), matrix(0.2, 0.1, 0.3))
+
+
+def test_similarity_strengths_by_hand():
+    """Each row that reads anything is like itself."""
+    np.testing.assert_allclose(
+        similarity_strengths(IMAGE), matrix(0.96, 0.0, 0.0) + np.diag([1.0, 1.0, 0.0]), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    ("edges", "expected"),
+    ("parts", "expected"),
     [
-        ("attention", (2 / 3, 1 / 3, 1.0)),
-        ("similarity", (1.0, 0.0, 0.0)),  # 0.96 over the largest, itself
-        ("both", (5 / 6, 1 / 6, 1 / 2)),
+        (["attention"], (2 / 3, 1 / 3, 1.0)),
+        (["similarity"], (1.0, 0.0, 0.0)),  # 0.96 over the largest, itself
+        (["attention", "similarity"], (5 / 6, 1 / 6, 1 / 2)),
     ],
 )
-def test_edge_strengths_by_hand(edges, expected):
-    torch.testing.assert_close(edge_strengths(RESPONSE, IMAGE, edges=edges), matrix(*expected))
+def test_combined_strengths_by_hand(parts, expected):
+    given = {"attention": attention_strengths(TARGETS, STRENGTHS), "similarity": similarity_strengths(IMAGE)}
+    before = {name: part.copy() for name, part in given.items()}
+    np.testing.assert_allclose(combined([given[name] for name in parts]), matrix(*expected), rtol=1e-6)
+    assert all(np.array_equal(given[name], before[name]) for name in given)
 
 
-def test_similarity_compares_the_rows_of_all_heads_and_layers():
-    """Token 0 is (1, 0 | 1, 0) over two layers, token 1 (1, 0 | 0, 1), token 2 (0, 1 | 1, 0): cosines 1/2, 1/2, 0."""
-    image = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])[:, None]
-    torch.testing.assert_close(edge_strengths(RESPONSE * 0, image, edges="similarity"), matrix(1.0, 1.0, 0.0))
-
-
-@pytest.mark.parametrize("edges", ["attention", "similarity", "both"])
 @pytest.mark.parametrize("seed", range(5))
-def test_strengths_are_symmetric_with_a_zero_diagonal(edges, seed):
+def test_strengths_are_symmetric_with_a_zero_diagonal(seed):
     """Exactly: METIS takes the two copies of an edge for one. An odd size makes the matrix product round unevenly."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     tokens = 7 + 13 * seed
-    strengths = edge_strengths(
-        torch.rand(tokens, tokens, generator=generator).tril(),
-        torch.rand(3, 1, tokens, 11, generator=generator),
-        edges=edges,
-    )
-    assert torch.equal(strengths, strengths.T)
-    assert (strengths.diagonal() == 0).all() and (strengths >= 0).all() and strengths.max() <= 1
+    targets = np.argsort(generator.random((tokens, tokens)), axis=1)[:, :4]
+    parts = [
+        attention_strengths(targets, generator.random((tokens, 4), np.float32)),
+        similarity_strengths(generator.random((tokens, 11), np.float32)),
+    ]
+    for strengths in (combined(parts[:1]), combined(parts[1:]), combined(parts)):
+        assert np.array_equal(strengths, strengths.T)
+        assert (strengths.diagonal() == 0).all() and (strengths >= 0).all() and strengths.max() <= 1
 
 
-@pytest.mark.parametrize("edges", ["attention", "similarity", "both"])
-def test_no_attention_and_no_picture_give_no_edges(edges):
-    strengths = edge_strengths(torch.zeros(3, 3), torch.zeros(2, 2, 3, 0), edges=edges)
-    assert torch.equal(strengths, torch.zeros(3, 3))
-    assert nearest_neighbours(strengths, neighbours=2) == ([0, 0, 0, 0], [], [])
+def test_no_attention_and_no_picture_give_no_edges():
+    nothing = [attention_strengths(TARGETS, 0 * STRENGTHS), similarity_strengths(np.zeros((3, 0), np.float32))]
+    strengths = combined(nothing)
+    assert np.array_equal(strengths, np.zeros((3, 3)))
+    assert listed(strengths, neighbours=2) == ([0, 0, 0, 0], [], [])
 
 
-FOUR = torch.tensor([[0, 0.9, 0.5, 0.1], [0.9, 0, 0.4, 0.3], [0.5, 0.4, 0, 0.2], [0.1, 0.3, 0.2, 0]])
+def listed(strengths: np.ndarray, *, neighbours: int) -> tuple[list[int], list[int], list[int]]:
+    starts, targets, weights = nearest_neighbours(strengths, neighbours=neighbours)
+    return starts.tolist(), targets.tolist(), weights.tolist()
+
+
+FOUR = np.array([[0, 0.9, 0.5, 0.1], [0.9, 0, 0.4, 0.3], [0.5, 0.4, 0, 0.2], [0.1, 0.3, 0.2, 0]])
 
 
 def test_one_neighbour_of_four_nodes():
     """0 and 1 choose each other, 2 chooses 0 and 3 chooses 1; weights 1 + 999·s/0.9: 1000, 556 and 334."""
-    starts, targets, weights = nearest_neighbours(FOUR, neighbours=1)
+    starts, targets, weights = listed(FOUR, neighbours=1)
     assert starts == [0, 2, 4, 5, 6]
     assert targets == [1, 2, 0, 3, 0, 1]
     assert weights == [1000, 556, 1000, 334, 556, 334]
@@ -75,33 +104,30 @@ def test_one_neighbour_of_four_nodes():
 
 def test_two_neighbours_of_four_nodes():
     """0: 1, 2. 1: 0, 2. 2: 0, 1. 3: 1, 2. So only the pair 03 is missing."""
-    starts, targets, _ = nearest_neighbours(FOUR, neighbours=2)
+    starts, targets, _ = listed(FOUR, neighbours=2)
     assert starts == [0, 2, 5, 8, 10]
     assert targets == [1, 2, 0, 2, 3, 0, 1, 3, 1, 2]
 
 
 def test_ties_go_to_the_lower_index():
     """Every node chooses node 0, and node 0 chooses node 1."""
-    starts, targets, weights = nearest_neighbours(torch.ones(4, 4).fill_diagonal_(0), neighbours=1)
+    starts, targets, weights = listed(np.ones((4, 4)) - np.eye(4), neighbours=1)
     assert (starts, targets, weights) == ([0, 3, 4, 5, 6], [1, 2, 3, 0, 0, 0], [1000] * 6)
 
 
 def test_a_faint_edge_weighs_one_and_none_is_none():
-    strengths = torch.tensor([[0, 1.0, 1e-9], [1.0, 0, 0], [1e-9, 0, 0]])
-    assert nearest_neighbours(strengths, neighbours=5) == ([0, 2, 3, 4], [1, 2, 0, 0], [1000, 1, 1000, 1])
+    strengths = np.array([[0, 1.0, 1e-9], [1.0, 0, 0], [1e-9, 0, 0]])
+    assert listed(strengths, neighbours=5) == ([0, 2, 3, 4], [1, 2, 0, 0], [1000, 1, 1000, 1])
 
 
 def test_a_single_token_has_no_edges():
-    assert nearest_neighbours(torch.zeros(1, 1), neighbours=8) == ([0, 0], [], [])
+    assert listed(np.zeros((1, 1)), neighbours=8) == ([0, 0], [], [])
 
 
 @pytest.mark.parametrize(("tokens", "neighbours"), [(2, 1), (9, 3), (40, 8), (40, 100)])
 def test_the_compressed_rows_are_a_valid_undirected_graph(tokens, neighbours):
-    generator = torch.Generator().manual_seed(tokens)
-    strengths = edge_strengths(
-        torch.rand(tokens, tokens, generator=generator).tril(), torch.zeros(1, 1, tokens, 0), edges="attention"
-    )
-    starts, targets, weights = nearest_neighbours(strengths, neighbours=neighbours)
+    strengths = random_strengths(tokens, seed=tokens)
+    starts, targets, weights = listed(strengths, neighbours=neighbours)
     assert len(starts) == tokens + 1 and starts[0] == 0 and starts[-1] == len(targets) == len(weights)
     edges = {}
     for node in range(tokens):
@@ -147,11 +173,8 @@ def test_the_weights_decide_which_edges_are_cut():
 
 
 def random_graph(nodes: int) -> tuple[list[int], list[int], list[int]]:
-    generator = torch.Generator().manual_seed(nodes)
-    strengths = edge_strengths(
-        torch.rand(nodes, nodes, generator=generator).tril(), torch.zeros(1, 1, nodes, 0), edges="attention"
-    )
-    return nearest_neighbours(strengths, neighbours=8)
+    strengths = random_strengths(nodes, seed=nodes)
+    return listed(strengths, neighbours=8)
 
 
 @pytest.mark.parametrize(("nodes", "num_clusters"), [(52, 8), (52, 9), (52, 16), (200, 32), (20, 10), (4, 2)])

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Decimal
 
+import numpy as np
 import pytest
-import torch
 
 from atrl.credit.weights import choose_anchors, load_map, perceptual_load
 
 
 def anchors(density: list[float], clusters: list[int], ratio: float) -> list[int]:
-    densities, ids = torch.tensor(density), torch.tensor(clusters)
-    return choose_anchors(densities, ids, perceptual_load(densities, ids), ratio=ratio).nonzero()[:, 0].tolist()
+    densities, ids = np.array(density), np.array(clusters)
+    return choose_anchors(densities, ids, perceptual_load(densities, ids), ratio=ratio).nonzero()[0].tolist()
 
 
 def test_load_is_the_clusters_mean_over_the_responses():
     """Means 0.1 and 0.3 against 0.2 overall."""
-    load = perceptual_load(torch.tensor([0.1, 0.4, 0.1, 0.2]), torch.tensor([0, 1, 0, 1]))
-    torch.testing.assert_close(load, torch.tensor([0.5, 1.5]))
+    load = perceptual_load(np.array([0.1, 0.4, 0.1, 0.2]), np.array([0, 1, 0, 1]))
+    np.testing.assert_allclose(load, [0.5, 1.5])
 
 
 def test_load_of_unequal_clusters():
     """0.6 over (0.6 + 0.2 + 0.1 + 0.3)/4 = 0.3 is 2; the other three average 0.2, which is 2/3."""
-    load = perceptual_load(torch.tensor([0.6, 0.2, 0.1, 0.3]), torch.tensor([1, 0, 0, 0]))
-    torch.testing.assert_close(load, torch.tensor([2 / 3, 2.0]))
+    load = perceptual_load(np.array([0.6, 0.2, 0.1, 0.3]), np.array([1, 0, 0, 0]))
+    np.testing.assert_allclose(load, [2 / 3, 2.0])
 
 
 def test_an_empty_cluster_has_no_load():
-    load = perceptual_load(torch.tensor([0.1, 0.1, 0.4, 0.2]), torch.tensor([0, 0, 2, 2]))
-    torch.testing.assert_close(load, torch.tensor([0.5, 0.0, 1.5]))
+    load = perceptual_load(np.array([0.1, 0.1, 0.4, 0.2]), np.array([0, 0, 2, 2]))
+    np.testing.assert_allclose(load, [0.5, 0.0, 1.5])
 
 
 def test_without_density_every_load_is_one():
-    assert perceptual_load(torch.zeros(4), torch.tensor([0, 0, 1, 1])).tolist() == [1.0, 1.0]
+    assert perceptual_load(np.zeros(4), np.array([0, 0, 1, 1])).tolist() == [1.0, 1.0]
+
+
+def test_the_peak_finds_one_strong_reader_among_fillers():
+    """Largest densities 0.1 and 0.4 over the mean 0.2, where the means are 0.1 and 0.3; an empty cluster has 0."""
+    density, clusters = np.array([0.1, 0.4, 0.1, 0.2]), np.array([0, 2, 0, 2])
+    np.testing.assert_allclose(perceptual_load(density, clusters, ranking="peak"), [0.5, 0.0, 2.0])
 
 
 DENSITY = [0.9, 0.45, 0.0, 0.5, 0.6, 0.41, 0.1, 0.1, 0.1, 0.1]
@@ -65,8 +71,8 @@ def test_the_number_of_anchors_is_the_ratio_rounded_half_up(ratio):
     """In exact decimals: 0.35 · 90 = 31.5 gives 32, though 31.499999999999996 in binary. At least one."""
     for tokens in range(1, 400):
         exact = (Decimal(str(ratio)) * tokens).quantize(Decimal(1), ROUND_HALF_UP)
-        density = torch.ones(tokens)
-        chosen = choose_anchors(density, torch.zeros(tokens, dtype=torch.long), torch.ones(1), ratio=ratio)
+        density = np.ones(tokens)
+        chosen = choose_anchors(density, np.zeros(tokens, int), np.ones(1), ratio=ratio)
         assert int(chosen.sum()) == max(1, exact), tokens
 
 
@@ -82,10 +88,10 @@ def test_an_empty_cluster_takes_no_place():
 
 def test_load_map_is_a_line_from_low_to_high():
     """Loads 0.5, 1.5 and 1 of the present clusters; the empty one's 0 is not the least."""
-    load, clusters = torch.tensor([0.5, 0.0, 1.5, 1.0]), torch.tensor([2, 0, 3, 3, 0])
-    torch.testing.assert_close(load_map(load, clusters, low=1.0, high=3.0), torch.tensor([3.0, 1.0, 2.0, 2.0, 1.0]))
-    torch.testing.assert_close(load_map(load, clusters, low=0.0, high=0.5), torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0]))
+    load, clusters = np.array([0.5, 0.0, 1.5, 1.0]), np.array([2, 0, 3, 3, 0])
+    np.testing.assert_allclose(load_map(load, clusters, low=1.0, high=3.0), [3.0, 1.0, 2.0, 2.0, 1.0])
+    np.testing.assert_allclose(load_map(load, clusters, low=0.0, high=0.5), [0.5, 0.0, 0.25, 0.25, 0.0])
 
 
 def test_equal_loads_map_to_equal_weights():
-    assert load_map(torch.tensor([1.0, 1.0]), torch.tensor([0, 1, 1]), low=0.0, high=3.0).tolist() == [1.0, 1.0, 1.0]
+    assert load_map(np.array([1.0, 1.0]), np.array([0, 1, 1]), low=0.0, high=3.0).tolist() == [1.0, 1.0, 1.0]

@@ -10,31 +10,25 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.attention import AttentionCapture, AttentionRequest
+from atrl.credit.attention import AttentionCapture
 from atrl.credit.background import Background
-from atrl.credit.base import CreditScheme, normalise
+from atrl.credit.base import normalise
 from atrl.credit.clusters import ClusterSettings, TokenRows, weigh_all
-from atrl.credit.connectivity import Reduction, connectivity_density
+from atrl.credit.density import DensityCredit
 from atrl.credit.graph import EdgeKind
-from atrl.credit.regions import Row
 from atrl.credit.weights import Ranking, check_weights
 from atrl.types import CreditOutput, Evidence, Experience
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtrlCredit(CreditScheme):
+class AtrlCredit(DensityCredit):
     """Perceptual anchors get more of the credit.
 
     The steps are the paper's: attention on the picture without its sinks → density → token graph → METIS → load →
-    weights. What each is exactly is not published; `docs/method.md` says which choices are ours.
+    weights. What each is exactly is not published; `docs/method.md` says which choices are ours. The options of how
+    attention is read are those of `DensityCredit`.
 
     Args:
-        layers: numbers of the layers that are read; None is all.
-        heads: [layer, head] pairs that are read; None is all heads of `layers`.
-        row: the query that speaks for a token: "predicting" it (position t-1) or its "own".
-        reduction: of attention to a density per token: "peak", "mean" or "top_heads" (see `connectivity_density`).
-        top_heads: how many heads `reduction="top_heads"` averages.
-        sink_factor: an image column is a sink beyond so many times its even share; 0 keeps all columns.
         edges: of the token graph: "attention", "similarity" or "both".
         neighbours: edges kept per token, strongest first.
         num_clusters: METIS parts; a response of T tokens gets at most T/2. "auto" is √T.
@@ -47,12 +41,6 @@ class AtrlCredit(CreditScheme):
         workers: processes that cluster while the model does its next forward pass; 0 clusters in between.
     """
 
-    layers: tuple[int, ...] | None = None
-    heads: tuple[tuple[int, int], ...] | None = None
-    row: Row = "predicting"
-    reduction: Reduction = "peak"
-    top_heads: int = 4
-    sink_factor: float = 4.0
     edges: EdgeKind = "both"
     neighbours: int = 8
     num_clusters: int | Literal["auto"] = 8
@@ -68,30 +56,20 @@ class AtrlCredit(CreditScheme):
     name = "atrl"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_weights(self.anchor_ratio, self.anchor_weight, self.rest_weight)
-        for option, remedy in (("num_clusters", "try 8"), ("neighbours", "try 8"), ("top_heads", "try 4")):
+        for option, remedy in (("num_clusters", "try 8"), ("neighbours", "try 8")):
             value = getattr(self, option)
             if value != "auto" and value < 1:
                 raise ValueError(f"credit.{option} must be at least 1, got {value}: {remedy}")
-        if self.sink_factor < 0:
-            raise ValueError(f"credit.sink_factor must be 0 (off) or more, got {self.sink_factor}: try 4")
         if self.workers < 0:
             raise ValueError(f"credit.workers must be 0 (cluster in the training process) or more, got {self.workers}")
         object.__setattr__(self, "_background", Background(self.workers, option="credit.workers"))
 
     @property
-    def requests(self) -> tuple[AttentionRequest, ...]:
-        """One reading of the attention, with response edges only if the graph uses them."""
-        uses_edges = self.num_clusters != 1 and self.edges != "similarity"
-        return (
-            AttentionRequest(
-                layers=None if self.layers is None else tuple(self.layers),
-                heads=None if self.heads is None else tuple((layer, head) for layer, head in self.heads),
-                row=self.row,
-                sink_factor=self.sink_factor,
-                neighbours=self.neighbours if uses_edges else 0,
-            ),
-        )
+    def neighbours_read(self) -> int:
+        """Response edges are read only if the graph uses them."""
+        return self.neighbours if self.num_clusters != 1 and self.edges != "similarity" else 0
 
     @property
     def works_elsewhere(self) -> bool:
@@ -119,7 +97,7 @@ class AtrlCredit(CreditScheme):
     def begin(self, batch: Experience, evidence: Evidence) -> Callable[[], CreditOutput]:
         """Hand the rows of each response to METIS; the returned call collects the weights that come of it."""
         capture: AttentionCapture = evidence.read[self.requests[0]]
-        density = connectivity_density(capture, batch.response_mask, reduction=self.reduction, top_heads=self.top_heads)
+        density = self.density(batch, evidence)
         # No picture, or nothing but sinks: no token reads more than another, and there is nothing to cluster.
         reading = density.any(dim=1).nonzero()[:, 0].tolist()
         rows = token_rows(capture, density, batch.response_mask, reading)

@@ -81,8 +81,18 @@ class CreditScheme(ABC):
         return False
 
     @property
+    def normalised_over(self) -> Literal["response", "batch"]:
+        """What the trained tokens' weights average 1 over; "batch" where a rule may leave whole responses untrained."""
+        return "response"
+
+    @property
     def has_auxiliary_loss(self) -> bool:
         """Whether `auxiliary_loss` is part of what is minimised."""
+        return False
+
+    @property
+    def needs_masked_gradient(self) -> bool:
+        """Whether `auxiliary_loss` differentiates through `Evidence.masked.logprobs`."""
         return False
 
     def open(self) -> None:  # noqa: B027  most schemes hold nothing
@@ -119,6 +129,17 @@ def normalise(
     total, count = weights.sum(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
     scaled = torch.where(total > 0, weights * (count / total.clamp_min(torch.finfo(weights.dtype).tiny)), mask.float())
     return torch.where(mask, scaled, 0.0)
+
+
+def normalise_batch(
+    weights: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
+) -> Float[Tensor, "rollout response"]:
+    """`weights` scaled so that the trained tokens of the whole batch average 1, and 0 elsewhere.
+
+    For rules that rank the tokens of all rollouts together: a response that they leave out must stay left out, which
+    `normalise` would undo. If all weights are zero, each trained token gets 1.
+    """
+    return normalise(weights.reshape(1, -1), mask.reshape(1, -1)).reshape(weights.shape)
 
 
 def top_tokens(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -45,17 +46,25 @@ def connectivity_density(
     ``mean``: the total mass on the picture, averaged over heads and layers. ``peak``: the largest mass on a single
     image token in any head of any layer; a token that reads one place stands out there even if most heads look
     elsewhere. ``top_heads``: the peaks of the `top_heads` heads with the most contrast in this response, averaged
-    (see `head_contrast`).
+    (see `head_contrast`). 0 on padding, whatever the capture holds there.
     """
     if reduction == "mean":
-        return capture.total.mean(dim=(1, 2))
-    if reduction == "peak":
-        return capture.peak.amax(dim=(1, 2))
-    peak = capture.peak.flatten(1, 2)
-    kept = min(top_heads, peak.shape[1])
+        density = capture.total.mean(dim=(1, 2))
+    elif reduction == "peak":
+        density = capture.peak.amax(dim=(1, 2))
+    else:
+        density = top_heads_mean(capture.peak.flatten(1, 2), response_mask, top_heads=top_heads)
+    return torch.where(response_mask, density, 0.0)
+
+
+def top_heads_mean(
+    scores: Float[Tensor, "rollout head response"], response_mask: Bool[Tensor, "rollout response"], *, top_heads: int
+) -> Float[Tensor, "rollout response"]:
+    """The mean over the `top_heads` heads with the most contrast in each response (see `head_contrast`)."""
+    kept = min(top_heads, scores.shape[1])
     # Stable, so that ties fall the same way in every batch.
-    best = head_contrast(peak, response_mask).argsort(dim=1, descending=True, stable=True)[:, :kept]
-    return peak.gather(1, best[:, :, None].expand(-1, -1, peak.shape[2])).mean(dim=1)
+    best = head_contrast(scores, response_mask).argsort(dim=1, descending=True, stable=True)[:, :kept]
+    return scores.gather(1, best[:, :, None].expand(-1, -1, scores.shape[2])).mean(dim=1)
 
 
 def head_contrast(
@@ -66,6 +75,7 @@ def head_contrast(
     A head that reads where the text calls for it looks sharply for a few tokens and hardly for the rest; one that
     looks at the picture always, or never, has no spread.
     """
+    peak = torch.where(response_mask[:, None], peak, 0.0)
     count = response_mask.sum(dim=1).clamp_min(1)[:, None]
     mean = (peak * response_mask[:, None]).sum(dim=2) / count
     squares = ((peak - mean[..., None]) ** 2 * response_mask[:, None]).sum(dim=2)

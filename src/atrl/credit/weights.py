@@ -10,10 +10,20 @@ from jaxtyping import Bool, Float, Int
 Ranking = Literal["mean", "peak"]
 
 
+def check_ratio(option: str, ratio: float, *, remedy: str = "the paper finds 0.15") -> None:
+    """Raises ValueError for a share of tokens that is none or more than all."""
+    if not 0 < ratio <= 1:
+        raise ValueError(f"credit.{option} must be in (0, 1], got {ratio}: {remedy}")
+
+
 def check_weights(anchor_ratio: float, anchor_weight: float, rest_weight: float) -> None:
     """Raises ValueError for a ratio or for weights that single nothing out."""
-    if not 0 < anchor_ratio <= 1:
-        raise ValueError(f"credit.anchor_ratio must be in (0, 1], got {anchor_ratio}: the paper finds 0.15")
+    check_ratio("anchor_ratio", anchor_ratio)
+    check_levels(anchor_weight, rest_weight)
+
+
+def check_levels(anchor_weight: float, rest_weight: float) -> None:
+    """Raises ValueError for weights that favour the rest or are all zero."""
     if not 0 <= rest_weight <= anchor_weight or anchor_weight == 0:
         raise ValueError(
             f"credit.rest_weight must be between 0 and credit.anchor_weight > 0, got {rest_weight} and {anchor_weight}"

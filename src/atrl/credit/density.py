@@ -1,0 +1,78 @@
+"""What the schemes share that go by connectivity density: how attention is read and reduced to a number a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from atrl.credit.attention import AttentionRequest
+from atrl.credit.base import CreditScheme, top_tokens
+from atrl.credit.connectivity import Reduction, connectivity_density
+from atrl.credit.regions import Row
+from atrl.types import Evidence, Experience
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityCredit(CreditScheme):
+    """A scheme that ranks tokens by their attention on the picture.
+
+    Args:
+        layers: numbers of the layers that are read; None is all.
+        heads: [layer, head] pairs that are read; None is all heads of `layers`.
+        row: the query that speaks for a token: "predicting" it (position t-1) or its "own".
+        reduction: of attention to a density per token: "peak", "mean" or "top_heads" (see `connectivity_density`).
+        top_heads: how many heads `reduction="top_heads"` averages.
+        sink_factor: an image column is a sink beyond so many times its even share; 0 keeps all columns.
+    """
+
+    layers: tuple[int, ...] | None = None
+    heads: tuple[tuple[int, int], ...] | None = None
+    row: Row = "predicting"
+    reduction: Reduction = "peak"
+    top_heads: int = 4
+    sink_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.top_heads < 1:
+            raise ValueError(f"credit.top_heads must be at least 1, got {self.top_heads}: try 4")
+        if self.sink_factor < 0:
+            raise ValueError(f"credit.sink_factor must be 0 (off) or more, got {self.sink_factor}: try 4")
+
+    @property
+    def neighbours_read(self) -> int:
+        """Response→response edges that must be read beside the mass on the picture."""
+        return 0
+
+    @property
+    def requests(self) -> tuple[AttentionRequest, ...]:
+        """One reading of the attention."""
+        return (
+            AttentionRequest(
+                layers=None if self.layers is None else tuple(self.layers),
+                heads=None if self.heads is None else tuple((layer, head) for layer, head in self.heads),
+                row=self.row,
+                sink_factor=self.sink_factor,
+                neighbours=self.neighbours_read,
+            ),
+        )
+
+    @torch.no_grad()
+    def density(self, batch: Experience, evidence: Evidence) -> Float[Tensor, "rollout response"]:
+        """Connectivity density of every token, 0 on padding."""
+        capture = evidence.read[self.requests[0]]
+        return connectivity_density(
+            capture, batch.response_mask, reduction=self.reduction, top_heads=self.top_heads
+        ).float()
+
+
+def densest(
+    density: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"], *, ratio: float
+) -> Bool[Tensor, "rollout response"]:
+    """The round(ratio · T) tokens of each response that score highest; none where every score is 0.
+
+    Without a picture, say, no token reads more than another, and ties would single out the first tokens.
+    """
+    return top_tokens(density, mask, ratio=ratio) & (torch.where(mask, density, 0.0) != 0).any(dim=1, keepdim=True)

@@ -1,0 +1,42 @@
+"""The best that a choice of tokens could be: those that were in truth read off the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from atrl.credit.base import CreditScheme, normalise
+from atrl.credit.weights import check_levels
+from atrl.types import CreditOutput, Evidence, Experience
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleCredit(CreditScheme):
+    """Tokens that the problem's generator knows were read off the picture get more of the credit.
+
+    An upper bound for schemes that must find them, on data that knows; never a method. Ours.
+
+    Args:
+        anchor_weight, rest_weight: before the weights are scaled to mean 1; a `rest_weight` of 0 is the hard form.
+    """
+
+    anchor_weight: float = 3.0
+    rest_weight: float = 1.0
+
+    name = "oracle"
+
+    def __post_init__(self) -> None:
+        check_levels(self.anchor_weight, self.rest_weight)
+
+    def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
+        """Weights and reading tokens; a response without one weighs its tokens the same.
+
+        Raises:
+            ValueError: if no problem of the batch says which of its tokens are read.
+        """
+        if batch.reading is None:
+            raise ValueError("credit=oracle needs problems with a reading rule, and these have none: try data=geometry")
+        anchors = batch.reading & batch.response_mask
+        weights = torch.where(anchors, self.anchor_weight, self.rest_weight)
+        return CreditOutput(normalise(weights, batch.response_mask), anchors=anchors)

@@ -1,0 +1,122 @@
+"""Several schemes at once: their weights multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from atrl.credit.base import CreditScheme, PictureMask, normalise, normalise_batch
+from atrl.types import CreditOutput, Evidence, Experience
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductCredit(CreditScheme):
+    """``w[t] ∝ Π_s w_s[t]``, scaled to mean 1 again; rollouts' scales multiply, auxiliary losses add. Ours.
+
+    Anchors and density are those of the first scheme that has any, so that metrics of anchors mean what they mean for
+    that scheme alone; an intersection may be empty. Hard schemes that agree on no token of a response cancel each
+    other: its tokens then weigh 1 (see `normalise`).
+
+    Args:
+        schemes: what is multiplied, in order.
+    """
+
+    schemes: tuple[CreditScheme, ...]
+
+    name = "product"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schemes", tuple(self.schemes))
+        if not self.schemes:
+            raise ValueError("credit.schemes must name at least one scheme, got none: try credit=uniform")
+        masks = {scheme.picture_mask for scheme in self.schemes} - {None}
+        if len(masks) > 1:
+            given = " and ".join(f"{mask.ratio} (seed {mask.seed})" for mask in sorted(masks, key=str))
+            raise ValueError(f"credit.schemes must agree on mask_ratio and seed, got {given}: they share a masked view")
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all of them are."""
+        return all(scheme.is_uniform for scheme in self.schemes)
+
+    @property
+    def requests(self) -> tuple[Hashable, ...]:
+        """What any of them wants read, once."""
+        return tuple(dict.fromkeys(request for scheme in self.schemes for request in scheme.requests))
+
+    @property
+    def picture_mask(self) -> PictureMask | None:
+        """The one that they agree on."""
+        return next((scheme.picture_mask for scheme in self.schemes if scheme.picture_mask is not None), None)
+
+    @property
+    def scope(self) -> Literal["response", "batch"]:
+        """The batch, if any needs it."""
+        return "batch" if any(scheme.scope == "batch" for scheme in self.schemes) else "response"
+
+    @property
+    def normalised_over(self) -> Literal["response", "batch"]:
+        """The batch, if any may leave whole responses out."""
+        return "batch" if any(scheme.normalised_over == "batch" for scheme in self.schemes) else "response"
+
+    @property
+    def works_elsewhere(self) -> bool:
+        """Whether any does."""
+        return any(scheme.works_elsewhere for scheme in self.schemes)
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether any has one."""
+        return any(scheme.has_auxiliary_loss for scheme in self.schemes)
+
+    @property
+    def needs_masked_gradient(self) -> bool:
+        """Whether any does."""
+        return any(scheme.needs_masked_gradient for scheme in self.schemes)
+
+    def open(self) -> None:
+        """Open all; if one fails, close those that are open."""
+        opened: list[CreditScheme] = []
+        try:
+            for scheme in self.schemes:
+                opened.append(scheme)
+                scheme.open()
+        except BaseException:
+            for scheme in opened:
+                scheme.close()
+            raise
+
+    def close(self) -> None:
+        """Close all."""
+        for scheme in self.schemes:
+            scheme.close()
+
+    def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
+        """The product of what the schemes assign."""
+        return self.begin(batch, evidence)()
+
+    def begin(self, batch: Experience, evidence: Evidence) -> Callable[[], CreditOutput]:
+        """Start all before any is waited for."""
+        finishing = [scheme.begin(batch, evidence) for scheme in self.schemes]
+        return lambda: self._multiplied(batch, [finish() for finish in finishing])
+
+    def auxiliary_loss(
+        self, logprobs: Float[Tensor, "rollout response"], evidence: Evidence
+    ) -> Float[Tensor, "rollout response"]:
+        """The sum of those that there are."""
+        return sum(scheme.auxiliary_loss(logprobs, evidence) for scheme in self.schemes if scheme.has_auxiliary_loss)
+
+    def _multiplied(self, batch: Experience, parts: list[CreditOutput]) -> CreditOutput:
+        scales = [part.trajectory_scale for part in parts if part.trajectory_scale is not None]
+        scaled = normalise_batch if self.normalised_over == "batch" else normalise
+        return CreditOutput(
+            scaled(prod(part.weights for part in parts), batch.response_mask),
+            anchors=next((part.anchors for part in parts if part.anchors is not None), None),
+            density=next((part.density for part in parts if part.density is not None), None),
+            trajectory_scale=prod(scales) if scales else None,
+        )

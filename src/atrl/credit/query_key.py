@@ -1,0 +1,155 @@
+"""How near the query of a response token is to the keys of the image tokens, head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from atrl.credit.attention import CHUNK_ELEMENTS, blocks
+from atrl.credit.hidden import Pooling, largest
+from atrl.credit.regions import Regions, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryKeyRequest:
+    """Which queries and keys are compared, and how.
+
+    Args:
+        layers: numbers of the layers that are read; None is all.
+        row: "predicting" reads the query that produced a token (position t-1), "own" the token's.
+        pooling: over image tokens, the "mean" or the "max" of the cosine.
+        detail: also keep each token's cosine with each image token, the largest of any head.
+    """
+
+    layers: tuple[int, ...] | None = None
+    row: Row = "predicting"
+    pooling: Pooling = "max"
+    detail: bool = False
+
+    kind = "query_key"
+
+    def reader(self, model: PreTrainedModel, regions: Regions) -> QueryKeyReader:
+        """A fresh reader for one forward pass over the batch that `regions` describes."""
+        return QueryKeyReader(self, regions)
+
+    def merge(self, parts: Sequence[QueryKeyCapture]) -> QueryKeyCapture:
+        """Consecutive micro-batches as one; image columns padded to the widest."""
+        width = max(part.image_mask.shape[1] for part in parts)
+
+        def widened(tensors: list[Tensor]) -> Tensor:
+            return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
+
+        return QueryKeyCapture(
+            score=torch.cat([part.score for part in parts]),
+            image_mask=widened([part.image_mask for part in parts]),
+            image=widened([part.image for part in parts]) if self.detail else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryKeyCapture:
+    """What was read of one batch; 0 on padding, without a picture, and where a sliding window hides it."""
+
+    score: Float[Tensor, "rollout head response"]
+    """Pooled cosine of each head of each layer, layers in order."""
+    image_mask: Bool[Tensor, "rollout image"]
+    """Which of the (padded) image columns are real."""
+    image: Float[Tensor, "rollout response image"] | None
+    """The largest cosine with each image token in any head of any layer; only with `detail`."""
+
+
+class QueryKeyReader:
+    """Reads one forward pass, layer by layer. Reading a layer twice leaves the same result."""
+
+    def __init__(self, request: QueryKeyRequest, regions: Regions) -> None:
+        self._request, self._regions = request, regions
+        self._scores: dict[int, Tensor] = {}
+        self._image: Tensor | None = None
+
+    def read_attention(
+        self,
+        layer: int,
+        query: Float[Tensor, "row heads column width"],
+        key: Float[Tensor, "row kv_heads column width"],
+        *,
+        scaling: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> None:
+        """Add layer `layer`: queries and keys after rotary embedding. A cosine needs neither scaling nor softcap."""
+        wanted = self._request.layers is None or layer in self._request.layers
+        if not wanted or layer in self._scores:
+            return
+        regions, heads = self._regions, query.shape[1]
+        tokens, images = regions.rows.shape[1], regions.columns.shape[1]
+        score = query.new_zeros((regions.size, heads, tokens), dtype=torch.float32)
+        if self._request.detail and self._image is None:
+            self._image = score.new_full((regions.size, tokens, images), -1.0)
+        for part, first, last in blocks(regions, heads, 1) if images else ():
+            here = regions.part(part)
+            rows, keys = _unit_vectors(query, key, range(first, last), here)
+            allowed = _allowed(here, sliding_window)
+            step = max(1, CHUNK_ELEMENTS // (keys.shape[0] * keys.shape[1] * images))
+            for start in range(0, tokens, step):
+                chunk = slice(start, start + step)
+                cosine, seen = rows[:, :, chunk] @ keys.transpose(2, 3), allowed[:, None, chunk]
+                score[part, first:last, chunk] = _pooled(cosine, seen, self._request.pooling)
+                if self._image is not None:
+                    best = cosine.amax(dim=1).masked_fill(~seen[:, 0], -1.0)
+                    self._image[part, chunk] = torch.maximum(self._image[part, chunk], best)
+        self._scores[layer] = score
+
+    def result(self) -> QueryKeyCapture:
+        """What was read, layers in order.
+
+        Raises:
+            AssertionError: if no layer was read: the model's attention does not go through the interface.
+        """
+        assert self._scores, (
+            "the query-key reader saw no layer; does this model use transformers' attention interface, and does it "
+            "have the layers that are asked for?"
+        )
+        mask, columns = self._regions.row_mask, self._regions.column_mask
+        image = None
+        if self._image is not None:
+            image = torch.where(mask[:, :, None] & columns[:, None, :], self._image, 0.0)
+        scores = torch.cat([self._scores[layer] for layer in sorted(self._scores)], dim=1)
+        return QueryKeyCapture(score=torch.where(mask[:, None], scores, 0.0), image_mask=columns, image=image)
+
+
+def _unit_vectors(
+    query: Tensor, key: Tensor, heads: range, regions: Regions
+) -> tuple[Float[Tensor, "response head token width"], Float[Tensor, "response head image width"]]:
+    """Queries of the response tokens and keys of the image tokens, each of length 1."""
+    per_group = query.shape[1] // key.shape[1]
+    source = regions.source[:, None, None]
+    chosen = torch.tensor(list(heads), device=query.device)[None, :, None]
+    rows = query[source, chosen, regions.rows[:, None, :]].float()
+    keys = key[source, chosen // per_group, regions.columns[:, None, :]].float()
+    return torch.nn.functional.normalize(rows, dim=-1), torch.nn.functional.normalize(keys, dim=-1)
+
+
+def _allowed(regions: Regions, sliding_window: int | None) -> Bool[Tensor, "response token image"]:
+    """Which image tokens each query may see."""
+    allowed = regions.column_mask[:, None, :].expand(-1, regions.rows.shape[1], -1)
+    if sliding_window is None:
+        return allowed
+    return allowed & (regions.columns[:, None, :] > regions.rows[:, :, None] - sliding_window)
+
+
+def _pooled(
+    cosine: Float[Tensor, "response head token image"],
+    allowed: Bool[Tensor, "response 1 token image"],
+    pooling: Pooling,
+) -> Float[Tensor, "response head token"]:
+    if pooling == "max":
+        return largest(cosine, allowed)
+    return (cosine * allowed).sum(dim=-1) / allowed.sum(dim=-1).clamp_min(1)

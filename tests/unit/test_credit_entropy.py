@@ -1,0 +1,51 @@
+"""Beyond the 80/20 rule, within a response and within the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from credit_evidence import batch_of
+
+from atrl.credit.entropy import EntropyCredit
+from atrl.types import Evidence
+
+ENTROPY = torch.tensor([[0.9, 0.8, 0.1, 0.7, 0.6], [0.2, 0.3, 0.0, 9.0, 9.0]])
+"""The second response has three tokens; what stands in its padding is larger than all."""
+BATCH = batch_of([(5, 4), (3, 4)])
+
+
+def assign(scheme, entropy=ENTROPY):
+    return scheme.assign(BATCH, Evidence(torch.zeros(2, 5), entropy, {}))
+
+
+def test_within_the_response_each_keeps_its_share():
+    """round(0.4·5) = 2 of five weigh 5/2, round(0.4·3) = 1 of three weighs 3."""
+    output = assign(EntropyCredit(ratio=0.4))
+    assert output.weights.tolist() == [[2.5, 2.5, 0, 0, 0], [0, 3, 0, 0, 0]]
+    assert output.anchors.nonzero().tolist() == [[0, 0], [0, 1], [1, 1]]
+
+
+def test_within_the_batch_a_response_may_go_untrained():
+    """round(0.4·8) = 3 of eight weigh 8/3, all of them in the first response."""
+    output = assign(EntropyCredit(ratio=0.4, within="batch"))
+    torch.testing.assert_close(output.weights, torch.tensor([[1.0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]) * 8 / 3)
+    assert output.anchors.nonzero().tolist() == [[0, 0], [0, 1], [0, 3]]
+
+
+def test_without_entropy_all_tokens_are_alike():
+    for within in ("response", "batch"):
+        output = assign(EntropyCredit(within=within), 0 * ENTROPY)
+        assert torch.equal(output.weights, BATCH.response_mask.float()) and not output.anchors.any()
+
+
+def test_only_the_batch_form_needs_the_batch():
+    assert (EntropyCredit().scope, EntropyCredit().normalised_over) == ("response", "response")
+    scheme = EntropyCredit(within="batch")
+    assert (scheme.scope, scheme.normalised_over) == ("batch", "batch")
+    assert scheme.requests == () and scheme.picture_mask is None
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.5])
+def test_ranges(ratio):
+    with pytest.raises(ValueError, match=rf"^credit\.ratio must be in \(0, 1\], got {ratio}"):
+        EntropyCredit(ratio=ratio)

@@ -1,0 +1,35 @@
+"""The generator's own reading tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from credit_evidence import batch_of
+
+from atrl.credit.oracle import OracleCredit
+
+READING = torch.tensor([[False, True, False, False], [False, False, True, True]])
+BATCH = replace(batch_of([(4, 1), (2, 1)]), reading=READING)
+
+
+def test_reading_tokens_get_three_times_the_rest():
+    """3 + 3·1 = 6 over 4 is 1.5. The second response has two tokens, and both marks are padding."""
+    output = OracleCredit().assign(BATCH, None)
+    torch.testing.assert_close(output.weights, torch.tensor([[2 / 3, 2, 2 / 3, 2 / 3], [1, 1, 0, 0]]))
+    assert output.anchors.nonzero().tolist() == [[0, 1]]
+
+
+def test_the_hard_form_trains_them_alone():
+    assert OracleCredit(rest_weight=0.0).assign(BATCH, None).weights.tolist() == [[0, 4, 0, 0], [1, 1, 0, 0]]
+
+
+def test_data_that_does_not_know_is_refused():
+    with pytest.raises(ValueError, match=r"^credit=oracle needs problems with a reading rule.*data=geometry$"):
+        OracleCredit().assign(replace(BATCH, reading=None), None)
+
+
+def test_ranges():
+    with pytest.raises(ValueError, match=r"^credit\.rest_weight must be between 0 and .* got 5\.0 and 3\.0"):
+        OracleCredit(rest_weight=5.0)
