@@ -12,7 +12,6 @@ import sys
 
 import torch
 
-from atrl.callbacks.anchor_credit import reading_mask
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.probe import AttentionProbe
 from atrl.data.geometry import GeometryProblems

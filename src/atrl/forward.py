@@ -92,7 +92,7 @@ class ForwardPass:
         self, policy: PreTrainedModel, batch: Experience, processed: Tensor, scheme: CreditScheme
     ) -> MaskedView:
         assert batch.masked_pixels is not None, "the batch was built without the masked pictures that credit needs"
-        with nullcontext() if scheme.has_auxiliary_loss else torch.no_grad():
+        with nullcontext() if scheme.needs_masked_gradient else torch.no_grad():
             logprobs, other = self.logprobs(policy, replace(batch, pixels=batch.masked_pixels))
         with torch.no_grad():
             divergence = torch.where(batch.response_mask, token_divergence(processed, other), 0.0)

@@ -173,7 +173,7 @@ class PolicyModule(PromptModule):
     def _tensors(self, groups: list[RolloutGroup], seed: str) -> Experience:
         """Stage 4, first half: one padded batch, with masked pictures if credit asks for them."""
         experience = build_experience(groups, pad_id=self.pad_id, device=self.device, seed=seed)
-        return experience if self.credit is None else self.credit.prepare(experience)
+        return experience if self.credit is None else self.credit.prepare(experience, groups)
 
     def _score(self, experience: Experience) -> tuple[Experience, Evidence | None]:
         """Stage 4, second half: no-grad passes, if anything asks for them.

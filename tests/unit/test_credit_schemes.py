@@ -9,12 +9,13 @@ import pytest
 import torch
 from credit_evidence import HEADS, LAYERS, ROWS, batch_of, evidence_of, reduced
 
-from atrl.callbacks.anchor_credit import read_tokens, reading_mask, weight_statistics
+from atrl.callbacks.anchor_credit import weight_statistics
 from atrl.credit import metis
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.attention import AttentionCapture, Edges
 from atrl.credit.base import normalise, normalise_batch, top_tokens
 from atrl.credit.bound import spread_advantages
+from atrl.credit.reading import read_tokens, reading_mask
 from atrl.credit.uniform import UniformCredit
 from atrl.types import CreditOutput, Evidence, Problem, ReadingRule
 

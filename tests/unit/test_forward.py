@@ -43,12 +43,16 @@ class Looks(CreditScheme):
     def has_auxiliary_loss(self):
         return self.auxiliary
 
+    @property
+    def needs_masked_gradient(self):
+        return self.auxiliary
+
     def assign(self, batch, evidence):
         return CreditOutput(batch.response_mask.float())
 
 
 def bound(policy, scheme: Looks) -> BoundCredit:
-    return BoundCredit(scheme, AttentionProbe(policy, scheme.requests) if scheme.requests else None, SCALE)
+    return BoundCredit(scheme, AttentionProbe(policy, scheme.requests) if scheme.requests else None, SCALE, None)
 
 
 def test_divergence_by_hand():
@@ -79,7 +83,7 @@ def test_evidence_is_that_of_the_same_pass(policy, batch):
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_the_masked_view_is_a_pass_over_the_masked_pictures(policy, batch, auxiliary):
     credit = bound(policy, Looks(mask=PictureMask(ratio=0.5), auxiliary=auxiliary))
-    prepared = credit.prepare(batch)
+    prepared = credit.prepare(batch, [])
     forward = PASS(policy, prepared, credit, read=True)
     other = PASS(policy, replace(batch, pixels=prepared.masked_pixels), None, read=False)
     masked = forward.evidence.masked
@@ -100,7 +104,7 @@ def test_the_masked_view_is_a_pass_over_the_masked_pictures(policy, batch, auxil
 
 def test_evidence_of_micro_batches_merges_to_the_whole(policy, batch):
     credit = bound(policy, Looks(mask=PictureMask(ratio=0.5), reads=(REQUEST,)))
-    prepared = credit.prepare(batch)
+    prepared = credit.prepare(batch, [])
     with torch.no_grad():
         whole = PASS(policy, prepared, credit, read=True).evidence
         parts = [PASS(policy, prepared.rows(slice(n, n + 2)), credit, read=True).evidence for n in (0, 2)]

@@ -89,7 +89,7 @@ def rollouts(rows: slice, width: int) -> tuple[Experience, Evidence]:
 def assign_share() -> CreditOutput:
     """Rank 0 holds the first rollout alone, padded to its own two tokens."""
     own = rollouts(slice(0, 1), 2) if parallel.rank() == 0 else rollouts(slice(1, 4), 5)
-    return BoundCredit(AgainstTheBatch(), None, PictureScale((), ())).assign(*own)
+    return BoundCredit(AgainstTheBatch(), None, PictureScale((), ()), None).assign(*own)
 
 
 def test_a_scheme_that_compares_rollouts_sees_those_of_all_ranks():

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from atrl import parallel
+from atrl.credit.agreement import area_under_curve, bimodality
 from atrl.credit.base import CreditScheme
 from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.probe import AttentionProbe
@@ -36,9 +37,14 @@ class AnchorCreditCallback(Callback):
         """Attach the probe if something is to be read, start what the scheme needs, and bind."""
         assert isinstance(pl_module, PolicyModule)
         requests = self.scheme.requests
+        if requests and self.scheme.scope == "batch" and trainer.world_size > 1:
+            raise ValueError(
+                f"credit={self.scheme.name} compares rollouts and reads layers, which works in one process only: set "
+                "trainer.devices=1 and trainer.num_nodes=1"
+            )
         probe = AttentionProbe(pl_module.policy, requests) if requests else None
         self.scheme.open()
-        pl_module.credit = BoundCredit(self.scheme, probe, self._scale)
+        pl_module.credit = BoundCredit(self.scheme, probe, self._scale, self._tokenizer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the model its attention kernel back, and unbind."""
@@ -57,9 +63,7 @@ class AnchorCreditCallback(Callback):
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
         """Log the spread of the weights and, where the problems know it, how many reading tokens are anchors."""
         step = pl_module.last_step
-        mask = step.experience.response_mask
-        reading = reading_mask(step.groups, self._tokenizer, mask)
-        metrics = weight_statistics(step.credit, mask, reading)
+        metrics = weight_statistics(step.credit, step.experience.response_mask, step.experience.reading)
         if "credit/anchor_fraction" in metrics:
             self._fractions.append(metrics["credit/anchor_fraction"])
         if "credit/anchor_recall" in metrics:
@@ -82,8 +86,10 @@ def weight_statistics(
     mask: Bool[Tensor, "rollout response"],
     reading: Bool[Tensor, "rollout response"] | None = None,
 ) -> dict[str, float]:
-    """Of the global batch: largest weight, standard deviation of the weights, share of the tokens that are anchors;
-    where `reading` tells which tokens read the picture, the share of these that are anchors, and of anchors that read.
+    """Of the global batch: largest weight and spread of the weights, share of anchors, how bimodal the scores are.
+
+    Where `reading` tells which tokens read the picture: the share of these that are anchors, of anchors that read, and
+    the area under the curve of the scores.
     """
     weights = credit.weights[mask].double()
     anchors = torch.zeros_like(mask) if credit.anchors is None else credit.anchors & mask
@@ -96,41 +102,14 @@ def weight_statistics(
         "credit/weight_max": max(parallel.gather(float(weights.max()))),
         "credit/weight_std": variance**0.5,
     }
+    if credit.density is not None:
+        scores = torch.cat(parallel.gather(credit.density[mask].cpu()))
+        found = area_under_curve(scores, torch.cat(parallel.gather(reading[mask].cpu())))
+        spread = {"credit/anchor_auc": found, "credit/bimodality": bimodality(scores)}
+        metrics |= {name: value for name, value in spread.items() if value is not None}
     if credit.anchors is not None:
         metrics["credit/anchor_fraction"] = chosen / tokens
         if read:
             metrics["credit/anchor_recall"] = both / read
             metrics["credit/anchor_precision"] = both / max(chosen, 1.0)
     return metrics
-
-
-def reading_mask(groups, tokenizer, mask: Bool[Tensor, "rollout response"]) -> Bool[Tensor, "rollout response"] | None:
-    """Which response tokens spell out what the reading rules of their problems name; None if no problem has a rule."""
-    if all(group.prompt.problem.reading is None for group in groups):
-        return None
-    reading = torch.zeros(mask.shape, dtype=torch.bool)
-    row = 0
-    for group in groups:
-        rule = group.prompt.problem.reading
-        for rollout in group.rollouts:
-            if rule is not None:
-                reading[row, : len(rollout.token_ids)] = torch.tensor(
-                    read_tokens(rollout.token_ids, rule.spans, tokenizer), dtype=torch.bool
-                )
-            row += 1
-    return reading.to(mask.device) & mask
-
-
-def read_tokens(token_ids: list[int], spans_of, tokenizer) -> list[bool]:
-    """Whether each token holds a character of the spans that `spans_of(text)` finds in the decoded response.
-
-    Tokens are decoded one by one, so that a token's place in the text is exact; a character that several byte tokens
-    share is never part of a reading.
-    """
-    pieces = tokenizer.batch_decode([[token] for token in token_ids])
-    ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist()
-    spans = spans_of("".join(pieces))
-    return [
-        any(start < end and stop > end - len(piece) for start, stop in spans)
-        for piece, end in zip(pieces, ends, strict=True)
-    ]

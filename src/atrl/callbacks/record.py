@@ -11,7 +11,7 @@ import psutil
 from lightning import Callback
 
 from atrl import parallel
-from atrl.callbacks.anchor_credit import reading_mask
+from atrl.credit.reading import reading_mask
 from atrl.metrics import reward_metrics, rollout_metrics
 from atrl.module import PolicyModule, shown_rollouts
 from atrl.step import StepRecord

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from atrl import parallel
 from atrl.credit.masking import mask_pixels
-from atrl.types import CreditOutput, Evidence, Experience, MaskedView
+from atrl.credit.reading import reading_mask
+from atrl.types import CreditOutput, Evidence, Experience, MaskedView, RolloutGroup
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from atrl.credit.base import CreditScheme
     from atrl.credit.probe import AttentionProbe
 
@@ -35,14 +38,18 @@ class BoundCredit:
         scheme: evidence → weights.
         probe: reads what the scheme requests from the policy's layers; None if it requests nothing.
         scale: of the pictures' pixels, for masking them.
+        tokenizer: of the policy, to find the tokens that read the picture.
     """
 
     scheme: CreditScheme
     probe: AttentionProbe | None
     scale: PictureScale
+    tokenizer: PreTrainedTokenizerBase
 
-    def prepare(self, experience: Experience) -> Experience:
-        """`experience` with masked pictures, if the scheme looks at such."""
+    def prepare(self, experience: Experience, groups: Sequence[RolloutGroup]) -> Experience:
+        """`experience` with the tokens that read, where known, and with masked pictures, if the scheme wants them."""
+        reading = reading_mask(groups, self.tokenizer, experience.response_mask)
+        experience = replace(experience, reading=reading)
         mask = self.scheme.picture_mask
         if mask is None:
             return experience

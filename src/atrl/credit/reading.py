@@ -1,0 +1,39 @@
+"""Which tokens of a response spell out what was read off the picture, where the problem's generator knows."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+
+def reading_mask(groups, tokenizer, mask: Bool[Tensor, "rollout response"]) -> Bool[Tensor, "rollout response"] | None:
+    """Which response tokens spell out what the reading rules of their problems name; None if no problem has a rule."""
+    if all(group.prompt.problem.reading is None for group in groups):
+        return None
+    reading = torch.zeros(mask.shape, dtype=torch.bool)
+    row = 0
+    for group in groups:
+        rule = group.prompt.problem.reading
+        for rollout in group.rollouts:
+            if rule is not None:
+                reading[row, : len(rollout.token_ids)] = torch.tensor(
+                    read_tokens(rollout.token_ids, rule.spans, tokenizer), dtype=torch.bool
+                )
+            row += 1
+    return reading.to(mask.device) & mask
+
+
+def read_tokens(token_ids: list[int], spans_of, tokenizer) -> list[bool]:
+    """Whether each token holds a character of the spans that `spans_of(text)` finds in the decoded response.
+
+    Tokens are decoded one by one, so that a token's place in the text is exact; a character that several byte tokens
+    share is never part of a reading.
+    """
+    pieces = tokenizer.batch_decode([[token] for token in token_ids])
+    ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist()
+    spans = spans_of("".join(pieces))
+    return [
+        any(start < end and stop > end - len(piece) for start, stop in spans)
+        for piece, end in zip(pieces, ends, strict=True)
+    ]
