@@ -164,3 +164,19 @@ def test_yaml_holds_the_defaults():
     parameters = inspect.signature(EasyVqaProblems).parameters
     assert config == {name: parameter.default for name, parameter in parameters.items()}
     assert isinstance(EasyVqaProblems(**config), ProblemSource)
+
+
+def test_slips_change_worked_answers_of_the_training_split_alone(splits):
+    slipping = EasyVqaProblems(slip_rate=0.3)
+    slipped = 0
+    for problem, plain in zip(slipping.load("train"), splits["train"], strict=True):
+        assert (problem.id, problem.question, problem.answer) == (plain.id, plain.question, plain.answer)
+        if problem.target != plain.target:
+            slipped += 1
+            stated = problem.target.split("boxed{")[1].split("}")[0]
+            # The same sentence about another colour or shape.
+            assert stated != problem.answer and problem.target == plain.target.replace(problem.answer, stated)
+    # Binomial: 0.3 within four standard deviations.
+    assert abs(slipped / len(splits["train"]) - 0.3) < 4 * (0.3 * 0.7 / len(splits["train"])) ** 0.5
+    for split in ("selection", "test"):
+        assert [p.target for p in slipping.load(split)] == [p.target for p in splits[split]]

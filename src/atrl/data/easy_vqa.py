@@ -59,19 +59,23 @@ class EasyVqaProblems:
     Args:
         selection_fraction: share of the training pictures that `selection` gets.
         train_limit, selection_limit, test_limit: at most this many problems, chosen by `seed`; None for all.
-        seed: of the selection split, the limits and the wording of the worked answers.
+        slip_rate: chance for the worked answer of a training problem to state another colour or shape, as a careless
+            annotator's would; the verifiable answer of the problem is never touched.
+        seed: of the selection split, the limits, and the wording and slips of the worked answers.
     """
 
     selection_fraction: float = 0.05
     train_limit: int | None = None
     selection_limit: int | None = None
     test_limit: int | None = None
+    slip_rate: float = 0.0
     seed: int = 0
 
     name = "easy_vqa"
 
     def __post_init__(self) -> None:
         check_fraction("data.selection_fraction", self.selection_fraction)
+        check_fraction("data.slip_rate", self.slip_rate)
         for split in ("train", "selection", "test"):
             check_limit(f"data.{split}_limit", getattr(self, f"{split}_limit"))
 
@@ -109,9 +113,17 @@ class EasyVqaProblems:
             rows, paths = package.get_test_questions(), package.get_test_image_paths()
         else:
             rows, paths = package.get_train_questions(), package.get_train_image_paths()
+        pools: dict[bool, list[str]] = {True: [], False: []}
+        for question, answer in sorted({(q, a) for q, a, _ in zip(*rows, strict=True) if a not in ("yes", "no")}):
+            pool = pools[_asks_colour(question)]
+            pool += [answer] * (answer not in pool)
         return [
             self._problem(
-                f"easy_vqa-{'test' if split == 'test' else 'train'}-{index}", question, answer, paths[picture]
+                f"easy_vqa-{'test' if split == 'test' else 'train'}-{index}",
+                question,
+                answer,
+                paths[picture],
+                slips=pools[_asks_colour(question)] if split == "train" else [],
             )
             for index, (question, answer, picture) in enumerate(zip(*rows, strict=True))
             if answer not in ("yes", "no") and split in ("test", self._split_of(picture))
@@ -125,13 +137,16 @@ class EasyVqaProblems:
             test_fraction=0.0,
         )
 
-    def _problem(self, problem_id: str, question: str, answer: str, picture: str) -> Problem:
+    def _problem(self, problem_id: str, question: str, answer: str, picture: str, slips: Sequence[str]) -> Problem:
+        stated, others = answer, [other for other in slips if other != answer]
+        if others and uniform_hash(f"slip/{problem_id}", self.seed) < self.slip_rate:
+            stated = others[int(uniform_hash(f"slip to/{problem_id}", self.seed) * len(others))]
         return Problem(
             id=problem_id,
             question=IMAGE_MARK + question,
             answer=answer,
             images=(Path(picture),),
-            target=worked_answer(question, answer, uniform_hash(f"wording/{problem_id}", self.seed)),
+            target=worked_answer(question, stated, uniform_hash(f"wording/{problem_id}", self.seed)),
         )
 
 
@@ -151,6 +166,10 @@ def worked_answer(question: str, answer: str, draw: float) -> str:
     else:
         raise ValueError(f'easy_vqa asks {question!r}, which version 1.0 does not: pip install "easy-vqa==1.0"')
     return targets[int(draw * len(targets))].format(thing=thing, answer=answer)
+
+
+def _asks_colour(question: str) -> bool:
+    return _COLOUR_QUESTION.fullmatch(question) is not None
 
 
 def majority_answers(problems: Iterable[Problem]) -> dict[str, str]:
