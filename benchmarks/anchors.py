@@ -12,24 +12,33 @@ import sys
 
 import torch
 
+from atrl.credit.agreement import area_under_curve, bimodality
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.probe import AttentionProbe
+from atrl.credit.reading import reading_mask
 from atrl.data.geometry import GeometryProblems
 from atrl.data.prompts import PromptBuilder
 from atrl.experience import build_experience
 from atrl.models.load import PretrainedModel
 from atrl.models.policy import response_logits
-from atrl.types import Rollout, RolloutGroup
+from atrl.types import Evidence, Rollout, RolloutGroup
 
 SETTINGS = {
-    "peak, no clusters": {"num_clusters": 1},
+    "relative, no clusters": {"num_clusters": 1},
+    "peak, no clusters": {"num_clusters": 1, "reduction": "peak"},
     "mean, no clusters": {"num_clusters": 1, "reduction": "mean"},
-    "peak, K=4, both": {"num_clusters": 4},
-    "peak, K=8, both": {},
-    "peak, K=8, similarity": {"edges": "similarity"},
-    "peak, K=8, attention": {"edges": "attention"},
-    "peak, K=16, both": {"num_clusters": 16},
-}
+    "top_heads (4), no clusters": {"num_clusters": 1, "reduction": "top_heads"},
+    **{
+        f"relative, K={clusters}, {edges}, by {ranking}": {
+            "num_clusters": clusters, "edges": edges, "rank_clusters": ranking
+        }
+        for clusters in (4, 8, 16)
+        for edges in ("attention", "similarity", "both")
+        for ranking in ("mean", "peak")
+    },
+    "peak, K=8, both, by mean": {"reduction": "peak"},
+    "mean, K=8, both, by mean": {"reduction": "mean"},
+}  # fmt: skip
 
 
 def main(checkpoint: str, problems: int = 96) -> None:
@@ -42,17 +51,24 @@ def main(checkpoint: str, problems: int = 96) -> None:
         rollout = Rollout(ids, [0.0] * len(ids), finished=True)
         groups.append(RolloutGroup(builder.build(problem), [rollout], [problem.target], policy_version=0))
     batch = build_experience(groups, pad_id=tokenizer.pad_token_id)
-    probe = AttentionProbe(loaded.model)
+    schemes = {name: AtrlCredit(**options) for name, options in SETTINGS.items()}
+    probe = AttentionProbe(loaded.model, [request for scheme in schemes.values() for request in scheme.requests])
     with torch.no_grad(), probe.capture(batch) as recorder:
         response_logits(loaded.model, batch)
-    reading = reading_mask(groups, tokenizer, batch.response_mask)
+    blank = torch.zeros(batch.response_mask.shape)
+    evidence = Evidence(blank, blank, recorder.results())
+    mask, reading = batch.response_mask, reading_mask(groups, tokenizer, batch.response_mask)
     result = {}
-    for name, options in SETTINGS.items():
-        credit = AtrlCredit(**options)(batch, recorder.result())
-        positive, negative = credit.density[reading], credit.density[batch.response_mask & ~reading]
-        auc = (positive[:, None] > negative[None]).float().mean().item()
-        result[name] = {"auc": auc, "recall": (credit.anchors & reading).sum().item() / reading.sum().item()}
-        print(f"{name:24} AUC {auc:.3f}  recall {result[name]['recall']:.3f}")
+    for name, scheme in schemes.items():
+        credit = scheme.assign(batch, evidence)
+        found = (credit.anchors & reading).sum().item()
+        result[name] = {
+            "auc": area_under_curve(credit.density[mask], reading[mask]),
+            "recall": found / reading.sum().item(),
+            "precision": found / credit.anchors.sum().item(),
+            "bimodality": bimodality(credit.density[mask]),
+        }
+        print(f"{name:36} " + "  ".join(f"{key} {value:.3f}" for key, value in result[name].items()))
     print(json.dumps({"reading_share": reading.sum().item() / batch.response_mask.sum().item(), "settings": result}))
 
 

@@ -111,18 +111,24 @@ def density_of(image: Tensor, reduction: str, *, top_heads: int = 1, mask: Tenso
     [
         ("mean", [(0.6 + 0.4 + 0.6 + 0.0) / 4, (0.5 + 0.3 + 0.7 + 0.9) / 4]),
         ("peak", [0.4, 0.7]),
+        ("relative", [(3 / 4 + 8 / 5 + 4 / 9 + 0) / 4, (5 / 4 + 2 / 5 + 14 / 9 + 2) / 4]),
     ],
 )
 def test_density_by_hand(reduction, expected):
+    """Peaks of the four heads: (0.3, 0.5), (0.4, 0.1), (0.2, 0.7), (0, 0.3); means 0.4, 0.25, 0.45, 0.15."""
     assert density_of(IMAGE, reduction)[0].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("top_heads", "expected"),
-    [(1, [0.2, 0.7]), (3, [(0.2 + 0.4 + 0.0) / 3, (0.7 + 0.1 + 0.3) / 3]), (9, [0.9 / 4, 1.6 / 4])],
+    [
+        (1, [0, 2]),
+        (3, [(0 + 8 / 5 + 4 / 9) / 3, (2 + 2 / 5 + 14 / 9) / 3]),
+        (9, [(3 / 4 + 8 / 5 + 4 / 9) / 4, (5 / 4 + 2 / 5 + 14 / 9 + 2) / 4]),
+    ],
 )
-def test_top_heads_are_those_with_the_most_contrast(top_heads, expected):
-    """Peaks (0.3, 0.5), (0.4, 0.1), (0.2, 0.7) and (0, 0.3): standard deviations 0.1, 0.15, 0.25 and 0.15."""
+def test_top_heads_are_those_whose_relative_peaks_vary_most(top_heads, expected):
+    """Relative peaks (3/4, 5/4), (8/5, 2/5), (4/9, 14/9), (0, 2): half their differences are 1/4, 3/5, 5/9 and 1."""
     assert density_of(IMAGE, "top_heads", top_heads=top_heads)[0].tolist() == pytest.approx(expected)
 
 
@@ -132,7 +138,7 @@ def test_contrast_by_hand_without_padding():
     assert head_contrast(torch.tensor([[[0.2, 0.7, 9.0]]]), mask).item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "peak", "top_heads"])
+@pytest.mark.parametrize("reduction", ["mean", "peak", "relative", "top_heads"])
 def test_without_a_picture_the_density_is_zero(reduction):
     nothing = torch.zeros(2, 6, 5, 0)
     kept = remove_sinks(nothing, torch.zeros(2, 0, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool), factor=4.0)
@@ -140,7 +146,7 @@ def test_without_a_picture_the_density_is_zero(reduction):
     assert density_of(kept.unflatten(1, (2, 3)), reduction).tolist() == [[0.0] * 5] * 2
 
 
-@pytest.mark.parametrize("reduction", ["mean", "peak", "top_heads"])
+@pytest.mark.parametrize("reduction", ["mean", "peak", "relative", "top_heads"])
 def test_padding_adds_nothing_to_the_density(reduction):
     """Neither image columns of 0 nor, on tokens that are not trained, whatever stands there."""
     expected = density_of(IMAGE, reduction)

@@ -31,25 +31,25 @@ def assign(scheme, peak: torch.Tensor = PEAK):
 
 def test_token_level_by_hand():
     """Two anchors of weight 3 and three of 1: 9 over 5 is 1.8."""
-    output = assign(TokenLevelCredit(anchor_ratio=0.4))
+    output = assign(TokenLevelCredit(anchor_ratio=0.4, reduction="peak"))
     assert output.anchors.tolist() == [[False, True, True, False, False]]
     torch.testing.assert_close(output.weights, torch.tensor([[1, 3, 3, 1, 1]]) / 1.8)
     torch.testing.assert_close(output.density, torch.tensor([[0.2, 0.4, 0.7, 0.2, 0.1]]))
 
 
 def test_anchor_only_trains_nothing_else():
-    assert assign(AnchorOnlyCredit(anchor_ratio=0.4)).weights.tolist() == [[0, 2.5, 2.5, 0, 0]]
+    assert assign(AnchorOnlyCredit(anchor_ratio=0.4, reduction="peak")).weights.tolist() == [[0, 2.5, 2.5, 0, 0]]
 
 
 def test_low_connectivity_trains_the_others_alone():
-    output = assign(LowConnectivityCredit(anchor_ratio=0.4))
+    output = assign(LowConnectivityCredit(anchor_ratio=0.4, reduction="peak"))
     torch.testing.assert_close(output.weights, torch.tensor([[1.0, 0, 0, 1, 1]]) * 5 / 3)
     assert output.anchors.tolist() == [[False, True, True, False, False]]
 
 
 def test_a_tie_goes_to_the_earlier_token():
     """0.2 twice: of three anchors the third is token 0."""
-    assert assign(TokenLevelCredit(anchor_ratio=0.6)).anchors[0].nonzero()[:, 0].tolist() == [0, 1, 2]
+    assert assign(TokenLevelCredit(anchor_ratio=0.6, reduction="peak")).anchors[0].nonzero()[:, 0].tolist() == [0, 1, 2]
 
 
 def test_the_mean_reads_the_total():
@@ -58,10 +58,16 @@ def test_the_mean_reads_the_total():
     torch.testing.assert_close(output.density, torch.tensor([[0.3, 0.4, 0.7, 0.3, 0.2]]))
 
 
-def test_one_head_is_the_one_with_the_most_contrast():
-    """Variances 0.0184 and 0.0616 (times 5: 0.092, 0.308): the second head."""
+def test_relative_peaks_are_the_default():
+    """The heads' means are 0.16 and 0.22."""
+    output = assign(TokenLevelCredit())
+    torch.testing.assert_close(output.density[0], (PEAK[0] / 0.16 + PEAK[1] / 0.22) / 2)
+
+
+def test_one_head_is_the_one_whose_relative_peaks_vary_most():
+    """Variances over squared means: 0.0184/0.0256 and 0.0616/0.0484: the second head."""
     output = assign(TokenLevelCredit(reduction="top_heads", top_heads=1))
-    torch.testing.assert_close(output.density[0], PEAK[1])
+    torch.testing.assert_close(output.density[0], PEAK[1] / 0.22)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ SCHEMES = [
     UniformCredit(),
     *(
         AtrlCredit(reduction=reduction, weights=weights, edges=edges)
-        for reduction in ("peak", "mean", "top_heads")
+        for reduction in ("relative", "peak", "mean", "top_heads")
         for weights in ("anchors", "load_map")
         for edges in ("attention", "similarity", "both")
     ),
@@ -41,7 +41,7 @@ SCHEMES = [
     *(
         scheme(reduction=reduction)
         for scheme in (TokenLevelCredit, AnchorOnlyCredit, LowConnectivityCredit)
-        for reduction in ("peak", "mean", "top_heads")
+        for reduction in ("relative", "peak", "mean", "top_heads")
     ),
     TokenLevelCredit(rest_weight=0.0, sink_factor=0),
     LowConnectivityCredit(anchor_ratio=0.9),

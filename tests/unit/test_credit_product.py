@@ -80,8 +80,10 @@ def test_real_schemes_multiply():
 
 
 def test_what_it_asks_for_is_what_they_ask_for():
-    scheme = ProductCredit(schemes=[TokenLevelCredit(), AnchorOnlyCredit(), AtrlCredit(), VppoCredit(mask_ratio=0.6)])
-    assert scheme.requests == (*TokenLevelCredit().requests, *AtrlCredit().requests)
+    scheme = ProductCredit(
+        schemes=[TokenLevelCredit(), AnchorOnlyCredit(), AtrlCredit(edges="both"), VppoCredit(mask_ratio=0.6)]
+    )
+    assert scheme.requests == (*TokenLevelCredit().requests, *AtrlCredit(edges="both").requests)
     assert scheme.picture_mask == PictureMask(ratio=0.6)
     assert (scheme.scope, scheme.normalised_over) == ("batch", "response")
     assert not (scheme.has_auxiliary_loss or scheme.needs_masked_gradient or scheme.is_uniform)

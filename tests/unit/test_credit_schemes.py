@@ -88,7 +88,7 @@ def test_the_token_that_reads_one_column_is_an_anchor():
     image[1, 2, 4, 7] = 0.9
     image[:, :, 9] = 0.05
     # One token is the anchor of its cluster, whichever tokens share it, if clusters rank by their peak.
-    by_peak = assign_masses(AtrlCredit(anchor_ratio=1 / 12, rank_clusters="peak"), image)
+    by_peak = assign_masses(AtrlCredit(anchor_ratio=1 / 12, rank_clusters="peak", reduction="peak"), image)
     assert by_peak.anchors[0].nonzero()[:, 0].tolist() == [4]
     by_mean = AtrlCredit(anchor_ratio=1 / 12, reduction="mean", sink_factor=0, rank_clusters="peak")
     assert assign_masses(by_mean, image).anchors[0].nonzero()[:, 0].tolist() == [9]
@@ -105,13 +105,15 @@ def test_sink_factor_zero_is_off():
     image = torch.rand(LAYERS, HEADS, 12, 16, generator=torch.Generator().manual_seed(0)) / 20
     image[0, 0, :, 3] = 5.0
     image = image / 6
-    kept, dropped = (assign_masses(AtrlCredit(sink_factor=factor), image).density for factor in (0, 4.0))
+    kept, dropped = (
+        assign_masses(AtrlCredit(sink_factor=factor, reduction="peak"), image).density for factor in (0, 4.0)
+    )
     torch.testing.assert_close(kept[0], image.amax(dim=(0, 1, 3)))
     assert (dropped < kept).all()
 
 
 def test_response_edges_are_read_only_where_the_graph_has_them():
-    assert AtrlCredit(neighbours=5).requests[0].neighbours == 5
+    assert AtrlCredit(neighbours=5, edges="both").requests[0].neighbours == 5
     assert AtrlCredit(edges="similarity").requests[0].neighbours == 0
     assert AtrlCredit(num_clusters=1).requests[0].neighbours == 0
 

@@ -41,10 +41,10 @@ class AtrlCredit(DensityCredit):
         workers: processes that cluster while the model does its next forward pass; 0 clusters in between.
     """
 
-    edges: EdgeKind = "both"
+    edges: EdgeKind = "similarity"
     neighbours: int = 8
     num_clusters: int | Literal["auto"] = 8
-    rank_clusters: Ranking = "mean"
+    rank_clusters: Ranking = "peak"
     weights: Literal["anchors", "load_map"] = "anchors"
     anchor_ratio: float = 0.15
     anchor_weight: float = 3.0

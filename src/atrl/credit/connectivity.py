@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from atrl.credit.attention import AttentionCapture
 
-Reduction = Literal["mean", "peak", "top_heads"]
+Reduction = Literal["mean", "peak", "relative", "top_heads"]
 
 
 def remove_sinks(
@@ -41,20 +42,34 @@ def remove_sinks(
 def connectivity_density(
     capture: AttentionCapture, response_mask: Bool[Tensor, "rollout response"], *, reduction: Reduction, top_heads: int
 ) -> Float[Tensor, "rollout response"]:
-    """One number a token from its mass on the picture in every head that was read.
+    """One number a token from its mass on the picture in every head that was read; 0 on padding.
 
     ``mean``: the total mass on the picture, averaged over heads and layers. ``peak``: the largest mass on a single
     image token in any head of any layer; a token that reads one place stands out there even if most heads look
-    elsewhere. ``top_heads``: the peaks of the `top_heads` heads with the most contrast in this response, averaged
-    (see `head_contrast`). 0 on padding, whatever the capture holds there.
+    elsewhere. ``relative``: the peaks of each head over their mean in the response, averaged over heads, so that heads
+    that look at the picture often do not drown those that do so seldom and sharply. ``top_heads``: the same over the
+    `top_heads` heads whose relative peaks vary most in this response.
     """
-    if reduction == "mean":
-        density = capture.total.mean(dim=(1, 2))
-    elif reduction == "peak":
-        density = capture.peak.amax(dim=(1, 2))
-    else:
-        density = top_heads_mean(capture.peak.flatten(1, 2), response_mask, top_heads=top_heads)
-    return torch.where(response_mask, density, 0.0)
+    return torch.where(response_mask, _REDUCTIONS[reduction](capture, response_mask, top_heads), 0.0)
+
+
+def relative_peaks(
+    capture: AttentionCapture, response_mask: Bool[Tensor, "rollout response"]
+) -> Float[Tensor, "rollout head response"]:
+    """Each head's peaks over their mean over the response's tokens, all layers' heads in a row; 0 of a blind head."""
+    peak = torch.where(response_mask[:, None], capture.peak.flatten(1, 2), 0.0)
+    mean = peak.sum(dim=2, keepdim=True) / response_mask.sum(dim=1).clamp_min(1)[:, None, None]
+    return torch.where(mean > 0, peak / mean.clamp_min(torch.finfo(peak.dtype).tiny), 0.0)
+
+
+_REDUCTIONS: dict[str, Callable[[AttentionCapture, Tensor, int], Tensor]] = {
+    "mean": lambda capture, mask, top_heads: capture.total.mean(dim=(1, 2)),
+    "peak": lambda capture, mask, top_heads: capture.peak.amax(dim=(1, 2)),
+    "relative": lambda capture, mask, top_heads: relative_peaks(capture, mask).mean(dim=1),
+    "top_heads": lambda capture, mask, top_heads: top_heads_mean(
+        relative_peaks(capture, mask), mask, top_heads=top_heads
+    ),
+}
 
 
 def top_heads_mean(
@@ -68,15 +83,15 @@ def top_heads_mean(
 
 
 def head_contrast(
-    peak: Float[Tensor, "rollout head response"], response_mask: Bool[Tensor, "rollout response"]
+    scores: Float[Tensor, "rollout head response"], response_mask: Bool[Tensor, "rollout response"]
 ) -> Float[Tensor, "rollout head"]:
-    """How much a head tells a response's tokens apart: standard deviation of its peaks over the trained tokens.
+    """How much a head tells a response's tokens apart: standard deviation of its scores over the trained tokens.
 
-    A head that reads where the text calls for it looks sharply for a few tokens and hardly for the rest; one that
-    looks at the picture always, or never, has no spread.
+    Of relative peaks it is the coefficient of variation of the peaks. A head that reads where the text calls for it
+    looks sharply for a few tokens and hardly for the rest; one that looks at the picture always has no spread.
     """
-    peak = torch.where(response_mask[:, None], peak, 0.0)
+    scores = torch.where(response_mask[:, None], scores, 0.0)
     count = response_mask.sum(dim=1).clamp_min(1)[:, None]
-    mean = (peak * response_mask[:, None]).sum(dim=2) / count
-    squares = ((peak - mean[..., None]) ** 2 * response_mask[:, None]).sum(dim=2)
+    mean = scores.sum(dim=2) / count
+    squares = ((scores - mean[..., None]) ** 2 * response_mask[:, None]).sum(dim=2)
     return (squares / count).sqrt()

@@ -23,7 +23,8 @@ class DensityCredit(CreditScheme):
         layers: numbers of the layers that are read; None is all.
         heads: [layer, head] pairs that are read; None is all heads of `layers`.
         row: the query that speaks for a token: "predicting" it (position t-1) or its "own".
-        reduction: of attention to a density per token: "peak", "mean" or "top_heads" (see `connectivity_density`).
+        reduction: of attention to a density per token: "relative", "peak", "mean" or "top_heads" (see
+            `connectivity_density`).
         top_heads: how many heads `reduction="top_heads"` averages.
         sink_factor: an image column is a sink beyond so many times its even share; 0 keeps all columns.
     """
@@ -31,7 +32,7 @@ class DensityCredit(CreditScheme):
     layers: tuple[int, ...] | None = None
     heads: tuple[tuple[int, int], ...] | None = None
     row: Row = "predicting"
-    reduction: Reduction = "peak"
+    reduction: Reduction = "relative"
     top_heads: int = 4
     sink_factor: float = 4.0
 

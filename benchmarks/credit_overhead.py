@@ -1,0 +1,255 @@
+"""What credit costs: step time, memory and arithmetic.
+
+    python benchmarks/credit_overhead.py [--pairs 40] [--rollout vllm] [--output FILE]
+
+Step time is measured inside one training run whose steps alternate between `credit=none` (the fastest uniform step:
+no probe, no scoring pass), `credit=atrl` with a worker process for METIS, and without one. The three see the same
+prompts, seeds and weights (the learning rate is 0), in an order that rotates. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ("none", "worker", "inline")
+SHAPES = {  # layers, width, heads, key-value heads, feed-forward width, vocabulary: the published configurations
+    "3b": (36, 2048, 16, 2, 11008, 151936),
+    "7b": (28, 3584, 28, 4, 18944, 152064),
+    "32b": (64, 5120, 40, 8, 27648, 152064),
+}
+HEAD_WIDTH, PROMPT_TEXT = 128, 128
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=40, help="rounds of the three variants (default 40)")
+    parser.add_argument("--rollout", choices=["vllm", "transformers"], default="vllm", help="sampler (default vllm)")
+    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--memory", choices=["plain", "probe", "output_attentions"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(json.dumps(measure_memory(arguments.memory)))
+        return
+    result = step_times(arguments.pairs, arguments.rollout)
+    memory = {kind: in_a_fresh_process(kind) for kind in ("plain", "probe", "output_attentions")}
+    result |= {
+        "probe_memory_bytes": memory["probe"] - memory["plain"],
+        "output_attentions_memory_bytes": memory["output_attentions"] - memory["plain"],
+        "arithmetic_fraction": {name: arithmetic_fraction(name, 1024, 1024) for name in SHAPES},
+        "arithmetic_fraction_grid": {
+            name: {f"{images}x{tokens}": arithmetic_fraction(name, images, tokens)
+                   for images in (1024, 2048, 4096) for tokens in (512, 1024, 2048, 4096)}
+            for name in SHAPES
+        },
+        "metis_milliseconds_per_1000_tokens": metis_milliseconds(),
+    }  # fmt: skip
+    text = json.dumps(result)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(text)
+
+
+def step_times(rounds: int, rollout: str) -> dict:
+    """Seconds of real training steps, variant by variant."""
+    from hydra import compose, initialize_config_dir
+    from lightning import Callback
+
+    from atrl import pipeline, stages
+    from atrl.callbacks.rollout import RolloutCallback
+    from atrl.credit.atrl import AtrlCredit
+    from atrl.credit.bound import BoundCredit, PictureScale
+    from atrl.credit.probe import AttentionProbe
+    from atrl.data.loader import PromptLoader
+
+    class Rotate(Callback):
+        """Changes the credit before each step and takes its time."""
+
+        def __init__(self, loaded) -> None:
+            pictures = loaded.processor.image_processor
+            self.scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
+            self.tokenizer, self.kernel_owner = loaded.processor.tokenizer, loaded.model
+            self.schemes = {"worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
+            self.seconds = {name: [] for name in VARIANTS}
+            self.credit_seconds = {name: [] for name in VARIANTS}
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            number, place = divmod(batch_idx, len(VARIANTS))
+            self.name = VARIANTS[(place + number) % len(VARIANTS)]
+            pl_module.steps_done = number  # the same seed for the three
+            scheme = self.schemes.get(self.name)
+            self.probe = None if scheme is None else AttentionProbe(self.kernel_owner, scheme.requests)
+            pl_module.credit = scheme and BoundCredit(scheme, self.probe, self.scale, self.tokenizer)
+            pl_module.timer.lap()
+            self.start = time.perf_counter()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            self.seconds[self.name].append(time.perf_counter() - self.start)
+            self.credit_seconds[self.name].append(pl_module.timer.lap().get("credit", 0.0))
+            if self.probe is not None:
+                self.probe.detach()
+
+    class Thrice(PromptLoader):
+        """Every batch three times."""
+
+        def __len__(self) -> int:
+            return len(VARIANTS) * self._steps
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield from [batch] * len(VARIANTS)
+
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = [f"rollout={rollout}", "logger=csv", f"logger.csv.save_dir={folder}", "credit=none"]
+        parts = pipeline.instantiate_parts(compose("train", overrides=overrides), Path(folder))
+        pipeline.prepare_process(parts)
+        data = pipeline.load_data(parts)
+        loaded = parts.model.load(Path(folder) / "model")
+        builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
+        warm_up = 3  # rounds that are not counted: first calls of kernels and of the engine
+        loader = Thrice(data.train, builder, batch_size=parts.rollout.prompts_per_step, steps=rounds + warm_up, seed=0)
+        module = stages.policy_module(parts, loaded)
+        handle = parts.rollout.handle(loaded, [])
+        rotate = Rotate(loaded)
+        for scheme in rotate.schemes.values():
+            scheme.open()
+        callbacks = [RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle), rotate, no_learning()]
+        stages.build_trainer(parts, callbacks, enable_progress_bar=False).fit(module, loader)
+        for scheme in rotate.schemes.values():
+            scheme.close()
+    seconds = {name: values[warm_up:] for name, values in rotate.seconds.items()}
+    credit = {name: statistics.median(values[warm_up:]) for name, values in rotate.credit_seconds.items()}
+    result = {"rollout": rollout, "rounds": rounds}
+    for name in ("worker", "inline"):
+        shares = [own / base - 1 for own, base in zip(seconds[name], seconds["none"], strict=True)]
+        suffix = "" if name == "worker" else "_without_worker"
+        result[f"step_overhead_fraction{suffix}"] = statistics.median(shares)
+        result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
+    return result | {
+        "step_seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "credit_seconds": {name: credit[name] for name in ("worker", "inline")},
+        "metis_seconds_hidden": credit["inline"] - credit["worker"],
+    }
+
+
+def no_learning():
+    """A callback that sets the learning rate to 0, so that every step starts from the same weights."""
+    from lightning import Callback
+
+    class Frozen(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = 0.0
+
+    return Frozen()
+
+
+def bootstrap(values: list[float], draws: int = 10000) -> list[float]:
+    """A 95 % interval of the median, by resampling."""
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(draws))
+    return [medians[int(0.025 * draws)], medians[int(0.975 * draws) - 1]]
+
+
+def in_a_fresh_process(kind: str) -> int:
+    """Peak bytes that one forward pass adds, in a process of its own."""
+    command = [sys.executable, __file__, "--memory", kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_memory(kind: str, tokens: int = 2048, images: int = 1024, response: int = 896) -> int:
+    """By how many bytes one forward pass raises the process's peak: 4 rows, 4 layers of 8 heads."""
+    import torch
+
+    from atrl.credit.attention import AttentionRequest
+    from atrl.credit.probe import AttentionProbe
+    from atrl.credit.regions import padded_regions
+    from atrl.types import Experience
+
+    torch.manual_seed(0)
+    model = random_model("eager" if kind == "output_attentions" else "sdpa")
+    ids = torch.randint(0, 100, (4, tokens))
+    ids[:, 8 : 8 + images] = model.config.image_token_id
+    mask = torch.ones_like(ids)
+    batch = Experience(ids, mask, mask[:, -response:].bool(), [{}] * 4, torch.zeros(4, response))
+    embeddings = torch.randn(4, tokens, model.config.get_text_config().hidden_size)
+    request = AttentionRequest()
+    text = model.model.language_model
+    with torch.no_grad():
+        text(inputs_embeds=embeddings[:, :64])  # what the libraries allocate once
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if kind == "probe":
+            probe = AttentionProbe(model, [request])
+            regions = padded_regions(batch, (model.config.image_token_id,))
+            with probe.capture_regions({"predicting": regions}) as recorder:
+                text(inputs_embeds=embeddings)
+            recorder.results()
+        else:
+            text(inputs_embeds=embeddings, output_attentions=kind == "output_attentions")
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def random_model(kernel: str):
+    """Qwen2.5-VL with a language half of 4 layers of 8 heads of 32, and next to no vision tower."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8}
+    text |= {"num_key_value_heads": 2, "vocab_size": 200, "max_position_embeddings": 4096}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 256}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=150, video_token_id=151)
+    return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=kernel).eval()
+
+
+def arithmetic_fraction(name: str, images: int, tokens: int) -> float:
+    """Operations of the probe over those of the training pass (forward and backward) of one rollout.
+
+    A multiplication and an addition count as two operations; the backward pass as two forward passes. The vision
+    tower, the rollout and the optimizer are left out, all of which would make the share smaller.
+    """
+    layers, width, heads, kv_heads, hidden, vocabulary = SHAPES[name]
+    length = images + PROMPT_TEXT + tokens
+    projections = 2 * width * (2 * heads + 2 * kv_heads) * HEAD_WIDTH + 6 * width * hidden
+    attention = 4 * heads * HEAD_WIDTH * length / 2  # causal: half the columns on average
+    forward = layers * length * (projections + attention) + 2 * tokens * width * vocabulary
+    scores = 2 * HEAD_WIDTH * tokens * length  # every row of the response against every key
+    softmax = 5 * tokens * length  # scale, mask, maximum, exponential, sum and division, to the nearest round number
+    reductions = 6 * tokens * images + tokens * tokens  # sinks, sum, maxima; response edges
+    return layers * heads * (scores + softmax + reductions) / (3 * forward)
+
+
+def metis_milliseconds(tokens: int = 1000, images: int = 1000, repeats: int = 15) -> float:
+    """Median time of graph, clusters and weights of one response of 1,000 tokens."""
+    import numpy as np
+
+    from atrl.credit.atrl import AtrlCredit
+    from atrl.credit.clusters import TokenRows, weigh
+
+    generator = np.random.default_rng(0)
+    rows = TokenRows(
+        density=generator.random(tokens, np.float32),
+        image=generator.random((tokens, images), np.float32) ** 4,
+        targets=generator.integers(0, tokens, (tokens, 8)),
+        strengths=generator.random((tokens, 8), np.float32),
+    )
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        weigh(rows, AtrlCredit().settings)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
