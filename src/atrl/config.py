@@ -53,6 +53,7 @@ class TrainerSettings:
     threads: int | None = None  # of each process; null for all cores divided among the processes
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
     evaluate_every: int | None = None  # steps; null for only before and after
+    evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report
     checkpoint_every: int | None = None  # steps; null for only one at the end
 
     def __post_init__(self) -> None:

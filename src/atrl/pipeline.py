@@ -145,6 +145,13 @@ def _quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def _held_out(parts: Parts) -> Sequence[Problem]:
+    settings = parts.trainer
+    if not settings.evaluate_samples:
+        return []
+    return parts.source.load(settings.evaluate_split)[: settings.evaluate_samples]
+
+
 def load_data(parts: Parts) -> Data:
     """Load the problems and make sure that every picture and every answer can be read.
 
@@ -157,7 +164,7 @@ def load_data(parts: Parts) -> Data:
     splits = {
         "train": parts.source.load("train"),
         "selection": parts.source.load("selection") if warms_up else [],
-        "test": parts.source.load("test")[: parts.trainer.evaluate_samples] if parts.trainer.evaluate_samples else [],
+        "test": _held_out(parts),
     }
     for problems in splits.values():
         # Generated problems are right by construction, and drawing all of them just to look would take long.

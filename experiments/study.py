@@ -1,0 +1,223 @@
+"""The study of credit schemes: many runs, one small JSON each, and a table.
+
+    python experiments/study.py run [--jobs 2] [--cells N] [--only rates|main|controls]
+    python experiments/study.py table
+
+`run` goes on where it was stopped: a cell whose file is in `experiments/study/` is not run again. First each scheme's
+learning rate is chosen on the selection split (`rates`, two seeds of three values), then every scheme trains with its
+own rate (`main`, five seeds; ten of uniform and atrl) and is scored on the test split. `table` needs no more than the
+files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import csv
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "study"
+STEPS = 60
+RATES = (1e-4, 2e-4, 4e-4)
+SCHEMES = {
+    "uniform": ["credit=uniform"],
+    "atrl": ["credit=atrl"],
+    "token_level": ["credit=token_level"],
+    "anchor_only": ["credit=anchor_only"],
+    "random_only": ["credit=random", "credit.rest_weight=0"],  # as many tokens as anchor_only, drawn at random
+    "low_connectivity": ["credit=low_connectivity"],
+    "entropy": ["credit=entropy"],
+    "hidden_cosine": ["credit=hidden_cosine"],
+    "oracle": ["credit=oracle"],
+    "oracle_only": ["credit=oracle", "credit.rest_weight=0"],
+}
+MORE_SEEDS = ("uniform", "atrl")
+COMMON = (
+    *("rollout=transformers", "logger=csv", f"trainer.max_steps={STEPS}", "trainer.threads=1"),
+    *("trainer.evaluate_samples=512", "data.selection_size=512", "trainer.grounding_samples=0"),
+)
+MEASURED = ("credit/anchor_recall", "credit/anchor_precision", "credit/anchor_auc", "credit/bimodality")
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Two-sided 95 % quantiles of Student's t by degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    phase: str
+    scheme: str
+    seed: int
+    rate: float
+    overrides: tuple[str, ...]
+
+    @property
+    def file(self) -> Path:
+        """Where its result is kept."""
+        return RESULTS / self.phase / f"{self.scheme}_{self.rate:g}_{self.seed}.json"
+
+
+def rate_cells() -> list[Cell]:
+    """Three learning rates of each scheme on two seeds, scored on the selection split."""
+    return [
+        Cell("rates", scheme, seed, rate, (*overrides, "trainer.evaluate_split=selection"))
+        for seed in (100, 101)
+        for scheme, overrides in SCHEMES.items()
+        for rate in RATES
+    ]
+
+
+def chosen_rate(scheme: str) -> float | None:
+    """The rate with the best mean accuracy on the selection split; None while a cell is missing."""
+    scores: dict[float, list[float]] = {rate: [] for rate in RATES}
+    for cell in rate_cells():
+        if cell.scheme == scheme:
+            if not cell.file.is_file():
+                return None
+            scores[cell.rate].append(json.loads(cell.file.read_text())["accuracy"]["after"])
+    return max(RATES, key=lambda rate: statistics.mean(scores[rate]))
+
+
+def main_cells() -> list[Cell]:
+    """Every scheme with its own rate, seed by seed, as far as rates are chosen."""
+    rates = {scheme: chosen_rate(scheme) for scheme in SCHEMES}
+    return [
+        Cell("main", scheme, seed, rates[scheme], tuple(overrides))
+        for seed in range(10)
+        for scheme, overrides in SCHEMES.items()
+        if rates[scheme] is not None and (seed < 5 or scheme in MORE_SEEDS)
+    ]
+
+
+def control_cells() -> list[Cell]:
+    """Shuffled advantages at uniform's rate, and supervised training for about the same time."""
+    rate = chosen_rate("uniform")
+    if rate is None:
+        return []
+    shuffled = ("credit=uniform", "algorithm.advantage._target_=atrl.advantage.ShuffledAdvantage")
+    supervised = ("credit=none", "stage=sft", "data.slip_rate=0.2", "sft.steps=300", "sft.learning_rate=5e-4")
+    return [
+        Cell("controls", name, seed, rate, overrides)
+        for seed in range(5)
+        for name, overrides in (("shuffled", shuffled), ("supervised", supervised))
+    ]
+
+
+def run_cell(cell: Cell) -> str:
+    """Train, keep what matters, delete the rest; the result appears whole or not at all."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "run"
+        command = [sys.executable, str(ROOT / "train.py"), *COMMON, *cell.overrides, f"seed={cell.seed}"]
+        command += [f"optimizer.learning_rate={cell.rate}", f"hydra.run.dir={folder}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        work = Path(temporary) / "work"
+        work.mkdir()
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+        result = read_run(folder) | {"phase": cell.phase, "scheme": cell.scheme, "seed": cell.seed}
+        result |= {"learning_rate": cell.rate, "overrides": [*COMMON, *cell.overrides]}
+        cell.file.parent.mkdir(parents=True, exist_ok=True)
+        beside = cell.file.with_suffix(".tmp")
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+        shutil.move(beside, cell.file)
+    return f"{cell.phase} {cell.scheme} {cell.rate:g} seed {cell.seed}: {result['accuracy']['after']:.3f}"
+
+
+def read_run(folder: Path) -> dict:
+    """Accuracy before and after, the curve of the rollouts' accuracy, and how well anchors were found."""
+    summary = json.loads((folder / "summary.json").read_text())
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    curve = [float(row["reward/right"]) for row in rows if row.get("reward/right")]
+    means = {}
+    for name in MEASURED:
+        values = [float(row[name]) for row in rows if row.get(name)]
+        if values:
+            means[name.removeprefix("credit/")] = statistics.mean(values)
+    kept = {key: summary[key] for key in ("accuracy", "steps", "git_revision", "versions")}
+    return kept | {"curve": curve, "anchors": means, "seconds": summary["seconds"]["total"]}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval over seeds."""
+    if len(values) < 2:
+        return values[0], float("nan")
+    return statistics.mean(values), T95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def table() -> str:
+    """Markdown of everything that has run so far."""
+    found: dict[str, dict[int, dict]] = {}
+    for phase in ("main", "controls"):
+        for file in sorted((RESULTS / phase).glob("*.json")):
+            result = json.loads(file.read_text())
+            found.setdefault(result["scheme"], {})[result["seed"]] = result
+    base = found.get("uniform", {})
+    lines = [
+        "| scheme | rate | seeds | accuracy | less uniform's, by seed | mean over the curve "
+        "| recall | precision | AUC | bimodality |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for scheme in [*SCHEMES, "shuffled", "supervised"]:
+        runs = found.get(scheme)
+        if not runs:
+            continue
+        accuracy = shown(interval([run["accuracy"]["after"] for run in runs.values()]))
+        shared = [seed for seed in runs if seed in base]
+        differences = [runs[seed]["accuracy"]["after"] - base[seed]["accuracy"]["after"] for seed in shared]
+        against = "" if scheme == "uniform" or not differences else shown(interval(differences), sign=True)
+        curves = [statistics.mean(run["curve"]) for run in runs.values() if run["curve"]]
+        anchors = [
+            f"{statistics.mean([run['anchors'][name] for run in runs.values()]):.2f}"
+            if all(name in run["anchors"] for run in runs.values())
+            else ""
+            for name in ("anchor_recall", "anchor_precision", "anchor_auc", "bimodality")
+        ]
+        rate = next(iter(runs.values()))["learning_rate"]
+        curve = shown(interval(curves)) if curves else ""
+        lines.append(
+            f"| {scheme} | {rate:g} | {len(runs)} | {accuracy} | {against} | {curve} | {' | '.join(anchors)} |"
+        )
+    return "\n".join(lines)
+
+
+def shown(value: tuple[float, float], *, sign: bool = False) -> str:
+    """Mean ± half width."""
+    return f"{value[0]:{'+' if sign else ''}.3f} ± {value[1]:.3f}"
+
+
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the cells that are missing")
+    run.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default 2)")
+    run.add_argument("--cells", type=int, help="stop after so many")
+    run.add_argument("--only", choices=["rates", "main", "controls"], help="one phase alone")
+    commands.add_parser("table", help="print what has run so far as Markdown")
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        print(table())
+        return
+    left = arguments.cells
+    for phase, cells in (("rates", rate_cells), ("main", main_cells), ("controls", control_cells)):
+        if arguments.only in (None, phase):
+            missing = [cell for cell in cells() if not cell.file.is_file()][:left]
+            left = None if left is None else left - len(missing)
+            with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+                for number, line in enumerate(pool.map(run_cell, missing), start=1):
+                    print(f"[{phase} {number}/{len(missing)}] {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
