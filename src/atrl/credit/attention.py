@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,10 +80,17 @@ class Edges:
 
 
 class AttentionReader:
-    """Adds up one forward pass, layer by layer. Reading a layer twice leaves the same result."""
+    """Adds up one forward pass, layer by layer. Reading a layer twice leaves the same result. `fused` takes masses from
+    Triton kernels instead of `Block.masses`; None does so wherever these run."""
 
-    def __init__(self, request: AttentionRequest, regions: Regions) -> None:
+    def __init__(self, request: AttentionRequest, regions: Regions, *, fused: bool | None = None) -> None:
         self._request, self._regions = request, regions
+        self._fused = fused_available(regions.rows.device) if fused is None else fused
+        self._masses = Block.masses
+        if self._fused:
+            from atrl.credit.fused import fused_masses
+
+            self._masses = fused_masses
         self._total: dict[int, Tensor] = {}
         self._peak: dict[int, Tensor] = {}
         self._mass: dict[int, Tensor] = {}
@@ -110,11 +118,11 @@ class AttentionReader:
         if self._image is None:
             self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
             self._response = total.new_zeros(regions.size, shape[2], shape[2]) if self._request.neighbours else None
-        for part, first, last in blocks(regions, len(heads), key.shape[2]):
-            chosen = heads[first:last]
+        held = shape[2] if self._fused else key.shape[2]  # fused, nothing is as wide as a row of scores
+        for part, first, last in blocks(regions, len(heads), held):
             here = regions.part(part)
-            block = Block(query.detach(), key.detach(), chosen, here, scaling, sliding_window, softcap)
-            image, response = block.masses(with_response=self._response is not None)
+            block = Block(query.detach(), key.detach(), heads[first:last], here, scaling, sliding_window, softcap)
+            image, response = self._masses(block, with_response=self._response is not None)
             if self._request.sink_factor > 0:
                 image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)
             total[part, first:last] = image.sum(dim=-1)
@@ -247,6 +255,11 @@ class Block:
             hidden |= column <= rows[:, :, None] - self.sliding_window
         hidden |= ~self.regions.visible[self.regions.source][:, None, :]
         return hidden.float() * torch.finfo(torch.float32).min
+
+
+def fused_available(device: torch.device) -> bool:
+    """Whether the Triton kernels run on tensors of `device`."""
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 def blocks(regions: Regions, heads: int, columns: int) -> Iterator[tuple[slice, int, int]]:

@@ -1,0 +1,215 @@
+"""Attention mass of response rows by Triton kernels: `Block.masses` without ever holding a row of scores.
+
+Two passes, as in FlashAttention (Dao et al., arXiv 2205.14135): the log-sum-exp of each row, online over tiles of keys;
+then ``exp(score − lse)`` at the wanted columns alone. The only file that imports triton: import it where it is used.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from atrl.credit.attention import Block
+
+TILE_BYTES = 1 << 14
+"""Queries or keys of one tile. Shared memory must hold one tile of queries and two of keys: 99 KiB on small GPUs."""
+
+
+def fused_masses(
+    block: Block, *, with_response: bool, lse: Float[Tensor, "row heads column"] | None = None
+) -> tuple[Float[Tensor, "response head token image"], Float[Tensor, "response token token"] | None]:
+    """What `Block.masses` returns, in float32, except that a row which may look nowhere reads 0: only padding may not.
+
+    Args:
+        lse: natural log-sum-exp of every row of the batch under the same mask, scaling and softcap, where the attention
+            kernel returned it; read from queries and keys otherwise.
+    """
+    regions, heads = block.regions, _head_index(tuple(block.heads), block.query.device)
+    size, tokens = regions.rows.shape
+    image = block.query.new_empty(size, len(heads), tokens, regions.columns.shape[1], dtype=torch.float32)
+    response = image.new_empty(size, tokens, tokens) if with_response else None
+    if lse is None:
+        wanted = log_sum_exp(block)
+    else:
+        wanted = lse[regions.source[:, None, None], heads[None, :, None], regions.rows[:, None, :]].float().contiguous()
+    _fill(image, block, wanted, regions.columns, regions.column_mask)
+    if response is not None:
+        _fill(response[:, None], block, wanted, regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool))
+    return image, response
+
+
+def log_sum_exp(block: Block) -> Float[Tensor, "response head token"]:
+    """Natural log of the softmax's denominator for every row of the block; −inf where a row may look nowhere."""
+    size, tokens = block.regions.rows.shape
+    out = block.query.new_empty(size, len(block.heads), tokens, dtype=torch.float32)
+    if out.numel():
+        options = _options(block)
+        grid = (triton.cdiv(tokens, options["TILE"]), len(block.heads), size)
+        with torch.cuda.device_of(out):
+            _log_sum_exp_kernel[grid](out, **options)
+    return out
+
+
+def _fill(
+    out: Float[Tensor, "response group token column"],
+    block: Block,
+    lse: Float[Tensor, "response head token"],
+    at: Int[Tensor, "response column"],
+    at_mask: Bool[Tensor, "response column"],
+) -> None:
+    """Mass on the columns `at`, 0 where masked, summed over the heads of each group; groups are of equal size."""
+    if not out.numel():
+        return
+    size, groups, tokens, width = out.shape
+    options = _options(block)
+    grid = (triton.cdiv(tokens, options["TILE"]) * triton.cdiv(width, options["TILE"]), groups, size)
+    with torch.cuda.device_of(out):
+        _mass_kernel[grid](
+            out, lse, at.contiguous(), at_mask.contiguous(), width, len(block.heads) // groups, **options
+        )
+
+
+def _options(block: Block) -> dict:
+    """What both kernels take of a block."""
+    query, key, regions = block.query, block.key, block.regions
+    assert query.dtype == key.dtype, f"queries are {query.dtype}, keys {key.dtype}"
+    assert query.dtype in (torch.float32, torch.bfloat16, torch.float16), f"no fused attention mass of {query.dtype}"
+    width = max(16, triton.next_power_of_2(query.shape[3]))  # tl.dot takes no less than 16
+    return {
+        "query": query,
+        "key": key,
+        "heads": _head_index(tuple(block.heads), query.device),
+        "source": regions.source.contiguous(),
+        "start": regions.start.contiguous(),
+        "visible": regions.visible.contiguous(),
+        "rows": regions.rows.contiguous(),
+        "tokens": regions.rows.shape[1],
+        "columns": key.shape[2],
+        "window": key.shape[2] if block.sliding_window is None else block.sliding_window,
+        "scaling": block.scaling,
+        "softcap": block.softcap or 1.0,
+        "per_group": query.shape[1] // key.shape[1],
+        "width": query.shape[3],
+        **dict(zip(("q_row", "q_head", "q_column", "q_width"), query.stride(), strict=True)),
+        **dict(zip(("k_row", "k_head", "k_column", "k_width"), key.stride(), strict=True)),
+        "CAPPED": block.softcap is not None,
+        "INTERPRETED": triton.knobs.runtime.interpret,
+        "WIDTH": width,
+        "TILE": max(16, min(64, TILE_BYTES // (width * query.element_size()))),
+        "num_stages": 2,
+    }
+
+
+@lru_cache(maxsize=256)
+def _head_index(heads: tuple[int, ...], device: torch.device) -> Int[Tensor, "head"]:
+    """Kept, because copying a list to the GPU waits for all that the GPU has still to do."""
+    return torch.tensor(heads, device=device)
+
+
+# Lengths of sequences, responses and pictures differ in every batch: kernels aren't compiled anew for round ones.
+@triton.jit(do_not_specialize=["tokens", "columns", "window"])
+def _log_sum_exp_kernel(
+    out, query, key, heads, source, start, visible, rows, tokens, columns, window, scaling, softcap, per_group, width,
+    q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
+    CAPPED: tl.constexpr, INTERPRETED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One tile of tokens of one head of one response."""
+    number, response = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    place, first, head = tl.load(source + response), tl.load(start + response), tl.load(heads + number)
+    token = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    real = token < tokens
+    row = tl.load(rows + response * tokens + token, mask=real, other=0)
+    queries = _vectors(query + place * q_row + head * q_head, row, real, q_column, q_width, width, WIDTH)
+    base = key + place * k_row + head // per_group * k_head
+    top = tl.full([TILE], float("-inf"), tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    begin = tl.maximum(first, tl.min(tl.where(real, row, columns)) - window + 1)
+    for left in range(begin, tl.max(row) + 1, TILE):
+        column = left + tl.arange(0, TILE)
+        there = column < columns
+        seen = _seen(visible + place * columns, row, column, there, first, window)
+        keys = _vectors(base, column, there, k_column, k_width, width, WIDTH)
+        scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)
+        scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, axis=1))
+        shift = tl.where(higher == float("-inf"), 0.0, higher)  # −inf − −inf is no number
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(scores - shift[:, None]), axis=1)
+        top = higher
+    tl.store(out + (response * tl.num_programs(1) + number) * tokens + token, top + tl.log(total), mask=real)
+
+
+@triton.jit(do_not_specialize=["wanted", "tokens", "columns", "window"])
+def _mass_kernel(
+    out, lse, at, at_mask, wanted, heads_each,
+    query, key, heads, source, start, visible, rows, tokens, columns, window, scaling, softcap, per_group, width,
+    q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
+    CAPPED: tl.constexpr, INTERPRETED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One tile of tokens × wanted columns of one response, summed over `heads_each` heads."""
+    group, response = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    place, first = tl.load(source + response), tl.load(start + response)
+    tiles = tl.cdiv(wanted, TILE)
+    token = tl.program_id(0) // tiles * TILE + tl.arange(0, TILE)
+    slot = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
+    real, inside = token < tokens, slot < wanted
+    row = tl.load(rows + response * tokens + token, mask=real, other=0)
+    column = tl.load(at + response * wanted + slot, mask=inside, other=0)
+    there = inside & tl.load(at_mask + response * wanted + slot, mask=inside, other=0).to(tl.int1)
+    seen = _seen(visible + place * columns, row, column, there, first, window)
+    mass = tl.zeros([TILE, TILE], tl.float32)
+    # Above the diagonal, or outside the window, a tile is 0 in every head: none is read.
+    for number in range(group * heads_each, group * heads_each + heads_each * tl.max(seen.to(tl.int32))):
+        head = tl.load(heads + number)
+        queries = _vectors(query + place * q_row + head * q_head, row, real, q_column, q_width, width, WIDTH)
+        base = key + place * k_row + head // per_group * k_head
+        keys = _vectors(base, column, there, k_column, k_width, width, WIDTH)
+        scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)
+        of_head = response * heads_each * tl.num_programs(1) + number
+        total = tl.load(lse + of_head * tokens + token, mask=real, other=0.0)
+        mass += tl.where(seen, tl.exp(scores - total[:, None]), 0.0)
+    line = (response * tl.num_programs(1) + group) * tokens + token
+    tl.store(out + line[:, None] * wanted + slot[None, :], mass, mask=real[:, None] & inside[None, :])
+
+
+@triton.jit
+def _vectors(base, position, real, position_stride, width_stride, width, WIDTH: tl.constexpr):
+    """[position WIDTH], 0 outside."""
+    entry = tl.arange(0, WIDTH)
+    places = base + position.to(tl.int64)[:, None] * position_stride + entry[None, :] * width_stride
+    return tl.load(places, mask=real[:, None] & (entry < width)[None, :], other=0.0)
+
+
+@triton.jit
+def _scores(queries, keys, scaling, softcap, CAPPED: tl.constexpr, INTERPRETED: tl.constexpr):
+    """[query key]"""
+    if INTERPRETED:
+        # Triton's interpreter multiplies the bits of bfloat16. In float32 the products are the same: they are exact.
+        queries, keys = queries.to(tl.float32), keys.to(tl.float32)
+    # "ieee", or float32 would be rounded to TF32 on the way.
+    scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scaling
+    if CAPPED:
+        scores = softcap * _tanh(scores / softcap)
+    return scores
+
+
+@triton.jit
+def _tanh(x):
+    """Triton has none. Near 0 the exponential cancels, so there a Padé approximant, 6e-8 off at most."""
+    square = x * x
+    near = x * (945 + square * (105 + square)) / (945 + square * (420 + 15 * square))
+    return tl.where(square < 1, near, 1 - 2 / (tl.exp(2 * x) + 1))
+
+
+@triton.jit
+def _seen(visible, row, column, there, first, window):
+    """[row column]: where a row may look."""
+    holds_token = tl.load(visible + column, mask=there, other=0).to(tl.int1)
+    seen = (there & holds_token & (column >= first))[None, :]
+    return seen & (column[None, :] <= row[:, None]) & (column[None, :] > row[:, None] - window)

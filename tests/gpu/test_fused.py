@@ -1,0 +1,80 @@
+"""The Triton kernels, compiled and run, on the cases that the unit tests interpret."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atrl.credit.attention import Block
+from tests.unit.fused_cases import (
+    CASES,
+    CAUSAL_ONLY,
+    Case,
+    assert_same,
+    assert_same_capture,
+    build,
+    capture,
+    reference_lse,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-4, torch.float16: 1e-4}
+"""Tensor cores add exact products of 16-bit numbers in float32, but cut off where a processor rounds. Scores rounded to
+bfloat16 would put masses 2e-3 off."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_torch_on_the_processor(name):
+    from atrl.credit.fused import fused_masses
+
+    image, response = fused_masses(build(CASES[name], "cuda"), with_response=True)
+    assert image.is_cuda and response.is_cuda
+    assert_same(image.cpu(), response.cpu(), build(CASES[name]), atol=TOLERANCE[CASES[name].dtype])
+
+
+def test_a_given_log_sum_exp_stands_in_for_the_first_pass():
+    from atrl.credit.fused import fused_masses
+
+    block = build(CASES[CAUSAL_ONLY], "cuda")
+    image, response = fused_masses(block, with_response=True, lse=reference_lse(block))
+    assert_same(image.cpu(), response.cpu(), build(CASES[CAUSAL_ONLY]))
+
+
+def test_readers_on_a_gpu_are_fused_and_make_the_same_of_it(monkeypatch):
+    expected = capture(build(CASES["packed rows"], "cuda"), fused=False)
+    monkeypatch.setattr(Block, "masses", None)  # so that a reader that calls it fails
+    assert_same_capture(capture(build(CASES["packed rows"], "cuda"), fused=True), expected)
+    assert_same_capture(capture(build(CASES["packed rows"], "cuda"), fused=None), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_holds_what_it_returns_and_no_rows(dtype):
+    """Half a GiB of scores would be needed to hold the rows; what is returned has 18 MiB."""
+    from atrl.credit.fused import fused_masses
+
+    heads = tuple(range(16))
+    case = Case(
+        columns=8192,
+        width=64,
+        query_heads=16,
+        key_heads=4,
+        heads=heads,
+        layout=((0, 0, 8192, 512), (1, 100, 8192, 500)),
+        images=(256, 200),
+        dtype=dtype,
+    )
+    block = build(case, "cuda")
+    fused_masses(block, with_response=True)  # the first call also loads the kernels
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    image, response = fused_masses(block, with_response=True)
+    torch.cuda.synchronize()
+    returned = 4 * (image.numel() + response.numel())
+    rows = 4 * len(heads) * case.columns * block.regions.rows.numel()
+    peak = torch.cuda.max_memory_allocated() - before
+    assert returned <= peak <= 2 * returned < rows / 8

@@ -1,0 +1,174 @@
+"""Blocks on which the Triton kernels must agree with `Block.masses`, and a program that runs the kernels on a CPU.
+
+Triton interprets kernels instead of compiling them only where TRITON_INTERPRET is set before it is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest, Block
+from atrl.credit.regions import Regions
+
+CAUSAL_ONLY = "exactly two tiles"
+REQUEST = AttentionRequest(sink_factor=1.5, neighbours=5, detail=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A batch of one layer's queries and keys. The defaults are smaller than a tile and cover its ragged edges."""
+
+    columns: int = 45
+    width: int = 32
+    query_heads: int = 4
+    key_heads: int = 2
+    heads: tuple[int, ...] = (0, 1, 2, 3)
+    layout: tuple[tuple[int, int, int, int], ...] = ((0, 0, 45, 9), (1, 13, 45, 9))
+    """For each response: its row, where its sequence starts and ends, and how many tokens it has, at the end."""
+    starts_known: bool = True
+    """Otherwise every start is 0, as in `padded_regions`: that padding is not visible must do."""
+    images: tuple[int, ...] = (12, 5)
+    """How many image tokens each response has."""
+    window: int | None = None
+    softcap: float | None = None
+    dtype: torch.dtype = torch.float32
+    transposed: bool = False
+    """Heads inside of columns in memory, as projections leave them."""
+
+
+PACKED = ((0, 0, 20, 6), (0, 20, 45, 5), (1, 2, 31, 3))
+TWO_LONG = ((0, 7, 203, 83), (1, 0, 211, 70))
+CASES = {
+    "grouped heads, ragged columns": Case(),
+    "left padding": Case(starts_known=False),
+    "every head its own key": Case(key_heads=4),
+    "one key for all, three of the heads": Case(key_heads=1, heads=(3, 1, 0)),
+    "packed rows": Case(layout=PACKED, images=(4, 9, 7)),
+    "one of the pictures missing": Case(images=(0, 6)),
+    "no picture at all": Case(images=(0, 0)),
+    "sliding window": Case(window=36),
+    "sliding window in packed rows": Case(layout=PACKED, images=(4, 9, 7), window=16),
+    "softcap": Case(softcap=1.5),
+    "softcap of 50": Case(softcap=50.0),
+    "width 80": Case(width=80),
+    "width 128": Case(width=128),
+    "width 8": Case(width=8),
+    "heads inside of columns": Case(transposed=True),
+    "one token": Case(layout=((0, 0, 45, 1),), images=(3,), heads=(2,)),
+    "several tiles": Case(columns=211, layout=TWO_LONG, images=(71, 66)),
+    "several tiles, left padding": Case(
+        columns=211, layout=((0, 70, 203, 40), (1, 0, 211, 50)), images=(9, 66), starts_known=False
+    ),
+    "several tiles in a window": Case(columns=211, layout=TWO_LONG, images=(71, 66), window=90),
+    "one column into a second tile": Case(columns=66, layout=((0, 0, 66, 4),), images=(3,)),
+    CAUSAL_ONLY: Case(columns=192, layout=((1, 0, 192, 128), (0, 0, 192, 100)), images=(64, 30), heads=(1, 3)),
+    "bfloat16": Case(dtype=torch.bfloat16),
+    "bfloat16, width 80, several tiles": Case(
+        dtype=torch.bfloat16, width=80, columns=150, layout=((0, 3, 150, 70),), images=(66,)
+    ),
+    "float16": Case(dtype=torch.float16),
+}
+
+
+def build(case: Case, device: str = "cpu") -> Block:
+    """The case's block, the same on every device."""
+    generator = torch.Generator().manual_seed(0)
+    rows = 1 + max(source for source, *_ in case.layout)
+
+    def vectors(heads: int) -> torch.Tensor:
+        shape = (rows, case.columns, heads, case.width) if case.transposed else (rows, heads, case.columns, case.width)
+        drawn = torch.randn(shape, generator=generator).to(device, case.dtype)
+        return drawn.transpose(1, 2) if case.transposed else drawn
+
+    return Block(
+        query=vectors(case.query_heads),
+        key=vectors(case.key_heads),
+        heads=list(case.heads),
+        regions=_regions(case, rows, device),
+        scaling=2 * case.width**-0.5,  # scores of a standard deviation of 2: some columns hold a large part of a row
+        sliding_window=case.window,
+        softcap=case.softcap,
+    )
+
+
+def _regions(case: Case, rows: int, device: str) -> Regions:
+    """The predicting row of each token; pictures after a sequence's first column. Padding points at column 0."""
+    size, longest = len(case.layout), max(length for *_, length in case.layout)
+    visible = torch.zeros(rows, case.columns, dtype=torch.bool)
+    tokens = torch.zeros(size, longest, dtype=torch.long)
+    row_mask = torch.zeros(size, longest, dtype=torch.bool)
+    columns = torch.zeros(size, max(case.images), dtype=torch.long)
+    column_mask = torch.zeros(size, max(case.images), dtype=torch.bool)
+    for response, ((source, start, end, length), images) in enumerate(zip(case.layout, case.images, strict=True)):
+        visible[source, start:end] = True
+        tokens[response, :length] = torch.arange(end - length, end)
+        row_mask[response, :length] = True
+        columns[response, :images] = torch.arange(start + 1, start + 1 + images)
+        column_mask[response, :images] = True
+    return Regions(
+        source=torch.tensor([source for source, *_ in case.layout], device=device),
+        start=torch.tensor([start * case.starts_known for _, start, *_ in case.layout], device=device),
+        visible=visible.to(device),
+        rows=(tokens - 1).clamp_min(0).to(device),
+        row_mask=row_mask.to(device),
+        tokens=tokens.to(device),
+        columns=columns.to(device),
+        column_mask=column_mask.to(device),
+    )
+
+
+def assert_same_capture(found: AttentionCapture, expected: AttentionCapture, *, atol: float = 1e-5) -> None:
+    """Equal in all that credit schemes read."""
+    for name in ("total", "peak", "image", "mass"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=atol, rtol=0)
+    torch.testing.assert_close(found.edges.strengths, expected.edges.strengths, atol=atol, rtol=0)
+
+
+def capture(block: Block, *, fused: bool | None) -> AttentionCapture:
+    """All that a reader makes of the block's layer, sinks and edges too."""
+    reader = AttentionReader(REQUEST, block.regions, fused=fused)
+    options = {"scaling": block.scaling, "sliding_window": block.sliding_window, "softcap": block.softcap}
+    reader.read_attention(0, block.query, block.key, **options)
+    return reader.result()
+
+
+def reference_lse(block: Block) -> torch.Tensor:
+    """[row heads column] in float64, for blocks where nothing but causality hides a column."""
+    assert not block.regions.start.any() and block.regions.visible.all() and block.sliding_window is None
+    key = block.key.double().repeat_interleave(block.query.shape[1] // block.key.shape[1], dim=1)
+    scores = block.query.double() @ key.transpose(2, 3) * block.scaling
+    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).logsumexp(-1)
+
+
+def assert_same(image: torch.Tensor, response: torch.Tensor, block: Block, *, atol: float = 1e-5) -> None:
+    """Equal to torch's masses on every token that is not padding; there they are finite."""
+    mask = block.regions.row_mask
+    found = (image.transpose(1, 2), response)
+    expected_image, expected_response = block.masses(with_response=True)
+    for mass, expected in zip(found, (expected_image.transpose(1, 2), expected_response), strict=True):
+        assert mass.dtype == torch.float32 and mass.shape == expected.shape and mass.isfinite().all()
+        torch.testing.assert_close(mass[mask], expected[mask], atol=atol, rtol=0)
+
+
+def kernel_results() -> dict:
+    """By case what the kernels find, and the captures that a reader makes of them."""
+    from atrl.credit.fused import fused_masses, log_sum_exp
+
+    results = {}
+    for name, case in CASES.items():
+        block = build(case)
+        results[name] = (*fused_masses(block, with_response=True), log_sum_exp(block))
+    given = build(CASES[CAUSAL_ONLY])
+    lse = reference_lse(given)
+    results["lse given"] = fused_masses(given, with_response=True, lse=lse)
+    results["lse of twice the sum given"] = fused_masses(given, with_response=False, lse=lse + math.log(2))
+    results["capture"] = capture(build(CASES["packed rows"]), fused=True)
+    return results
+
+
+if __name__ == "__main__":
+    torch.save(kernel_results(), sys.argv[1])

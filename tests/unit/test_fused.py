@@ -1,0 +1,142 @@
+"""The Triton kernels without a GPU: interpreted, against `Block.masses`; and compiled, but not run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from atrl.credit.attention import fused_available
+from tests.unit.fused_cases import (
+    CASES,
+    CAUSAL_ONLY,
+    PACKED,
+    Case,
+    assert_same,
+    assert_same_capture,
+    build,
+    capture,
+    reference_lse,
+)
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+SMALLEST_SHARED_MEMORY = 99 * 1024
+"""Bytes that one block may use on the GPUs of compute capability 8.6, 8.9 and 12.0, which have the least."""
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory) -> dict:
+    """What the kernels find in every case, from a process in which Triton interprets them."""
+    path = tmp_path_factory.mktemp("fused") / "results.pt"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    program = [sys.executable, "-m", "tests.unit.fused_cases", str(path)]
+    done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_torch(interpreted, name):
+    image, response, _ = interpreted[name]
+    assert_same(image, response, build(CASES[name]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_hold_masses_that_could_be_wrong(name):
+    """Far above the tolerance, wherever there is a picture or a second token; and a window takes some away."""
+    block = build(CASES[name])
+    image, response = block.masses(with_response=True)
+    mask = block.regions.row_mask
+    image = image.transpose(1, 2)[mask]
+    assert not any(CASES[name].images) or image.amax() > 0.04
+    assert response.shape[1] == 1 or response[mask].amax() > 0.1
+    if CASES[name].window:
+        assert ((image == 0) & block.regions.column_mask[mask.nonzero()[:, 0]][:, None]).any()
+
+
+def test_log_sum_exp_by_float64(interpreted):
+    block = build(CASES[CAUSAL_ONLY])
+    expected = reference_lse(block)
+    for response, (source, rows) in enumerate(zip(block.regions.source, block.regions.rows, strict=True)):
+        found = interpreted[CAUSAL_ONLY][2][response]
+        torch.testing.assert_close(found, expected[source][block.heads][:, rows].float(), atol=1e-5, rtol=0)
+
+
+def test_a_row_that_may_look_nowhere_reads_nothing(interpreted):
+    """Padding of a packed response points at a column before its sequence starts."""
+    image, response, lse = interpreted["packed rows"]
+    length = PACKED[2][3]
+    assert (lse[2, :, length:] == -torch.inf).all() and lse[2, :, :length].isfinite().all()
+    assert (image[2, :, length:] == 0).all() and (response[2, length:] == 0).all()
+    assert image[2, :, :length].amax() > 0.1
+
+
+def test_a_given_log_sum_exp_stands_in_for_the_first_pass(interpreted):
+    block = build(CASES[CAUSAL_ONLY])
+    assert_same(*interpreted["lse given"], block)
+    halved, response = interpreted["lse of twice the sum given"]
+    assert response is None
+    torch.testing.assert_close(2 * halved, block.masses(with_response=False)[0], atol=1e-5, rtol=0)
+
+
+def test_a_reader_makes_the_same_of_both(interpreted):
+    assert_same_capture(interpreted["capture"], capture(build(CASES["packed rows"]), fused=False))
+
+
+def test_fused_wherever_there_is_cuda():
+    assert fused_available(torch.device("cuda", 1)) and not fused_available(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "product"),
+    [(80, torch.bfloat16, 128, "mma.sync"), (90, torch.bfloat16, 80, "wgmma"), (90, torch.float32, 128, "fma.rn")],
+)
+def test_compiles_for_gpus(tmp_path, monkeypatch, capability, dtype, width, product):
+    """To machine code: in the type that was asked for, float32 not rounded to TF32, and within any GPU's memory."""
+    from atrl.credit import fused
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    block = build(Case(dtype=dtype, width=width, softcap=50.0))
+    regions, out = block.regions, torch.empty(1)
+    wanted = {"lse": out, "at": regions.tokens, "at_mask": regions.row_mask, "wanted": 9, "heads_each": 4}
+    for kernel, more in ((fused._log_sum_exp_kernel, {}), (fused._mass_kernel, wanted)):
+        compiled = compile_for(capability, kernel, {"out": out} | more | fused._options(block))
+        assert product in compiled.asm["ptx"] and "tf32" not in compiled.asm["ptx"] and compiled.asm["cubin"]
+        assert compiled.metadata.shared <= SMALLEST_SHARED_MEMORY
+
+
+def compile_for(capability: int, kernel, arguments: dict):
+    """The kernel as a launch with these arguments would compile it; aligned, like what torch allocates."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.bool: "*i1"}
+    signature, constants, aligned = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        value = arguments[name]
+        if name.isupper() or (name.endswith("_width") and value == 1):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = pointers[value.dtype]
+        else:
+            signature[name] = "i32" if isinstance(value, int) else "fp32"
+        if isinstance(value, torch.Tensor) or (name[:2] in ("q_", "k_") and value % 16 == 0):
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, aligned)
+    return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_stages": arguments["num_stages"]})
+
+
+def test_other_types_are_refused():
+    from atrl.credit.fused import fused_masses
+
+    block = build(Case(dtype=torch.float64))
+    with pytest.raises(AssertionError, match="no fused attention mass of"):
+        fused_masses(block, with_response=False)
