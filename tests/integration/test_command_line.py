@@ -108,7 +108,7 @@ def test_evaluate_scores_a_run_with_transformers(finished: Path) -> None:
 
 
 def test_evaluate_measures_what_the_pictures_are_worth(finished: Path) -> None:
-    """The model that ships reads: of 64 greedy answers 45 were right, 6 when blanked and 4 with another's picture."""
+    """The model that ships reads: of 64 greedy answers 45 were right, 6 when blanked and 3 with another's picture."""
     arguments = ("checkpoint=tiny", "rollout=transformers", "limit=64", "samples=0", "grounding=true")
     done = run("evaluate.py", *arguments, "hydra.run.dir=grounded", folder=finished)
     assert done.returncode == 0, done.stderr

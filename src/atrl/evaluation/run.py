@@ -129,11 +129,13 @@ def _table(result: dict[str, Any], scores: dict[str, Score], folder: Path) -> li
         counts = ", ".join(f"{count} {status}" for status, count in value.statuses.items())
         lines.append(f"  {label:8} {value.accuracy:.3f}  [{low:.3f}, {high:.3f}]  {counts}")
     if "grounding" in result:
-        true = result["grounding"]["true"]
-        lines.append(
-            f"  blank: greedy, each picture in its mean colour; swapped: with another problem's; with their own these "
-            f"{true['samples']} problems reach {true['accuracy']:.3f}"
-        )
+        true, left_out = result["grounding"]["true"], result["grounding"]["left_out"]
+        lines.append("  (greedy too; blank: each picture in its mean colour, swapped: another problem's picture)")
+        if left_out:
+            lines.append(
+                f"  {left_out} problems have no partner to swap with; the other {true['samples']} reach "
+                f"{true['accuracy']:.3f} with their own pictures"
+            )
     if result["blind"] is not None:
         lines.append(f"  {'blind':8} {result['blind']['accuracy']:.3f}  ({result['blind']['description']})")
     if result["dropped_prompts"]:
