@@ -54,6 +54,7 @@ class TrainerSettings:
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
     evaluate_every: int | None = None  # steps; null for only before and after
     evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report
+    grounding_samples: int = 128  # of these problems, also without their own pictures; 0 leaves that out
     checkpoint_every: int | None = None  # steps; null for only one at the end
 
     def __post_init__(self) -> None:
@@ -61,6 +62,7 @@ class TrainerSettings:
         at_least("trainer.max_steps", self.max_steps, 1, "each step takes one rollout batch")
         at_least("trainer.num_nodes", self.num_nodes, 1)
         at_least("trainer.evaluate_samples", self.evaluate_samples, 0, "0 leaves the evaluation out")
+        at_least("trainer.grounding_samples", self.grounding_samples, 0, "0 leaves the controls out")
         if self.devices != "auto":
             at_least("trainer.devices", self.devices, 1, "write trainer.accelerator=cpu to use no GPU")
         if self.threads is not None:
@@ -121,6 +123,7 @@ class EvaluateSettings:
 
     checkpoint: str
     samples: int = 8  # per problem, for avg@k; 0 scores greedily alone
+    grounding: bool = False  # also greedily with the pictures blanked, and with another problem's
     limit: int | None = 512  # at most so many problems; null for all
     threads: int | None = None  # null for all cores
     seed: int = 0
@@ -144,16 +147,7 @@ SECTIONS: dict[str, type] = {
 ROOTS: dict[str, dict[str, type]] = {"train": SECTIONS, "evaluate": {"": EvaluateSettings}}
 """The sections of each primary config, by its name in ``conf/``."""
 
-COMPONENTS: tuple[str, ...] = (
-    "algorithm",
-    "callbacks",
-    "credit",
-    "data",
-    "logger",
-    "model",
-    "reward",
-    "rollout",
-)
+COMPONENTS: tuple[str, ...] = ("algorithm", "callbacks", "credit", "data", "logger", "model", "reward", "rollout")
 """The groups that hold components: nodes with a ``_target_``, or lists or named sets of such."""
 
 

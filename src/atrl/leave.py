@@ -18,6 +18,7 @@ from atrl.pipeline import main_process
 from atrl.types import Status
 
 if TYPE_CHECKING:
+    from atrl.evaluation.score import Score
     from atrl.models.load import LoadedModel
     from atrl.pipeline import Data, Parts
     from atrl.stages import TrainingOutcome, WarmUpOutcome
@@ -168,6 +169,8 @@ def closing_words(
             f"  before  {_with_interval(accuracy['before'], accuracy['before_ci95'])}",
             f"  after   {_with_interval(accuracy['after'], accuracy['after_ci95'])}",
         ]
+    if trained is not None and trained.grounding is not None:
+        lines.append(picture_line(trained.grounding))
     if data.baseline is not None:
         lines.append(f"  blind   {data.baseline['accuracy']:.3f}  ({data.baseline['description']})")
     if trained is not None:
@@ -191,6 +194,13 @@ def closing_words(
         "  python train.py credit=uniform",
         "  python train.py credit.anchor_ratio=0.3 seed=1",
     ]
+
+
+def picture_line(grounding: dict[str, Score]) -> str:
+    """What the policy owes to its pictures, in one line of the closing words."""
+    true, blank, swapped = (grounding[name].accuracy for name in ("true", "blank", "swapped"))
+    which = f"(after, {grounding['true'].samples} of these)"
+    return f"  picture {true:.3f} with it, {blank:.3f} blanked, {swapped:.3f} with another's  {which}"
 
 
 def _with_interval(value: float, interval: list[float]) -> str:

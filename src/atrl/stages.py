@@ -11,11 +11,13 @@ from lightning import Callback, Trainer
 from atrl.callbacks.anchor_credit import AnchorCreditCallback
 from atrl.callbacks.checkpoint import CheckpointCallback
 from atrl.callbacks.evaluate import EvaluateCallback
+from atrl.callbacks.grounding import GroundingCallback
 from atrl.callbacks.progress import StepProgressBar
 from atrl.callbacks.record import RecordCallback
 from atrl.callbacks.rollout import RolloutCallback
 from atrl.data.loader import PromptLoader
 from atrl.data.prompts import banned_token_ids
+from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, several_processes
@@ -47,6 +49,8 @@ class TrainingOutcome:
     credit: AnchorCreditCallback | None
     before: Score | None
     after: Score | None
+    grounding: dict[str, Score] | None
+    """After training: "true", "blank" and "swapped", on the same problems; None where it was not measured."""
     dropped: list[str]
     """Ids of the problems whose prompts were too long, held-out ones included."""
 
@@ -106,12 +110,16 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     handle = parts.rollout.handle(loaded, listed)
     rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
     credit = None if parts.credit is None else AnchorCreditCallback(parts.credit, loaded.processor)
-    evaluate, held_out = None, builder.build_all(data.test)
+    evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
         evaluate = EvaluateCallback(
             held_out.prompts, samples=1, every=parts.trainer.evaluate_every, seed=parts.run.seed
         )
-    callbacks = [rollout, credit, evaluate, record, CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)]
+        controls = build_controls(held_out.prompts[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
+        if controls.true:
+            grounding = GroundingCallback(controls, evaluate, parts.folder)
+    saving = CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)
+    callbacks = [rollout, credit, evaluate, grounding, record, saving]
     bound = [entry for entry in callbacks if entry is not None]
     trainer = build_trainer(parts, [*bound, *watchers, StepProgressBar()])
     trainer.fit(module, loader)
@@ -121,6 +129,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         credit=credit,
         before=evaluate and evaluate.before,
         after=evaluate and evaluate.after,
+        grounding=grounding and grounding.after,
         dropped=sorted({*loader.dropped, *held_out.dropped}),
     )
 

@@ -55,5 +55,7 @@ def _logged_in() -> bool:
 
 def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Log `metrics` for this training step; `LightningModule.log` would repeat them at every later one."""
+    # Before the first batch the loop stands at -1, which no chart has a place for.
+    step = max(0, trainer.fit_loop.total_batch_idx)
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.fit_loop.total_batch_idx)
+        logger.log_metrics(metrics, step=step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run("train.py", "rollout=transformers", "seed=3", "hydra.run.dir=chosen", *SMALL, folder=folder)
     assert done.returncode == 0, done.stderr
     assert "sampled accuracy on 8 held-out problems" in done.stdout
+    assert re.search(
+        r"\n  picture 0\.\d{3} with it, 0\.\d{3} blanked, 0\.\d{3} with another's  \(after, 8 of", done.stdout
+    )
     return folder
 
 
@@ -58,7 +62,14 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     assert (summary["seed"], summary["steps"], summary["rollout"]["engine"]) == (3, 2, "transformers")
     assert sum(summary["rewards"].values()) == 2 * 2 * 4
     assert summary["accuracy"]["samples"] == 8
-    for name in ("config.yaml", "metrics.csv", "report.html", "checkpoints/last.ckpt", "model/model.safetensors"):
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "report.html",
+        "checkpoints/last.ckpt",
+        "model/model.safetensors",
+        "grounding.json",
+    ):
         assert (chosen / name).is_file(), name
     assert (finished / "outputs" / "latest").resolve() == chosen.resolve()
 
@@ -137,6 +148,31 @@ def test_the_warm_up_alone(tmp_path: Path) -> None:
     assert (tmp_path / "sft" / "model" / "model.safetensors").is_file()
 
 
+def test_evaluate_measures_what_the_pictures_are_worth(finished: Path) -> None:
+    """The model that ships reads: of 64 greedy answers 45 were right, 6 when blanked and 3 with another's picture."""
+    arguments = ("checkpoint=tiny", "rollout=transformers", "limit=64", "samples=0", "grounding=true")
+    done = run("evaluate.py", *arguments, "hydra.run.dir=grounded", folder=finished)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((finished / "grounded" / "evaluation.json").read_text())
+    true, blank, swapped = (result["grounding"][name] for name in ("true", "blank", "swapped"))
+    assert true["accuracy"] == result["greedy"]["accuracy"]
+    assert {found["samples"] for found in (true, blank, swapped)} == {64}
+    assert (result["grounding"]["left_out"], result["grounding"]["same_answer"]) == (0, 0)
+    # Far apart: the intervals do not even come near each other.
+    assert max(blank["ci95"][1], swapped["ci95"][1]) < true["ci95"][0] - 0.2
+    rows = [json.loads(line) for line in (finished / "grounded" / "responses.jsonl").read_text().splitlines()]
+    assert [row["mode"] for row in rows] == ["greedy"] * 64 + ["blank"] * 64 + ["swapped"] * 64
+    for name in ("blank", "swapped"):
+        assert f"  {name:8} {result['grounding'][name]['accuracy']:.3f}  [" in done.stdout
+
+
+def test_grounding_needs_pictures_to_exchange(finished: Path) -> None:
+    path = problems_file(finished, [{**ROW, "id": name} for name in ("p1", "p2")], {"a.png": None})
+    arguments = ("checkpoint=tiny", "rollout=transformers", "data=jsonl", path, "data.test_fraction=1")
+    done = run("evaluate.py", *arguments, "grounding=true", folder=finished)
+    check_refusal(done, ["grounding=true", "different pictures", "2 problems", "grounding=false"])
+
+
 @needs_vllm
 def test_evaluate_loads_the_exported_model_in_vllm(finished: Path) -> None:
     arguments = ("checkpoint=outputs/latest", "rollout=vllm", "limit=6", "samples=0")
@@ -168,6 +204,7 @@ ROW = {"id": "p1", "problem": "<image>What is it?", "answer": "4", "images": ["a
         (["trainer.max_step=3"], ["trainer.max_step", "trainer.max_steps"]),
         (["credit=atlr"], ["atlr", "atrl"]),
         (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
+        (["trainer.grounding_samples=-1"], ["trainer.grounding_samples", "-1", "0"]),
         (["credit.reduction=peek"], ["credit.reduction", "peek", "peak"]),
         (["credit.anchor_ratio=1.5"], ["credit.anchor_ratio", "1.5"]),
         (["experiment=easy_vqu"], ["easy_vqu", "easy_vqa"]),

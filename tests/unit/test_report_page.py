@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from report_run import COMMAND, HOSTILE, summary, write_run
+from report_run import COMMAND, HOSTILE, grounding, summary, write_run
 
 from atrl.report import __main__ as command_line
 from atrl.report.build import write_report
@@ -91,6 +91,19 @@ def test_page_tells_the_run(page_text, run_dir):
     assert not list(run_dir.glob("*.part"))
 
 
+def test_page_shows_what_the_pictures_are_worth(page_text):
+    table = re.search(r'<div class="grounding">(.*?)</table>', page_text, re.DOTALL).group(1)
+    rows = [re.sub(r"<[^>]*>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", table)]
+    # `split` takes the thin space before a sign for a space like any other.
+    assert [" ".join(row) for row in rows] == [
+        "the same problems before after",
+        "with their own pictures 44.5 % 36.2 – 53.1 % 85.9 % 78.9 – 90.9 %",
+        "pictures blanked 11.7 % 7.2 – 18.4 % 12.5 % 7.8 – 19.3 %",
+        "another problem’s pictures 10.2 % 6.0 – 16.6 % 8.6 % 4.9 – 14.7 %",
+    ]
+    assert "n = 128 of the held-out problems" in page_text
+
+
 def test_report_is_deterministic(run_dir, page_text):
     assert write_report(run_dir).read_text(encoding="utf-8") == page_text
 
@@ -105,6 +118,7 @@ def test_report_of_a_bare_summary_says_what_is_missing(tmp_path):
         "Not logged in this run: Reward, Status of rollouts",
     ):  # fmt: skip
         assert words in text, words
+    assert "What the pictures are worth" not in text
 
 
 # --- Bad input
@@ -132,6 +146,24 @@ def test_malformed_samples_are_named_in_one_line(tmp_path, change, message):
         advantage=0.5, reward=1.0, parts={}, status="right", images=[],
     )  # fmt: skip
     (tmp_path / "samples.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        RunFolder.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accuracy": 1.5}, r"grounding\.json: after\.blank\.accuracy: .*less than or equal to 1"),
+        ({"ci95": [0.1]}, r"grounding\.json: after\.blank\.ci95"),
+        (None, r"grounding\.json: after\.blank: .*: write the file again"),
+    ],
+)
+def test_malformed_grounding_is_named_in_one_line(tmp_path, change, message):
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    found = grounding()
+    found["after"]["blank"] = None if change is None else found["after"]["blank"] | change
+    (tmp_path / "grounding.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match=message) as caught:
         RunFolder.read(tmp_path)
     assert "\n" not in str(caught.value)

@@ -31,20 +31,21 @@ class EvaluateCallback(Callback):
 
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training found it."""
-        self.before = self._score(pl_module)
+        self.before = self.score(pl_module, self._prompts)
 
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
         """Log `eval/accuracy` every so many steps."""
         if self._every and pl_module.steps_done % self._every == 0:
-            log_once(trainer, {"eval/accuracy": self._score(pl_module).accuracy})
+            log_once(trainer, {"eval/accuracy": self.score(pl_module, self._prompts).accuracy})
 
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training leaves it."""
-        self.after = self._score(pl_module)
+        self.after = self.score(pl_module, self._prompts)
 
-    def _score(self, pl_module: PolicyModule) -> Score:
+    def score(self, pl_module: PolicyModule, prompts: Sequence[Prompt]) -> Score:
+        """The policy on `prompts`; a problem's random numbers depend on its id alone, whatever its pictures are."""
         with pl_module.timer.phase("evaluate"):
             rollouts = pl_module.rollouts
             sampling = held_out_sampling(rollouts.sampling, samples=self._samples)
             seed = f"{self._seed}/held-out"
-            return score_together(rollouts.sampler, self._prompts, pl_module.reward, sampling, seed=seed)
+            return score_together(rollouts.sampler, prompts, pl_module.reward, sampling, seed=seed)

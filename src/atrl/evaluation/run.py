@@ -1,4 +1,4 @@
-"""One evaluation: a checkpoint, a test split, greedy accuracy and avg@k."""
+"""One evaluation: a checkpoint, a test split, greedy accuracy, avg@k and what is left without the pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from atrl.config import EvaluateSettings, check_config, read_section
-from atrl.evaluation.score import Score, held_out_sampling, score
+from atrl.evaluation.grounding import Controls, build_controls, in_short, swapped
+from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
+
+MODES = ("greedy", "sampled")
+"""How problems are answered with their own pictures."""
 
 
 def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -30,7 +34,12 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     model.check()
     problems = list(source.load("test")[: settings.limit])
     reward.check(problems)
-    scores, dropped = _answer(settings, model, rollout, reward, problems, folder)
+    if settings.grounding and not swapped(problems, settings.seed).problems:
+        raise ValueError(
+            f"grounding=true needs two problems with different pictures, got none among {len(problems)} problems: "
+            "raise limit, or set grounding=false"
+        )
+    scores, controls, dropped = _answer(settings, model, rollout, reward, problems, folder)
     result = {
         "checkpoint": settings.checkpoint,
         "data": source.name,
@@ -38,7 +47,8 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
         "problems": len(problems) - len(dropped),
         "dropped_prompts": len(dropped),
         "engine": rollout.sampler.name,
-        **{name: _as_json(value) for name, value in scores.items()},
+        **{name: _as_json(value) for name, value in scores.items() if name in MODES},
+        **({} if controls is None else {"grounding": _grounding(controls, scores)}),
         "blind": source.baseline(),
     }
     text = json.dumps(result, indent=2) + "\n"
@@ -50,27 +60,46 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _answer(settings, model, rollout, reward, problems, folder: Path) -> tuple[dict[str, Score], list[str]]:
+def _answer(
+    settings, model, rollout, reward, problems, folder: Path
+) -> tuple[dict[str, Score], Controls | None, list[str]]:
     import torch
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     loaded = model.load(folder)
-    built = rollout.prompt_builder(loaded, model.instruction).build_all(problems)
+    builder = rollout.prompt_builder(loaded, model.instruction)
+    built = builder.build_all(problems)
+    controls = build_controls(built.prompts, builder, seed=settings.seed) if settings.grounding else None
     sampler = rollout.sampler
     sampler.start(rollout.handle(loaded, problems))
     try:
-        draw = {"greedy": held_out_sampling(rollout.sampling, samples=1, greedy=True)}
+        greedy = held_out_sampling(rollout.sampling, samples=1, greedy=True)
+        draw = {"greedy": (built.prompts, greedy)}
         if settings.samples:
-            draw["sampled"] = held_out_sampling(rollout.sampling, samples=settings.samples)
+            draw["sampled"] = (built.prompts, held_out_sampling(rollout.sampling, samples=settings.samples))
+        if controls is not None:
+            draw |= {"blank": (controls.blank, greedy), "swapped": (controls.swapped, greedy)}
         scores = {
-            name: score(sampler, built.prompts, reward, sampling, seed=f"{settings.seed}/{name}")
-            for name, sampling in draw.items()
+            name: score(sampler, prompts, reward, sampling, seed=f"{settings.seed}/{name}")
+            for name, (prompts, sampling) in draw.items()
         }
     finally:
         sampler.close()
         reward.close()
-    return scores, built.dropped
+    return scores, controls, built.dropped
+
+
+def _grounding(controls: Controls, scores: dict[str, Score]) -> dict[str, Any]:
+    """Greedy accuracies of the same problems; "true" is not that of "greedy" where some have no partner."""
+    true = on_problems(scores["greedy"], {prompt.problem.id for prompt in controls.true})
+    return {
+        "true": in_short(true),
+        "blank": in_short(scores["blank"]),
+        "swapped": in_short(scores["swapped"]),
+        "left_out": controls.left_out,
+        "same_answer": controls.same_answer,
+    }
 
 
 def _as_json(value: Score) -> dict[str, Any]:
@@ -95,10 +124,18 @@ def _write_responses(path: Path, scores: dict[str, Score]) -> None:
 def _table(result: dict[str, Any], scores: dict[str, Score], folder: Path) -> list[str]:
     lines = [f"{result['checkpoint']} on {result['problems']} {result['data']} problems"]
     for name, value in scores.items():
-        label = "greedy" if name == "greedy" else f"avg@{result[name]['samples_per_problem']}"
+        label = f"avg@{result[name]['samples_per_problem']}" if name == "sampled" else name
         low, high = value.ci95
         counts = ", ".join(f"{count} {status}" for status, count in value.statuses.items())
         lines.append(f"  {label:8} {value.accuracy:.3f}  [{low:.3f}, {high:.3f}]  {counts}")
+    if "grounding" in result:
+        true, left_out = result["grounding"]["true"], result["grounding"]["left_out"]
+        lines.append("  (greedy too; blank: each picture in its mean colour, swapped: another problem's picture)")
+        if left_out:
+            lines.append(
+                f"  {left_out} problems have no partner to swap with; the other {true['samples']} reach "
+                f"{true['accuracy']:.3f} with their own pictures"
+            )
     if result["blind"] is not None:
         lines.append(f"  {'blind':8} {result['blind']['accuracy']:.3f}  ({result['blind']['description']})")
     if result["dropped_prompts"]:

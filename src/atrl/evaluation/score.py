@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,18 @@ def _summed_up(scores: Sequence[Score]) -> Score:
     """The score on all the problems that `scores` are of."""
     groups = [group for score in scores for group in score.groups]
     return _of(groups, [rewards for score in scores for rewards in score.rewards])
+
+
+def on_problems(score: Score, ids: Collection[str]) -> Score:
+    """The part of `score` that is of the problems with these ids.
+
+    Raises:
+        ValueError: if it is of none of them.
+    """
+    kept = [pair for pair in zip(score.groups, score.rewards, strict=True) if pair[0].prompt.problem.id in ids]
+    if not kept:
+        raise ValueError(f"none of the {len(score.groups)} problems that were scored is among the {len(ids)} asked for")
+    return _of([group for group, _ in kept], [rewards for _, rewards in kept])
 
 
 def _of(groups: list[RolloutGroup], rewards: list[list[Reward]]) -> Score:

@@ -25,8 +25,8 @@ def write_report(run_dir: Path) -> Path:
     (curves, samples, config) are left out, and the page says so.
 
     Args:
-        run_dir: holds `summary.json`, and may hold `metrics.csv`, `samples.jsonl` with its pictures, `config.yaml` and
-            `command.txt`.
+        run_dir: holds `summary.json`, and may hold `metrics.csv`, `grounding.json`, `samples.jsonl` with its pictures,
+            `config.yaml` and `command.txt`.
 
     Returns:
         The file's path.
@@ -64,6 +64,7 @@ def render(run: RunFolder) -> str:
         script_hash=_hash(script),
         summary=run.summary,
         verdict=figures.verdict(run.summary.accuracy),
+        grounding=run.grounding,
         facts=figures.key_facts(run.summary),
         charts=[(chart, Markup(chart.svg)) for chart in charts],
         absent=absent,

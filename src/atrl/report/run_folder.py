@@ -97,6 +97,29 @@ class Summary(_Record):
     rewards: StatusCounts
 
 
+class Measured(_Record):
+    """An accuracy with its 95 % interval."""
+
+    accuracy: Share
+    ci95: tuple[Share, Share]
+    samples: Count
+
+
+class Controlled(_Record):
+    """Accuracy on the same problems with their own pictures, with these blanked, and with another problem's."""
+
+    true: Measured
+    blank: Measured
+    swapped: Measured
+
+
+class Grounding(_Record):
+    """`grounding.json`."""
+
+    before: Controlled
+    after: Controlled
+
+
 class Sample(_Record):
     """One recorded rollout: a line of `samples.jsonl`. What the model wrote in it is hostile input."""
 
@@ -153,6 +176,7 @@ class RunFolder:
     samples: list[Sample]
     config: str | None
     command: str | None
+    grounding: Grounding | None = None
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
@@ -164,7 +188,7 @@ class RunFolder:
         summary_file = path / "summary.json"
         if not summary_file.is_file():
             raise ValueError(f"{summary_file} not found: name the folder of a finished run, such as outputs/latest")
-        metrics_file = path / "metrics.csv"
+        metrics_file, grounding = path / "metrics.csv", _read_text(path / "grounding.json")
         return cls(
             path=path,
             summary=_parse(Summary, summary_file.read_text(encoding="utf-8"), str(summary_file)),
@@ -172,6 +196,7 @@ class RunFolder:
             samples=_read_samples(path / "samples.jsonl"),
             config=_read_text(path / "config.yaml"),
             command=_read_text(path / "command.txt"),
+            grounding=None if grounding is None else _parse(Grounding, grounding, str(path / "grounding.json")),
         )
 
 

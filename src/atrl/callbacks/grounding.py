@@ -1,0 +1,62 @@
+"""Whether the policy reads its pictures: held-out accuracy beside that with them blanked and with another problem's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback
+
+from atrl import parallel
+from atrl.callbacks.evaluate import EvaluateCallback
+from atrl.evaluation.grounding import Controls, in_short
+from atrl.evaluation.score import Score, on_problems
+from atrl.module import PolicyModule
+from atrl.tracking import log_once
+
+
+class GroundingCallback(Callback):
+    """Scores the policy on the controls before and after training, logs the three and writes `grounding.json`.
+
+    The true accuracy is that of `evaluation`'s own rollouts on the same problems, which would only be drawn again: the
+    seeds are the same, and so each problem's random numbers in all three.
+
+    Args:
+        controls: of problems that `evaluation` scores.
+        evaluation: must come before this callback.
+        folder: of the run.
+    """
+
+    def __init__(self, controls: Controls, evaluation: EvaluateCallback, folder: Path) -> None:
+        self._controls, self._evaluation, self._path = controls, evaluation, folder / "grounding.json"
+        self.before: dict[str, Score] | None = None
+        self.after: dict[str, Score] | None = None
+
+    def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
+        """The policy as training found it."""
+        self.before = self._measure(trainer, pl_module, self._evaluation.before)
+
+    def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
+        """The policy as training leaves it; both go to the file."""
+        self.after = self._measure(trainer, pl_module, self._evaluation.after)
+        if parallel.rank() == 0:
+            self._path.write_text(json.dumps(self._as_json(), indent=2) + "\n", encoding="utf-8")
+
+    def _measure(self, trainer, pl_module: PolicyModule, true: Score | None) -> dict[str, Score]:
+        assert true is not None, "EvaluateCallback must come before GroundingCallback"
+        scores = {
+            "true": on_problems(true, {prompt.problem.id for prompt in self._controls.true}),
+            "blank": self._evaluation.score(pl_module, self._controls.blank),
+            "swapped": self._evaluation.score(pl_module, self._controls.swapped),
+        }
+        log_once(trainer, {f"grounding/{name}": score.accuracy for name, score in scores.items()})
+        return scores
+
+    def _as_json(self) -> dict[str, Any]:
+        moments = {"before": self.before, "after": self.after}
+        return {
+            **{moment: {name: in_short(score) for name, score in found.items()} for moment, found in moments.items()},
+            "left_out": self._controls.left_out,
+            "same_answer": self._controls.same_answer,
+        }

@@ -1,0 +1,183 @@
+"""Two controls that tell reading from guessing: the picture blanked, and another problem's picture in its place.
+
+An accuracy says nothing of where the answers came from. What is left of it without the picture was guessed from the
+question. With another problem's picture, a policy that reads answers *that* picture and is wrong, and one that only
+needs any picture at all before it says what is usual is as right as before.
+
+- **Blanked** is the picture's own size and mean colour. The size keeps the prompt the same token for token, and the
+  colour keeps the vision tower within what it knows: black, white or noise would be a new kind of picture, and failing
+  on it would show surprise and not blindness. What stays is the tint, so where a problem asks for a colour the blank
+  gives a little away and `swapped` is the one to look at.
+- **Swapped** deals the pictures out again among problems that have as many: a permutation without a fixed point, so
+  both sides hold the same questions and the same pictures, and differ in the pairing alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from atrl.data.images import open_image
+from atrl.types import Problem, Prompt
+
+if TYPE_CHECKING:
+    from atrl.data.prompts import PromptBuilder
+    from atrl.evaluation.score import Score
+
+_SAME_PICTURES, _SAME_ANSWER, _OTHER_QUESTION = 100, 4, 1
+"""What is wrong with a partner. Two of the lesser faults together weigh less than one of the next worse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Problems with each other's pictures, in their old order."""
+
+    problems: list[Problem]
+    left_out: list[str]
+    """Ids of those without a picture, or without another problem that has as many pictures and not the same."""
+    same_answer: list[str]
+    """Ids of those in `problems` whose pictures come from a problem with the same gold answer: they prove nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Controls:
+    """The same problems three times, in the same order."""
+
+    true: list[Prompt]
+    blank: list[Prompt]
+    swapped: list[Prompt]
+    left_out: int
+    """Problems without a partner, or that are too long with its pictures."""
+    same_answer: int
+    """Problems in the lists whose partner has the same gold answer."""
+
+
+def blanked(problems: Iterable[Problem]) -> list[Problem]:
+    """Every picture replaced by one of its size (upright) in its mean colour.
+
+    Raises:
+        ValueError: as `open_image`.
+    """
+    return [
+        replace(problem, images=tuple(_blank(open_image(image, problem_id=problem.id)) for image in problem.images))
+        for problem in problems
+    ]
+
+
+def swapped(problems: Sequence[Problem], seed: int) -> Swap:
+    """Every problem with the pictures of another that has as many of them; sizes may differ.
+
+    A partner's pictures must differ from the problem's own: a data set may ask several questions of one picture. Its
+    gold answer should differ too, because a swap that keeps the answer proves nothing; where one answer is that of
+    more than half of the problems some must keep it, and they are named. Among such partners those with the same
+    question come first: only there is it certain that a different gold answer is a different answer to *this*
+    question.
+
+    Args:
+        problems: with unique ids.
+        seed: of the pairing.
+
+    Raises:
+        ValueError: as `open_image`.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, problem in enumerate(problems):
+        groups[len(problem.images)].append(index)
+    partners: dict[int, int] = {}
+    for count, members in groups.items():
+        if count:
+            chosen = _partners([problems[index] for index in members], random.Random(f"{seed}/swap/{count}"))
+            partners |= {members[index]: members[partner] for index, partner in chosen.items()}
+    pairs = [(problems[index], problems[partners[index]]) for index in sorted(partners)]
+    return Swap(
+        problems=[replace(problem, images=partner.images) for problem, partner in pairs],
+        left_out=[problem.id for index, problem in enumerate(problems) if index not in partners],
+        same_answer=[problem.id for problem, partner in pairs if _answer(problem) == _answer(partner)],
+    )
+
+
+def build_controls(prompts: Sequence[Prompt], builder: PromptBuilder, *, seed: int) -> Controls:
+    """The controls of problems whose prompts are built already; of each problem all three prompts fit.
+
+    Raises:
+        ValueError: as `open_image`.
+    """
+    swap = swapped([prompt.problem for prompt in prompts], seed)
+    with_others = builder.build_all(swap.problems).prompts
+    kept = {prompt.problem.id for prompt in with_others}
+    true = [prompt for prompt in prompts if prompt.problem.id in kept]
+    return Controls(
+        true=true,
+        blank=[builder.build(problem) for problem in blanked(prompt.problem for prompt in true)],
+        swapped=with_others,
+        left_out=len(prompts) - len(true),
+        same_answer=len(kept.intersection(swap.same_answer)),
+    )
+
+
+def in_short(score: Score) -> dict[str, float | int | list[float]]:
+    """What `grounding.json` holds of one score."""
+    return {"accuracy": score.accuracy, "ci95": list(score.ci95), "samples": score.samples}
+
+
+def _blank(picture: Image.Image) -> Image.Image:
+    colour = np.asarray(picture).reshape(-1, 3).mean(axis=0).round().astype(int)
+    return Image.new("RGB", picture.size, tuple(colour.tolist()))
+
+
+def _partners(problems: Sequence[Problem], rng: random.Random) -> dict[int, int]:
+    """For each index the one whose pictures it gets; those that no pairing found different pictures for are missing.
+
+    From a random cycle through all, partners are exchanged in pairs for as long as that mends a fault. Where no
+    exchange gives a problem different pictures any more, all others hold those already: no pairing leaves out fewer.
+    """
+    pictures, answers, questions = (
+        _numbered([of(problem) for problem in problems])
+        for of in (_pictures, _answer, lambda problem: problem.question)
+    )
+    everyone = np.arange(len(problems))
+    order = rng.sample(range(len(problems)), len(problems))
+    partner = np.empty_like(everyone)
+    partner[order] = np.roll(order, 1)
+
+    def faults(problem, other):
+        return (
+            _SAME_PICTURES * (pictures[problem] == pictures[other])
+            + _SAME_ANSWER * (answers[problem] == answers[other])
+            + _OTHER_QUESTION * (questions[problem] != questions[other])
+        )
+
+    mended = True
+    while mended:
+        mended = False
+        for index in order:
+            now = faults(index, partner[index]) + faults(everyone, partner)
+            gain = now - faults(index, partner) - faults(everyone, partner[index])
+            best = int(gain.argmax())
+            if gain[best] > 0:
+                partner[[index, best]] = partner[[best, index]]
+                mended = True
+    return {index: int(other) for index, other in enumerate(partner) if pictures[index] != pictures[other]}
+
+
+def _numbered(values: Sequence[Hashable]) -> np.ndarray:
+    """[value] a number for each, the same for equal ones."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return np.array([numbers[value] for value in values])
+
+
+def _pictures(problem: Problem) -> tuple[bytes, ...]:
+    """The content of the pictures: the same one may lie in several files, or in memory several times."""
+    opened = [open_image(image, problem_id=problem.id) for image in problem.images]
+    return tuple(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest() for image in opened)
+
+
+def _answer(problem: Problem) -> str:
+    return problem.answer.strip().casefold()

@@ -1,0 +1,213 @@
+"""The two controls: what is left of a picture, who gets whose, and that nothing given is changed."""
+
+from __future__ import annotations
+
+import random
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from atrl.data.prompts import PromptBuilder
+from atrl.evaluation.grounding import blanked, build_controls, swapped
+from atrl.evaluation.score import Score, on_problems
+from atrl.types import Problem, Prompt, Reward, Rollout, RolloutGroup, Status
+
+
+def picture(number: int, size: tuple[int, int] = (2, 2)) -> Image.Image:
+    """One of a kind: its colour is its number."""
+    return Image.new("RGB", size, (number % 256, number // 256, 7))
+
+
+def problem(name: str, *images, answer: str = "1", question: str = "?") -> Problem:
+    return Problem(id=name, question="<image>" * len(images) + question, answer=answer, images=images)
+
+
+def numbers(problem: Problem) -> list[int]:
+    return [image.getpixel((0, 0))[0] for image in problem.images]
+
+
+# --- Blanked
+
+
+def test_a_blank_has_the_pictures_size_and_mean_colour():
+    # Means over the four pixels: (0 + 10 + 20 + 30)/4 = 15, (0 + 0 + 0 + 255)/4 = 63.75, (1 + 1 + 1 + 2)/4 = 1.25.
+    pixels = [[[0, 0, 1], [10, 0, 1]], [[20, 0, 1], [30, 255, 2]]]
+    given_problem = problem("p", Image.fromarray(np.array(pixels, dtype=np.uint8)), picture(9, (5, 3)))
+    (blank,) = blanked([given_problem])
+    assert [image.size for image in blank.images] == [(2, 2), (5, 3)]
+    assert [image.getcolors() for image in blank.images] == [[(4, (15, 64, 1))], [(15, (9, 0, 7))]]
+    assert (blank.id, blank.question, blank.answer) == ("p", "<image><image>?", "1")
+    assert np.asarray(given_problem.images[0]).tolist() == pixels
+
+
+def test_a_file_is_blanked_upright_and_transparency_is_white(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, shown upright
+    Image.new("RGB", (6, 2), (10, 20, 30)).save(tmp_path / "lying.png", exif=exif)
+    Image.new("RGBA", (3, 3), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    written = [(tmp_path / name).read_bytes() for name in ("lying.png", "clear.png")]
+    (blank,) = blanked([problem("p", tmp_path / "lying.png", tmp_path / "clear.png")])
+    assert [(image.size, image.getpixel((0, 0))) for image in blank.images] == [
+        ((2, 6), (10, 20, 30)), ((3, 3), (255, 255, 255)),
+    ]  # fmt: skip
+    assert [(tmp_path / name).read_bytes() for name in ("lying.png", "clear.png")] == written
+
+
+def test_a_picture_that_can_not_be_read_is_named(tmp_path):
+    for control in (blanked, lambda problems: swapped(problems, 0)):
+        with pytest.raises(ValueError, match=r"problem p: image .*gone\.png is missing"):
+            control([problem("p", tmp_path / "gone.png"), problem("q", picture(1))])
+
+
+# --- Swapped
+
+
+@given(st.integers(2, 40), st.integers(0, 5))
+@settings(deadline=None, max_examples=40)
+def test_a_swap_deals_every_picture_out_once_and_to_no_one_its_own(count, seed):
+    problems = [problem(f"p{i}", picture(i), answer=str(i)) for i in range(count)]
+    swap = swapped(problems, seed)
+    assert (swap.left_out, swap.same_answer) == ([], [])
+    given_numbers = [numbers(changed)[0] for changed in swap.problems]
+    assert sorted(given_numbers) == list(range(count))
+    assert all(number != index for index, number in enumerate(given_numbers))
+    assert [(changed.id, changed.question, changed.answer) for changed in swap.problems] == [
+        (original.id, original.question, original.answer) for original in problems
+    ]
+    assert [numbers(original) for original in problems] == [[i] for i in range(count)]
+
+
+def test_the_seed_decides_and_global_random_state_does_not():
+    problems = [problem(f"p{i}", picture(i), answer=str(i)) for i in range(30)]
+    random.seed(1)
+    first = [numbers(changed) for changed in swapped(problems, 0).problems]
+    random.seed(2)
+    assert [numbers(changed) for changed in swapped(problems, 0).problems] == first
+    assert [numbers(changed) for changed in swapped(problems, 1).problems] != first
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=7), st.integers(0, 3))
+@settings(deadline=None, max_examples=60)
+def test_as_few_as_possible_keep_their_answer(answers, seed):
+    """The best of all pairings without a fixed point, by trying each."""
+    problems = [problem(f"p{i}", picture(i), answer=answer) for i, answer in enumerate(answers)]
+    best = min(
+        sum(answers[i] == answers[j] for i, j in enumerate(order))
+        for order in permutations(range(len(answers)))
+        if all(i != j for i, j in enumerate(order))
+    )
+    swap = swapped(problems, seed)
+    kept = [p.id for p in swap.problems if answers[numbers(p)[0]] == p.answer]
+    assert swap.same_answer == kept
+    assert len(kept) == best
+
+
+def test_answers_that_differ_in_case_or_spaces_are_the_same():
+    names = ("Yes", " yes", "no", "NO ")
+    problems = [problem(f"p{i}", picture(i), answer=answer) for i, answer in enumerate(names)]
+    swap = swapped(problems, 0)
+    assert swap.same_answer == []
+    assert [{0: "y", 1: "y", 2: "n", 3: "n"}[numbers(changed)[0]] for changed in swap.problems] == ["n", "n", "y", "y"]
+
+
+def test_the_same_question_is_preferred_where_its_answers_differ():
+    """Questions a and b have two answers each and pair up among themselves; both of c's answers are the same."""
+    rows = [("a", "1"), ("b", "3"), ("c", "5"), ("a", "2"), ("b", "4"), ("c", "5")]
+    problems = [problem(f"p{i}", picture(i), question=q, answer=answer) for i, (q, answer) in enumerate(rows)]
+    for seed in range(20):
+        swap = swapped(problems, seed)
+        asked = [(rows[i][0], rows[numbers(changed)[0]][0]) for i, changed in enumerate(swap.problems)]
+        assert swap.same_answer == []
+        # c's two need partners elsewhere, which takes at least one pair apart; the other stays together.
+        assert sum(own == other for own, other in asked) >= 2
+        assert all(own != other for own, other in asked if own == "c")
+
+
+def test_pictures_come_from_problems_with_as_many_and_keep_their_order_and_size():
+    pairs = [(picture(2 * i, (3, 2 + i)), picture(2 * i + 1)) for i in range(3)]
+    problems = [
+        problem("single 0", picture(10)), *(problem(f"pair {i}", *pair) for i, pair in enumerate(pairs)),
+        problem("none"), problem("single 1", picture(11)), problem("three", *map(picture, (20, 21, 22))),
+    ]  # fmt: skip
+    swap = swapped(problems, 0)
+    assert [changed.id for changed in swap.problems] == ["single 0", "pair 0", "pair 1", "pair 2", "single 1"]
+    assert swap.left_out == ["none", "three"]
+    by_id = {changed.id: changed for changed in swap.problems}
+    assert (numbers(by_id["single 0"]), numbers(by_id["single 1"])) == ([11], [10])
+    received = [by_id[f"pair {i}"].images for i in range(3)]
+    assert sorted(pairs.index(images) for images in received) == [0, 1, 2]
+    assert all(received[i] is not pairs[i] for i in range(3))
+
+
+def test_the_same_picture_under_another_question_is_no_partner(tmp_path):
+    """Two questions of picture 0, one of them of a copy in a file; both get another's, whatever the answers say."""
+    picture(0).save(tmp_path / "copy.png")
+    problems = [
+        problem("shape", picture(0), answer="circle"), problem("colour", tmp_path / "copy.png", answer="red"),
+        problem("other", picture(1), answer="circle"), problem("last", picture(2), answer="red"),
+    ]  # fmt: skip
+    for seed in range(20):
+        swap = swapped(problems, seed)
+        assert swap.left_out == []
+        assert {numbers(changed)[0] for changed in swap.problems[:2]} == {1, 2}
+
+
+def test_a_problem_without_a_partner_is_left_out_and_named(tmp_path):
+    assert swapped([], 0).problems == []
+    assert swapped([problem("alone", picture(0))], 0).left_out == ["alone"]
+    same = [problem(f"p{i}", picture(0), answer=str(i)) for i in range(3)]
+    assert swapped(same, 0).left_out == ["p0", "p1", "p2"]
+    # Three of one picture and one other: only one of the three can get the other's, which gets theirs.
+    swap = swapped([*same, problem("other", picture(1))], 0)
+    assert len(swap.left_out) == 2 and "other" not in swap.left_out
+    assert {tuple(numbers(changed)) for changed in swap.problems if changed.id != "other"} == {(1,)}
+
+
+# --- Prompts and scores
+
+
+def test_controls_are_of_the_same_problems_and_all_fit(processor):
+    """A problem that is too long with its partner's picture is left out of all three."""
+    small = [problem(f"s{i}", picture(i, (280, 84)), answer=str(i)) for i in range(3)]
+    large = problem("large", picture(9, (112, 112)), answer="9")
+    free = PromptBuilder(processor=processor, max_prompt_tokens=1024)
+    shortest, longest = (len(free.build(entry).token_ids) for entry in (small[0], large))
+    assert shortest < longest
+    prompts = free.build_all([*small, large, problem("none")]).prompts
+    controls = build_controls(prompts, free, seed=0)
+    assert [prompt.problem.id for prompt in controls.true] == ["s0", "s1", "s2", "large"]
+    assert (controls.left_out, controls.same_answer) == (1, 0)
+
+    tight = PromptBuilder(processor=processor, max_prompt_tokens=longest - 1)
+    fewer = build_controls(prompts, tight, seed=0)
+    assert fewer.left_out == 2
+    ids = [prompt.problem.id for prompt in fewer.true]
+    assert len(ids) == 3 and "large" in ids
+    for found in (controls, fewer):
+        names = [prompt.problem.id for prompt in found.true]
+        assert [prompt.problem.id for prompt in found.blank] == names
+        assert [prompt.problem.id for prompt in found.swapped] == names
+        for true, blank, other in zip(found.true, found.blank, found.swapped, strict=True):
+            assert blank.token_ids == true.token_ids
+            assert blank.key == other.key == true.key  # and so their random numbers
+            assert other.images[0].getpixel((0, 0)) != true.images[0].getpixel((0, 0))
+
+
+def test_a_score_of_some_of_its_problems():
+    verdicts = {"a": "right", "b": "wrong", "c": "right", "d": "truncated"}
+    groups = [
+        RolloutGroup(Prompt(problem(name), [1], {}, (), [1]), [Rollout([1], [0.0], True)], [""], policy_version=0)
+        for name in verdicts
+    ]
+    rewards = [[Reward(0.0, {}, Status(verdict))] for verdict in verdicts.values()]
+    whole = Score(0.5, (0.0, 1.0), 4, {}, groups, rewards)
+    part = on_problems(whole, {"a", "c", "d"})
+    assert (part.accuracy, part.samples) == (pytest.approx(2 / 3), 3)
+    assert part.statuses == {"right": 2, "wrong": 0, "unparseable": 0, "truncated": 1}
+    assert part.groups == [groups[0], groups[2], groups[3]]
+    with pytest.raises(ValueError, match="none of the 4 problems that were scored is among the 1 asked for"):
+        on_problems(whole, {"z"})
