@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from atrl.data import geometry
+from atrl.data import geometry, wording
 from atrl.data.geometry import GeometryProblems, draw, midpoint_pairs, split_pairs
 from atrl.types import Problem
 
@@ -219,3 +219,27 @@ def test_small_grids_work_where_they_can():
             assert len({problem.answer for problem in source.load(split)[:20]}) > 1
     with pytest.raises(ValueError, match=r"data\.test_size is 0"):
         GeometryProblems(test_size=0).load("test")
+
+
+def test_fillers_lengthen_worked_answers_and_nothing_else():
+    plain, wordy = GeometryProblems(), GeometryProblems(filler_sentences=4)
+    for before, after in zip(plain.load("train")[:40], wordy.load("train")[:40], strict=True):
+        assert (before.id, before.question, before.answer) == (after.id, after.question, after.answer)
+        sentences = [sentence for sentence in wording._FILLERS if sentence in after.target]
+        assert len(sentences) == 4
+        stripped = after.target
+        for sentence in sentences:
+            stripped = stripped.replace(sentence, "")
+        assert stripped == before.target
+        # What is read is still found, and nothing else.
+        texts = [[target[i:j] for i, j in before.reading.spans(target)] for target in (before.target, after.target)]
+        assert texts[0] == texts[1]
+        first = min(after.target.index(sentence) for sentence in sentences)
+        last = max(after.target.index(sentence) for sentence in sentences)
+        assert first < after.reading.spans(after.target)[0][0] < last
+
+
+@pytest.mark.parametrize("count", [-1, 13])
+def test_there_are_twelve_fillers(count):
+    with pytest.raises(ValueError, match=rf"data\.filler_sentences must be in \[0, 12\], got {count}"):
+        GeometryProblems(filler_sentences=count)

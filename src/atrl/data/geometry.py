@@ -37,6 +37,8 @@ class GeometryProblems:
         slip_rate: chance for each coordinate in a worked answer of the training split to be misread, by one grid line
             (two where a midpoint is asked, which stays on the grid). The rest of the worked answer follows from what
             was read, as an annotator's would; the verifiable answer of the problem is never touched.
+        filler_sentences: so many sentences of every worked answer are true of each picture and of no use to the answer;
+            they make a response long whose reward hangs on few tokens.
         seed: of the problems; the split of the point pairs does not depend on it.
     """
 
@@ -47,6 +49,7 @@ class GeometryProblems:
     selection_size: int = 256
     test_size: int = 512
     slip_rate: float = 0.0
+    filler_sentences: int = 0
     seed: int = 0
 
     name = "geometry"
@@ -56,6 +59,7 @@ class GeometryProblems:
             raise ValueError(f"data.grid must be 2 … 10 (coordinates are single digits), got {self.grid}")
         if not 0 <= self.slip_rate < 1:
             raise ValueError(f"data.slip_rate must be in [0, 1), got {self.slip_rate}: 0 makes no mistakes")
+        wording.fillers(self.filler_sentences, random.Random(0))  # refuses what is too many
         if not self.kinds:
             raise ValueError("data.kinds is empty: name at least one of read, midpoint, distance, slope")
         if "midpoint" in self.kinds and not all(midpoint_pairs(split_pairs(self.grid, split)) for split in _SHARES):
@@ -83,13 +87,14 @@ class GeometryProblems:
         if rng.random() < 0.5:
             a, b = b, a
         asked = rng.choice("AB")
+        filler = wording.fillers(self.filler_sentences, random.Random(f"filler/{self.seed}/{problem_id}"))
         seen_a, seen_b = (self._read(point, kind, problem_id, letter) for letter, point in (("A", a), ("B", b)))
         return Problem(
             id=problem_id,
             question="<image>" + wording.question(kind, asked, rng),
             answer=solve(kind, a, b, asked),
             images=(draw({"A": a, "B": b}, self.grid, self.cell_pixels),),
-            target=wording.worked_answer(kind, seen_a, seen_b, asked, solve(kind, seen_a, seen_b, asked), rng),
+            target=wording.worked_answer(kind, seen_a, seen_b, asked, solve(kind, seen_a, seen_b, asked), rng, filler),
             reading=ReadingRule(r"\((\d),(\d)\)", count=1 if kind == "read" else 2),
         )
 

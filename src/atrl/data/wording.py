@@ -6,6 +6,7 @@ The wording varies at random, so that a response carries tokens whose choice the
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 _QUESTIONS = {
     "read": ("Where is {asked}?", "What are the coordinates of {asked}?", "Read off point {asked}."),
@@ -45,6 +46,20 @@ _RESULTS = {
         "With {ax} then {bx}, x {x_way}; with {ay} then {by}, y {y_way}. ",
     ),
 }
+_FILLERS = (
+    "The picture shows a grid of thin grey lines. ",
+    "Columns are counted from the left. ",
+    "Rows are counted from the bottom. ",
+    "The disc is A and the square is B. ",
+    "Both points lie where two lines cross. ",
+    "Counting starts at zero, as usual. ",
+    "Nothing else is drawn in the picture. ",
+    "The colours do not matter here. ",
+    "Let me go through this slowly. ",
+    "A careful look is worth the time. ",
+    "The first number is the column, the second is the row. ",
+    "This kind of question is a common one. ",
+)
 _CLOSERS = ("The answer is ", "So the answer is ", "Hence ", "Answer: ")
 
 
@@ -53,10 +68,30 @@ def question(kind: str, asked: str, rng: random.Random) -> str:
     return rng.choice(_QUESTIONS[kind]).format(asked=asked)
 
 
+def fillers(count: int, rng: random.Random) -> list[str]:
+    """`count` different sentences that are true of every picture, and so of no use to the answer.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    if not 0 <= count <= len(_FILLERS):
+        raise ValueError(f"data.filler_sentences must be in [0, {len(_FILLERS)}], got {count}")
+    return rng.sample(_FILLERS, count)
+
+
 def worked_answer(
-    kind: str, a: tuple[int, int], b: tuple[int, int], asked: str, answer: str, rng: random.Random
+    kind: str,
+    a: tuple[int, int],
+    b: tuple[int, int],
+    asked: str,
+    answer: str,
+    rng: random.Random,
+    filler: Sequence[str] = (),
 ) -> str:
-    """A response that states the points it reads, works out the answer step by step and ends in ``\\boxed{answer}``."""
+    """A response that states the points it reads, works out the answer step by step and ends in ``\\boxed{answer}``.
+
+    Of the sentences of `filler` the first half comes before the reading, the rest before the result.
+    """
 
     def place(letter: str) -> str:
         x, y = a if letter == "A" else b
@@ -76,7 +111,9 @@ def worked_answer(
     opener = rng.choice(_OPENERS)
     if not opener.endswith(", ") and not opener.endswith(": "):
         reading = reading[0].upper() + reading[1:]
-    return f"{opener}{reading}. {result}{rng.choice(_CLOSERS)}\\boxed{{{answer}}}"
+    half = len(filler) // 2
+    before, between = "".join(filler[:half]), "".join(filler[half:])
+    return f"{before}{opener}{reading}. {between}{result}{rng.choice(_CLOSERS)}\\boxed{{{answer}}}"
 
 
 def _way(start: int, end: int) -> str:
