@@ -1,12 +1,16 @@
 # Every target works from a fresh clone: `setup` makes .venv first and does nothing where it is up to date.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tiny-checkpoint test test-all check format clean clean-venv
+.PHONY: help setup demo tiny-checkpoint test test-all test-gpu check format clean clean-venv
 
 PY := .venv/bin/python
 export PYTHON FLAVOUR
 
 # One thread a process: the tests start several, and more threads than cores cost far more than they give.
 test test-all: export OMP_NUM_THREADS ?= 1
+
+# Two files of tests at a time, whatever the number of cores: each may hold an engine. Arguments that name tests, or
+# `-n 0`, come last and win.
+PYTEST = $(PY) -m pytest -n 2 --dist loadfile
 
 GPU = $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && echo yes)
 WITHOUT_GPU = $(if $(GPU),, and not gpu)
@@ -27,10 +31,13 @@ tiny-checkpoint: setup ## make the checkpoint that comes with atrl again, from n
 	@cp outputs/tiny_checkpoint/build/model/* src/atrl/models/tiny/
 
 test: setup ## run the tests, the slow ones left out
-	@$(PY) -m pytest -m "not slow$(WITHOUT_GPU)" $(ARGS)
+	@$(PYTEST) -m "not slow$(WITHOUT_GPU)" $(ARGS)
 
 test-all: setup ## run all tests that this machine can run
-	@$(PY) -m pytest -m "(slow or not slow)$(WITHOUT_GPU)" $(ARGS)
+	@$(PYTEST) -m "(slow or not slow)$(WITHOUT_GPU)" $(ARGS)
+
+test-gpu: setup ## run what needs a GPU, one file at a time (docs/gpu_checklist.md)
+	@$(PY) -m pytest -m gpu $(ARGS)
 
 check: setup ## lint and check the formatting
 	@$(PY) -m ruff check .

@@ -124,7 +124,16 @@ def test_two_processes_train_like_one(finished: Path, tmp_path: Path) -> None:
     assert [row["response"] for row in one] == [row["response"] for row in two]
     assert [row["weights"] for row in one] == [pytest.approx(row["weights"], abs=1e-4) for row in two]
     for whole, split in zip(metrics_of(finished / "chosen"), metrics_of(tmp_path / "two"), strict=True):
-        for name in ("loss/policy", "loss/entropy", "loss/gradient_norm", "reward/mean", "credit/weight_std"):
+        names = {
+            "loss/policy",
+            "loss/entropy",
+            "loss/gradient_norm",
+            "reward/mean",
+            "credit/weight_std",
+            "grounding/blank",
+        }
+        assert split.keys() == whole.keys() and names & whole.keys()
+        for name in names & whole.keys():
             assert split[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
     summaries = [
         json.loads((folder / "summary.json").read_text()) for folder in (finished / "chosen", tmp_path / "two")
