@@ -15,6 +15,7 @@ from atrl.callbacks.grounding import GroundingCallback
 from atrl.callbacks.progress import StepProgressBar
 from atrl.callbacks.record import RecordCallback
 from atrl.callbacks.rollout import RolloutCallback
+from atrl.credit.calibration import HeadCalibration
 from atrl.data.loader import PromptLoader
 from atrl.data.prompts import banned_token_ids
 from atrl.evaluation.grounding import build_controls
@@ -25,6 +26,7 @@ from atrl.sft import SelectBest, SupervisedModule, TargetLoader
 from atrl.strategy import ReplicatedStrategy
 
 if TYPE_CHECKING:
+    from atrl.data.prompts import PromptBuilder
     from atrl.models.load import LoadedModel
 
 
@@ -109,7 +111,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
     handle = parts.rollout.handle(loaded, listed)
     rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
-    credit = None if parts.credit is None else AnchorCreditCallback(parts.credit, loaded.processor)
+    credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
         evaluate = EvaluateCallback(
@@ -132,6 +134,14 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         grounding=grounding and grounding.after,
         dropped=sorted({*loader.dropped, *held_out.dropped}),
     )
+
+
+def credit_callback(parts: Parts, data: Data, loaded: LoadedModel, builder: PromptBuilder) -> AnchorCreditCallback:
+    """The callback around the run's scheme, with prompts to find its heads on where they are still to be found."""
+    search, calibration = parts.credit.head_search, None
+    if search is not None:
+        calibration = HeadCalibration.prepare(search, data.train, builder, parts.folder)
+    return AnchorCreditCallback(parts.credit, loaded.processor, calibration)
 
 
 def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> PolicyModule:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from atrl.models.policy import evaluating
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
 from atrl.rollout.transformers import (
     TransformersSampler,
-    _evaluating,
     draw,
     end_token_ids,
     processed_logprobs,
@@ -152,7 +152,7 @@ def test_a_model_without_an_end_token_is_refused() -> None:
 def test_evaluating_restores_each_modules_own_mode() -> None:
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
     model[1].eval()
-    with pytest.raises(RuntimeError), _evaluating(model):
+    with pytest.raises(RuntimeError), evaluating(model):
         assert not any(module.training for module in model.modules())
         raise RuntimeError
     assert [module.training for module in model.modules()] == [True, True, False]

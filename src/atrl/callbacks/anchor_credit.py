@@ -11,6 +11,7 @@ from atrl import parallel
 from atrl.credit.agreement import area_under_curve, bimodality
 from atrl.credit.base import CreditScheme
 from atrl.credit.bound import BoundCredit, PictureScale
+from atrl.credit.calibration import HeadCalibration
 from atrl.credit.probe import AttentionProbe
 from atrl.metrics import mean_of
 from atrl.module import PolicyModule
@@ -24,24 +25,45 @@ class AnchorCreditCallback(Callback):
         scheme: what the policy's forward passes showed → weights.
         processor: of the policy. Its tokenizer tells which tokens spell out what the problem's reading rule names, only
             for measuring; how it scales pictures, for schemes that mask them.
+        calibration: finds the heads of a scheme that leaves them open; others need none.
     """
 
-    def __init__(self, scheme: CreditScheme, processor) -> None:
-        self.scheme, self._tokenizer = scheme, processor.tokenizer
+    def __init__(self, scheme: CreditScheme, processor, calibration: HeadCalibration | None = None) -> None:
+        self.scheme, self._tokenizer, self._calibration = scheme, processor.tokenizer, calibration
         pictures = processor.image_processor
         self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
         self._fractions: list[float] = []
         self._recalls: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Attach the probe if something is to be read, start what the scheme needs, and bind."""
+        """Attach the probe if something is to be read, start what the scheme needs, and bind.
+
+        A scheme whose heads are still to be found is bound when training starts, by when the sampler is.
+
+        Raises:
+            ValueError: if it needs a calibration and has none; if ranks can't share what it reads.
+        """
         assert isinstance(pl_module, PolicyModule)
-        requests = self.scheme.requests
-        if requests and self.scheme.scope == "batch" and trainer.world_size > 1:
+        searching = self.scheme.head_search is not None and self._calibration is not None
+        if (searching or self.scheme.requests) and self.scheme.scope == "batch" and trainer.world_size > 1:
             raise ValueError(
                 f"credit={self.scheme.name} compares rollouts and reads layers, which works in one process only: set "
                 "trainer.devices=1 and trainer.num_nodes=1"
             )
+        if not searching:
+            self._bind(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the heads, if they are still to be found, with the policy that training starts from."""
+        search = self.scheme.head_search
+        if search is not None:
+            with trainer.precision_plugin.forward_context():  # as in a training step
+                heads = self._calibration.choose(search, pl_module)
+            self.scheme = self.scheme.with_heads(heads)
+            self._bind(pl_module)
+
+    def _bind(self, pl_module: PolicyModule) -> None:
+        requests = self.scheme.requests
         probe = AttentionProbe(pl_module.policy, requests) if requests else None
         self.scheme.open()
         pl_module.credit = BoundCredit(self.scheme, probe, self._scale, self._tokenizer)

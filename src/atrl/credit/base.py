@@ -49,6 +49,25 @@ class PictureMask:
     seed: int = 0
 
 
+Criterion = Literal["relative_contrast", "contrast", "sensitivity"]
+Heads = tuple[tuple[int, int], ...]
+"""(layer, head) pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSearch:
+    """What a scheme wants to know of the heads before it reads: the best `count` of `layers` by `criterion`.
+
+    `row` and `sink_factor` are those of the scheme's own reading, so that heads are judged by what it will see.
+    """
+
+    count: int
+    criterion: Criterion
+    layers: tuple[int, ...] | None
+    row: Literal["predicting", "own"]
+    sink_factor: float
+
+
 class CreditScheme(ABC):
     """Weights for the tokens of a batch; a pure function of its arguments.
 
@@ -64,6 +83,15 @@ class CreditScheme(ABC):
     def requests(self) -> tuple[Hashable, ...]:
         """What must be read from the policy's layers (see `Request`)."""
         return ()
+
+    @property
+    def head_search(self) -> HeadSearch | None:
+        """Which heads must be found before anything can be read; None where none are, or they are known."""
+        return None
+
+    def with_heads(self, heads: Heads) -> CreditScheme:
+        """The scheme that reads `heads` where this one has a `head_search`."""
+        return self
 
     @property
     def picture_mask(self) -> PictureMask | None:

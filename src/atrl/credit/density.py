@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.attention import AttentionRequest
-from atrl.credit.base import CreditScheme, top_tokens
+from atrl.credit.base import CreditScheme, Criterion, Heads, HeadSearch, top_tokens
 from atrl.credit.connectivity import Reduction, connectivity_density
 from atrl.credit.regions import Row
 from atrl.types import Evidence, Experience
@@ -21,7 +22,10 @@ class DensityCredit(CreditScheme):
 
     Args:
         layers: numbers of the layers that are read; None is all.
-        heads: [layer, head] pairs that are read; None is all heads of `layers`.
+        heads: [layer, head] pairs that are read; None is all heads of `layers`, "auto" the `auto_heads` best of them,
+            which are found before training (see `credit/heads.py`).
+        auto_heads: how many heads "auto" takes, at most all.
+        head_criterion: what "auto" ranks heads by (see `head_scores`).
         row: the query that speaks for a token: "predicting" it (position t-1) or its "own".
         reduction: of attention to a density per token: "relative", "peak", "mean" or "top_heads" (see
             `connectivity_density`).
@@ -30,7 +34,9 @@ class DensityCredit(CreditScheme):
     """
 
     layers: tuple[int, ...] | None = None
-    heads: tuple[tuple[int, int], ...] | None = None
+    heads: tuple[tuple[int, int], ...] | Literal["auto"] | None = None
+    auto_heads: int = 8
+    head_criterion: Criterion = "relative_contrast"
     row: Row = "predicting"
     reduction: Reduction = "relative"
     top_heads: int = 4
@@ -41,6 +47,10 @@ class DensityCredit(CreditScheme):
             raise ValueError(f"credit.top_heads must be at least 1, got {self.top_heads}: try 4")
         if self.sink_factor < 0:
             raise ValueError(f"credit.sink_factor must be 0 (off) or more, got {self.sink_factor}: try 4")
+        if isinstance(self.heads, str) and self.heads != "auto":
+            raise ValueError(f"credit.heads must be [layer, head] pairs, auto or null, got {self.heads!r}: try auto")
+        if self.auto_heads < 1:
+            raise ValueError(f"credit.auto_heads must be at least 1, got {self.auto_heads}: try 8")
 
     @property
     def neighbours_read(self) -> int:
@@ -48,11 +58,41 @@ class DensityCredit(CreditScheme):
         return 0
 
     @property
+    def head_search(self) -> HeadSearch | None:
+        """The one that "auto" asks for."""
+        if self.heads != "auto":
+            return None
+        return HeadSearch(
+            count=self.auto_heads,
+            criterion=self.head_criterion,
+            layers=self._layers,
+            row=self.row,
+            sink_factor=self.sink_factor,
+        )
+
+    def with_heads(self, heads: Heads) -> DensityCredit:
+        """Itself with `heads` for "auto"; a scheme that names its heads stays as it is."""
+        return replace(self, heads=heads) if self.heads == "auto" else self
+
+    @property
+    def _layers(self) -> tuple[int, ...] | None:
+        return None if self.layers is None else tuple(self.layers)
+
+    @property
     def requests(self) -> tuple[AttentionRequest, ...]:
-        """One reading of the attention."""
+        """One reading of the attention.
+
+        Raises:
+            ValueError: if heads are "auto" still.
+        """
+        if self.heads == "auto":
+            raise ValueError(
+                "credit.heads=auto is resolved when training starts: elsewhere call scheme.with_heads(heads) with the "
+                "heads that choose_heads(calibrate(…)) finds"
+            )
         return (
             AttentionRequest(
-                layers=None if self.layers is None else tuple(self.layers),
+                layers=self._layers,
                 heads=None if self.heads is None else tuple((layer, head) for layer, head in self.heads),
                 row=self.row,
                 sink_factor=self.sink_factor,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from atrl.credit.base import CreditScheme, PictureMask, normalise, normalise_batch
+from atrl.credit.base import CreditScheme, Heads, HeadSearch, PictureMask, normalise, normalise_batch
 from atrl.types import CreditOutput, Evidence, Experience
 
 
@@ -38,6 +38,12 @@ class ProductCredit(CreditScheme):
         if len(masks) > 1:
             given = " and ".join(f"{mask.ratio} (seed {mask.seed})" for mask in sorted(masks, key=str))
             raise ValueError(f"credit.schemes must agree on mask_ratio and seed, got {given}: they share a masked view")
+        searches = dict.fromkeys(scheme.head_search for scheme in self.schemes if scheme.head_search is not None)
+        if len(searches) > 1:
+            raise ValueError(
+                f"credit.schemes must agree on how heads=auto are found, got {len(searches)} ways: give them the "
+                "same auto_heads, head_criterion, layers, row and sink_factor, or name the heads"
+            )
 
     @property
     def is_uniform(self) -> bool:
@@ -48,6 +54,15 @@ class ProductCredit(CreditScheme):
     def requests(self) -> tuple[Hashable, ...]:
         """What any of them wants read, once."""
         return tuple(dict.fromkeys(request for scheme in self.schemes for request in scheme.requests))
+
+    @property
+    def head_search(self) -> HeadSearch | None:
+        """The one that they agree on."""
+        return next((scheme.head_search for scheme in self.schemes if scheme.head_search is not None), None)
+
+    def with_heads(self, heads: Heads) -> ProductCredit:
+        """The product of the schemes with these heads."""
+        return replace(self, schemes=tuple(scheme.with_heads(heads) for scheme in self.schemes))
 
     @property
     def picture_mask(self) -> PictureMask | None:

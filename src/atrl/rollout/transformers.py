@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from atrl.models.policy import evaluating
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import DynamicCache, PreTrainedModel
 
 _KEEP_FINISHED = 0.25
@@ -55,7 +55,7 @@ class TransformersSampler:
         assert self._handle is not None, "the transformers sampler was not started"
         at_a_time = max(1, self.max_batch_sequences // sampling.group_size)
         groups: list[RolloutGroup] = []
-        with _evaluating(self._handle.model):
+        with evaluating(self._handle.model):
             for first in range(0, len(prompts), at_a_time):
                 chunk = prompts[first : first + at_a_time]
                 rollouts = _sample(self._handle, chunk, sampling, _uniforms(chunk, sampling, seed))
@@ -116,18 +116,6 @@ def draw(logprobs: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, "row
     cumulative = logprobs.double().exp_().cumsum(dim=-1)
     threshold = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout, no gradient checkpointing), and then each module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _uniforms(prompts: Sequence[Prompt], sampling: Sampling, seed: str) -> Float[Tensor, "rollout token"]:

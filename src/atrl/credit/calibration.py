@@ -1,0 +1,110 @@
+"""Finding the heads of a run: from the cache, or on responses that its own sampler draws before the first step."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from atrl import parallel
+from atrl.credit.base import Heads, HeadSearch
+from atrl.credit.head_cache import cache_folder, cache_key, load_scores, store_scores
+from atrl.credit.heads import calibrate, choose_heads
+from atrl.data.loader import PromptLoader
+from atrl.evaluation.grounding import blanked
+from atrl.experience import build_experience
+from atrl.types import Problem, Prompt
+
+if TYPE_CHECKING:
+    from atrl.data.prompts import PromptBuilder
+    from atrl.module import PolicyModule
+    from atrl.rollout.base import Sampling
+
+log = logging.getLogger(__name__)
+
+RESPONSES = 32
+SEED = "heads"
+"""Of the calibration responses; no step of a run has it, and a cached choice serves runs of every seed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadCalibration:
+    """What a run measures its heads on, and where it leaves what came out.
+
+    Args:
+        prompts: of the training split; one response is drawn to each.
+        blank: the same with blanked pictures, for `sensitivity`; empty otherwise.
+        folder: of the run.
+    """
+
+    prompts: Sequence[Prompt]
+    blank: Sequence[Prompt]
+    folder: Path
+
+    @classmethod
+    def prepare(
+        cls, search: HeadSearch, problems: Sequence[Problem], builder: PromptBuilder, folder: Path
+    ) -> HeadCalibration:
+        """`RESPONSES` problems in an order of their own, the same for every run on these data.
+
+        Raises:
+            ValueError: as `PromptLoader.take`, where hardly any prompt fits.
+        """
+        prompts = PromptLoader(problems, builder, batch_size=RESPONSES, steps=1, seed=0).take(RESPONSES)
+        blank = blanked(prompt.problem for prompt in prompts) if search.criterion == "sensitivity" else []
+        return cls(prompts, [builder.build(problem) for problem in blank], folder)
+
+    def choose(self, search: HeadSearch, module: PolicyModule) -> Heads:
+        """The heads that the policy of `module` is to be read by, the same on every rank: the first rank finds them.
+
+        `module.rollouts` must be bound. Scores and choice are written to `heads.json`.
+
+        Raises:
+            ValueError: as `choose_heads` and `calibrate`.
+        """
+        found: Heads | ValueError | None = None
+        if parallel.rank() == 0:
+            try:
+                found = self._choose(search, module)
+            except ValueError as error:  # all must stop, or the others would wait for the first for ever
+                found = error
+        found = parallel.gather(found)[0]
+        if isinstance(found, ValueError):
+            raise found
+        return found
+
+    def _choose(self, search: HeadSearch, module: PolicyModule) -> Heads:
+        assert module.rollouts is not None, "no sampler is bound: add the rollout callback to the trainer"
+        sampling = replace(module.rollouts.sampling, group_size=1)
+        text = module.policy.config.get_text_config()
+        path = cache_folder() / f"{cache_key(module.policy, search, self.prompts, sampling)}.json"
+        scores = load_scores(path, (text.num_hidden_layers, text.num_attention_heads))
+        source = f"the cache ({path}), no response was sampled"
+        cached = scores is not None
+        if scores is None:
+            scores = self._measure(search, module, sampling)
+            source = f"{len(self.prompts)} responses"
+        heads = choose_heads(scores, search.count, layers=search.layers)
+        content = {"criterion": search.criterion, "scores": scores.tolist()}
+        if not cached:  # and a choice was possible: scores that are all 0 would bar every later run
+            store_scores(path, content)
+        log.info(
+            "credit.heads=auto: %d of %d heads by %s from %s: %s",
+            len(heads), scores.numel(), search.criterion, source, [list(pair) for pair in heads],
+        )  # fmt: skip
+        chosen = {"cached": cached, "cache_file": str(path), "chosen": heads, **content}
+        (self.folder / "heads.json").write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
+        return heads
+
+    def _measure(self, search: HeadSearch, module: PolicyModule, sampling: Sampling) -> Float[Tensor, "layer head"]:
+        groups = module.rollouts.sampler.generate(self.prompts, sampling, seed=SEED)
+        batch = build_experience(groups, pad_id=module.pad_id, device=module.device, seed=SEED)
+        blank = [{name: tensor.to(module.device) for name, tensor in prompt.pixels.items()} for prompt in self.blank]
+        size = module.optimizer_settings.micro_batch_size
+        return calibrate(module.policy, batch, search, blank=blank or None, micro_batch_size=size)
