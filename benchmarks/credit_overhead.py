@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +32,10 @@ HEAD_WIDTH, PROMPT_TEXT = 128, 128
 
 def main() -> None:
     """Measure, print and write."""
+    from atrl.cli import ENVIRONMENT
+
+    for name, value in ENVIRONMENT.items():  # as `train.py` does: how threads wait matters most of all
+        os.environ.setdefault(name, value)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=40, help="rounds of the three variants (default 40)")
     parser.add_argument("--rollout", choices=["vllm", "transformers"], default="vllm", help="sampler (default vllm)")
@@ -44,7 +48,7 @@ def main() -> None:
     result = step_times(arguments.pairs, arguments.rollout)
     memory = {kind: in_a_fresh_process(kind) for kind in ("plain", "probe", "output_attentions")}
     result |= {
-        "probe_memory_bytes": memory["probe"] - memory["plain"],
+        "probe_memory_bytes": memory["probe"],
         "output_attentions_memory_bytes": memory["output_attentions"] - memory["plain"],
         "arithmetic_fraction": {name: arithmetic_fraction(name, 1024, 1024) for name in SHAPES},
         "arithmetic_fraction_grid": {
@@ -52,7 +56,7 @@ def main() -> None:
                    for images in (1024, 2048, 4096) for tokens in (512, 1024, 2048, 4096)}
             for name in SHAPES
         },
-        "metis_milliseconds_per_1000_tokens": metis_milliseconds(),
+        **clustering_milliseconds(),
     }  # fmt: skip
     text = json.dumps(result)
     if arguments.output:
@@ -169,7 +173,7 @@ def in_a_fresh_process(kind: str) -> int:
 
 
 def measure_memory(kind: str, tokens: int = 2048, images: int = 1024, response: int = 896) -> int:
-    """By how many bytes one forward pass raises the process's peak: 4 rows, 4 layers of 8 heads."""
+    """Bytes that one forward pass of 4 rows, through 4 layers of 8 heads, takes; of a probe's, what the probe takes."""
     import torch
 
     from atrl.credit.attention import AttentionRequest
@@ -188,16 +192,45 @@ def measure_memory(kind: str, tokens: int = 2048, images: int = 1024, response: 
     text = model.model.language_model
     with torch.no_grad():
         text(inputs_embeds=embeddings[:, :64])  # what the libraries allocate once
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if kind == "probe":
-            probe = AttentionProbe(model, [request])
-            regions = padded_regions(batch, (model.config.image_token_id,))
-            with probe.capture_regions({"predicting": regions}) as recorder:
-                text(inputs_embeds=embeddings)
-            recorder.results()
-        else:
+        before = reset_peak()
+        if kind != "probe":
             text(inputs_embeds=embeddings, output_attentions=kind == "output_attentions")
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+            return status_bytes("VmHWM") - before
+        extra = watch_reading()
+        probe = AttentionProbe(model, [request])
+        regions = padded_regions(batch, (model.config.image_token_id,))
+        with probe.capture_regions({"predicting": regions}) as recorder:
+            text(inputs_embeds=embeddings)
+        capture = recorder.results()[request]
+    kept = [capture.total, capture.peak, capture.image, capture.edges.targets, capture.edges.strengths]
+    return max(extra) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
+def watch_reading() -> list[int]:
+    """Bytes by which each reading of a layer raises what the process holds: the layers' own peak would hide it."""
+    from atrl.credit.attention import AttentionReader
+
+    original, extra = AttentionReader.read_attention, []
+
+    def read(*arguments, **options) -> None:
+        held = reset_peak()
+        original(*arguments, **options)
+        extra.append(status_bytes("VmHWM") - held)
+
+    AttentionReader.read_attention = read
+    return extra
+
+
+def reset_peak() -> int:
+    """Forget the process's peak (a child starts with its parent's) and return the bytes it holds; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status_bytes("VmRSS")
+
+
+def status_bytes(field: str) -> int:
+    """A size that the kernel states of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def random_model(kernel: str):
@@ -229,26 +262,32 @@ def arithmetic_fraction(name: str, images: int, tokens: int) -> float:
     return layers * heads * (scores + softmax + reductions) / (3 * forward)
 
 
-def metis_milliseconds(tokens: int = 1000, images: int = 1000, repeats: int = 15) -> float:
-    """Median time of graph, clusters and weights of one response of 1,000 tokens."""
+def clustering_milliseconds(tokens: int = 1000, images: int = 1000, repeats: int = 15) -> dict[str, float]:
+    """Median times for one response of 1,000 tokens: METIS alone, and graph, clusters and weights together."""
     import numpy as np
 
+    from atrl.credit import metis
     from atrl.credit.atrl import AtrlCredit
     from atrl.credit.clusters import TokenRows, weigh
+    from atrl.credit.graph import combined, nearest_neighbours, similarity_strengths
 
     generator = np.random.default_rng(0)
-    rows = TokenRows(
-        density=generator.random(tokens, np.float32),
-        image=generator.random((tokens, images), np.float32) ** 4,
-        targets=generator.integers(0, tokens, (tokens, 8)),
-        strengths=generator.random((tokens, 8), np.float32),
-    )
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        weigh(rows, AtrlCredit().settings)
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds)
+    image = generator.random((tokens, images), np.float32) ** 4
+    rows = TokenRows(generator.random(tokens, np.float32), image, None, None)
+    graph = nearest_neighbours(combined([similarity_strengths(image)]), neighbours=8)
+
+    def median(work) -> float:
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+        return 1000 * statistics.median(seconds)
+
+    return {
+        "metis_milliseconds_per_1000_tokens": median(lambda: metis.partition(*graph, num_clusters=8)),
+        "clustering_milliseconds_per_1000_tokens": median(lambda: weigh(rows, AtrlCredit().settings)),
+    }
 
 
 if __name__ == "__main__":

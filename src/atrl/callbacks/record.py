@@ -11,7 +11,7 @@ import psutil
 from lightning import Callback
 
 from atrl import parallel
-from atrl.credit.reading import reading_mask
+from atrl.credit.reading import reading_mask, token_pieces
 from atrl.metrics import reward_metrics, rollout_metrics
 from atrl.module import PolicyModule, shown_rollouts
 from atrl.step import StepRecord
@@ -131,7 +131,7 @@ def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:
                     "question": problem.question,
                     "gold": problem.answer,
                     "response": group.texts[sample],
-                    "tokens": tokenizer.batch_decode([[token] for token in rollout.token_ids]),
+                    "tokens": token_pieces(rollout.token_ids, tokenizer),
                     "reward": round(reward.total, 6),
                     "parts": reward.parts,
                     "status": reward.status.value,

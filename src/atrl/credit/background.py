@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ class Background:
     """Runs a function over batches of items: in `workers` processes between `open` and `close`, else in this one.
 
     The processes are fresh interpreters: a fork could inherit locks of torch's threads. They import the running
-    script again, which therefore needs the usual ``if __name__ == "__main__":``.
+    script again, which therefore needs the usual ``if __name__ == "__main__":``. They run at a lower priority, so that
+    they take what the training leaves idle.
 
     Args:
         workers: how many processes; 0 does the work in this one, when it is submitted.
@@ -30,7 +32,8 @@ class Background:
         if self.workers and self._pool is None:
             import multiprocessing
 
-            self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), prepare)
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, context, _step_back, (prepare,))
             try:
                 list(self._pool.map(abs, range(self.workers)))
             except BrokenExecutor as error:
@@ -70,3 +73,9 @@ class Background:
                 ) from error
 
         return wait
+
+
+def _step_back(prepare: Callable[[], object]) -> None:
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)
+    prepare()

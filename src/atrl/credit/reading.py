@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -30,10 +34,21 @@ def read_tokens(token_ids: list[int], spans_of, tokenizer) -> list[bool]:
     Tokens are decoded one by one, so that a token's place in the text is exact; a character that several byte tokens
     share is never part of a reading.
     """
-    pieces = tokenizer.batch_decode([[token] for token in token_ids])
-    ends = torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist()
+    pieces = token_pieces(token_ids, tokenizer)
+    ends = accumulate(map(len, pieces))
     spans = spans_of("".join(pieces))
     return [
         any(start < end and stop > end - len(piece) for start, stop in spans)
         for piece, end in zip(pieces, ends, strict=True)
     ]
+
+
+def token_pieces(token_ids: Sequence[int], tokenizer) -> list[str]:
+    """Each token's own text."""
+    return [_piece(token, tokenizer) for token in token_ids]
+
+
+@lru_cache(maxsize=1 << 18)
+def _piece(token: int, tokenizer) -> str:
+    # Thousands of tokens a step, of a few hundred kinds.
+    return tokenizer.decode([token])
