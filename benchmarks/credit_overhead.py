@@ -1,10 +1,11 @@
 """What credit costs: step time, memory and arithmetic.
 
-    python benchmarks/credit_overhead.py [--pairs 40] [--rollout vllm] [--output FILE]
+    python benchmarks/credit_overhead.py [--pairs 40] [--rollout vllm] [--threads N] [--output FILE]
 
 Step time is measured inside one training run whose steps alternate between `credit=none` (the fastest uniform step:
 no probe, no scoring pass), `credit=atrl` with a worker process for METIS, and without one. The three see the same
-prompts, seeds and weights (the learning rate is 0), in an order that rotates. The last line is one JSON object.
+prompts, seeds and weights (the learning rate is 0), in an order that rotates. The last line is one JSON object;
+`step_overhead_fraction` in it is that of whichever `credit.workers=auto` takes here.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=40, help="rounds of the three variants (default 40)")
     parser.add_argument("--rollout", choices=["vllm", "transformers"], default="vllm", help="sampler (default vllm)")
+    parser.add_argument("--threads", type=int, help="of the training process (default: all cores)")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     parser.add_argument("--memory", choices=["plain", "probe", "output_attentions"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
         print(json.dumps(measure_memory(arguments.memory)))
         return
-    result = step_times(arguments.pairs, arguments.rollout)
+    result = step_times(arguments.pairs, arguments.rollout, arguments.threads)
     memory = {kind: in_a_fresh_process(kind) for kind in ("plain", "probe", "output_attentions")}
     result |= {
         "probe_memory_bytes": memory["probe"],
@@ -64,7 +66,7 @@ def main() -> None:
     print(text)
 
 
-def step_times(rounds: int, rollout: str) -> dict:
+def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
     """Seconds of real training steps, variant by variant."""
     from hydra import compose, initialize_config_dir
     from lightning import Callback
@@ -72,6 +74,7 @@ def step_times(rounds: int, rollout: str) -> dict:
     from atrl import pipeline, stages
     from atrl.callbacks.rollout import RolloutCallback
     from atrl.credit.atrl import AtrlCredit
+    from atrl.credit.background import spare_cores
     from atrl.credit.bound import BoundCredit, PictureScale
     from atrl.credit.probe import AttentionProbe
     from atrl.data.loader import PromptLoader
@@ -115,6 +118,7 @@ def step_times(rounds: int, rollout: str) -> dict:
 
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         overrides = [f"rollout={rollout}", "logger=csv", f"logger.csv.save_dir={folder}", "credit=none"]
+        overrides += [] if threads is None else [f"trainer.threads={threads}"]
         parts = pipeline.instantiate_parts(compose("train", overrides=overrides), Path(folder))
         pipeline.prepare_process(parts)
         data = pipeline.load_data(parts)
@@ -131,12 +135,13 @@ def step_times(rounds: int, rollout: str) -> dict:
         stages.build_trainer(parts, callbacks, enable_progress_bar=False).fit(module, loader)
         for scheme in rotate.schemes.values():
             scheme.close()
+    default = "worker" if spare_cores() else "inline"  # what credit.workers=auto takes
     seconds = {name: values[warm_up:] for name, values in rotate.seconds.items()}
     credit = {name: statistics.median(values[warm_up:]) for name, values in rotate.credit_seconds.items()}
-    result = {"rollout": rollout, "rounds": rounds}
+    result = {"rollout": rollout, "rounds": rounds, "threads": threads, "default": default}
     for name in ("worker", "inline"):
         shares = [own / base - 1 for own, base in zip(seconds[name], seconds["none"], strict=True)]
-        suffix = "" if name == "worker" else "_without_worker"
+        suffix = "" if name == default else f"_{name}"
         result[f"step_overhead_fraction{suffix}"] = statistics.median(shares)
         result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
     return result | {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
-from atrl.credit.background import Background
+from atrl import parallel
+from atrl.credit.background import Background, spare_cores
 
 
 def squares(items, power):
@@ -54,6 +56,21 @@ def test_closing_twice_and_opening_again(background):
     assert background.submit(squares, [2], 2)()[0][1] == os.getpid()
     background.open(nothing)
     assert background.submit(squares, [2], 2)()[0][1] != os.getpid()
+
+
+def test_auto_takes_the_cores_that_torch_leaves(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for threads, world, spare in ((1, 1, 7), (8, 1, 0), (3, 2, 1), (4, 4, 0)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(parallel, "world_size", lambda world=world: world)
+        assert spare_cores() == spare
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # one core drives the GPU
+    assert spare_cores() == 1
+    monkeypatch.setattr("atrl.credit.background.spare_cores", lambda: 0)
+    idle = Background("auto", option="credit.workers")
+    idle.open(nothing)
+    assert not idle.is_open and idle.submit(squares, [2], 2)() == [(4, os.getpid())]
 
 
 def test_a_process_that_dies_is_named(background):

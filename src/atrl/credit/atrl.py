@@ -38,7 +38,8 @@ class AtrlCredit(DensityCredit):
         anchor_ratio: share of a response's tokens that are anchors.
         anchor_weight, rest_weight: before the weights are scaled to mean 1; a `rest_weight` of 0 is the hard form.
         seed: of METIS.
-        workers: processes that cluster while the model does its next forward pass; 0 clusters in between.
+        workers: processes that cluster while the model does its next forward pass; 0 clusters in between, "auto" is as
+            many as cores are idle.
     """
 
     edges: EdgeKind = "similarity"
@@ -50,7 +51,7 @@ class AtrlCredit(DensityCredit):
     anchor_weight: float = 3.0
     rest_weight: float = 1.0
     seed: int = 0
-    workers: int = 1
+    workers: int | Literal["auto"] = "auto"
     _background: Background = field(init=False, repr=False, compare=False)
 
     name = "atrl"
@@ -62,7 +63,7 @@ class AtrlCredit(DensityCredit):
             value = getattr(self, option)
             if value != "auto" and value < 1:
                 raise ValueError(f"credit.{option} must be at least 1, got {value}: {remedy}")
-        if self.workers < 0:
+        if self.workers != "auto" and self.workers < 0:
             raise ValueError(f"credit.workers must be 0 (cluster in the training process) or more, got {self.workers}")
         object.__setattr__(self, "_background", Background(self.workers, option="credit.workers"))
 
@@ -74,7 +75,7 @@ class AtrlCredit(DensityCredit):
     @property
     def works_elsewhere(self) -> bool:
         """With worker processes, METIS runs beside the next forward pass."""
-        return self.workers > 0
+        return self._background.is_open
 
     @property
     def settings(self) -> ClusterSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,16 +19,19 @@ class Background:
     they take what the training leaves idle.
 
     Args:
-        workers: how many processes; 0 does the work in this one, when it is submitted.
+        workers: how many processes; 0 does the work in this one, when it is submitted. "auto" is as many as there are
+            cores that the training leaves alone, at most four.
         option: the config key that says so, for messages.
     """
 
-    def __init__(self, workers: int, *, option: str) -> None:
+    def __init__(self, workers: int | Literal["auto"], *, option: str) -> None:
         self.workers, self._option = workers, option
         self._pool: ProcessPoolExecutor | None = None
 
     def open(self, prepare: Callable[[], object]) -> None:
         """Start the processes, and `prepare` each: the first batch should not wait for its imports."""
+        if self.workers == "auto":
+            self.workers = min(4, spare_cores())
         if self.workers and self._pool is None:
             import multiprocessing
 
@@ -42,6 +45,11 @@ class Background:
                     f"no worker process could be started: see its message above, begin the running script's work under "
                     f"`if __name__ == '__main__':`, or set {self._option}=0"
                 ) from error
+
+    @property
+    def is_open(self) -> bool:
+        """Whether work that is submitted now is done in other processes."""
+        return self._pool is not None
 
     def close(self) -> None:
         """Stop the processes."""
@@ -73,6 +81,21 @@ class Background:
                 ) from error
 
         return wait
+
+
+def spare_cores() -> int:
+    """Cores that training leaves alone: all that this rank may have, less torch's threads, or less one beside a GPU.
+
+    On cores that train, other processes take more from the training than they give: its threads wait for each other.
+    """
+    import torch
+
+    from atrl import parallel  # not above: worker processes import this file, and need no torch
+
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    busy = 1 if torch.cuda.is_available() else torch.get_num_threads()
+    return max(0, cores // parallel.world_size() - busy)
 
 
 def _step_back(prepare: Callable[[], object]) -> None:
