@@ -144,7 +144,9 @@ class PolicyModule(PromptModule):
             | attention_maps(scored, 0, shown_rollouts(experience)),
             logprobs=torch.cat([outcome.logprobs for outcome in first]),
             entropy=torch.cat([outcome.entropy for outcome in first]),
-            metrics=metrics | {"loss/gradient_norm": norm} | sampling_metrics(drawn),
+            metrics=metrics
+            | {"loss/gradient_norm": norm}
+            | (sampling_metrics(drawn) if self.objective.dynamic_sampling else {}),
         )
 
     def _draw(self, prompts: Sequence[Prompt], seed: str) -> DynamicBatch:

@@ -99,10 +99,12 @@ PANELS = (
         (Line(("rollout/logprob_gap_mean", "loss/sampler_gap"), "gap", 7),),
     ),
     Panel(
-        "anchors", "Anchor tokens", "share of the tokens, and share of the reading tokens found",
+        "anchors", "Anchor tokens", "share of the tokens; where the data knows what reads, how well that is found",
         (
             Line(("credit/anchor_fraction",), "fraction", 1),
             Line(("credit/anchor_recall",), "recall", 3),
+            Line(("credit/anchor_precision",), "precision", 4),
+            Line(("credit/anchor_auc",), "AUC of the scores", 6),
         ),
         unit="share",
     ),
@@ -117,7 +119,20 @@ PANELS = (
     ),
     Panel(
         "credit_time", "Credit assignment", "seconds a step",
-        (Line(("credit/seconds",), "credit", 4),), unit="seconds", expected=False,
+        (Line(("time/credit",), "credit", 4),), unit="seconds", expected=False,
+    ),
+    Panel(
+        "auxiliary", "Auxiliary loss", "of the credit scheme",
+        (Line(("loss/auxiliary",), "loss", 6),), expected=False,
+    ),
+    Panel(
+        "sampling", "Dynamic sampling", "groups a step",
+        (
+            Line(("rollout/drawn_groups",), "drawn", 1),
+            Line(("rollout/discarded_groups",), "left out", 2),
+            Line(("rollout/filled_up_groups",), "kept without a signal", 7),
+        ),
+        expected=False,
     ),
     Panel(
         "speed", "Rollout speed", "response tokens a second",
