@@ -1,6 +1,6 @@
 """What reading attention adds to a training pass at a published model's shape, with random weights: for a GPU.
 
-    python benchmarks/probe_step.py [--shape 3b] [--images 1024] [--tokens 1024] [--rows 1] [--rounds 20] [--checkpointing]
+    python benchmarks/probe_step.py [--shape 3b] [--images 1024] [--tokens 1024] [--rows 1] [--checkpointing]
 
 Forward and backward pass of the language half alone, in bfloat16, alternating without and with the probe as
 `credit=atrl` asks for it. `--shape tiny` runs anywhere. The last line is one JSON object.
