@@ -1,12 +1,13 @@
 """The study of credit schemes: many runs, one small JSON each, and a table.
 
-    python experiments/study.py run [--jobs 2] [--cells N] [--only rates|main|controls]
-    python experiments/study.py table
+    python experiments/study.py run [--task geometry|wordy] [--jobs 2] [--cells N] [--only rates|main|controls]
+    python experiments/study.py table [--task geometry|wordy]
 
 `run` goes on where it was stopped: a cell whose file is in `experiments/study/` is not run again. First each scheme's
 learning rate is chosen on the selection split (`rates`, two seeds of three values), then every scheme trains with its
 own rate (`main`, five seeds; ten of uniform and atrl) and is scored on the test split. `table` needs no more than the
-files.
+files. The task `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained
+first, if it is not there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
 STEPS = 60
+WORDY = ROOT / "outputs" / "wordy_checkpoint" / "build"
+TASKS = {"geometry": [], "wordy": ["experiment=wordy", f"model.path={WORDY}"]}
 RATES = (1e-4, 2e-4, 4e-4)
 SCHEMES = {
     "uniform": ["credit=uniform"],
@@ -54,6 +57,7 @@ T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8:
 class Cell:
     """One run."""
 
+    task: str
     phase: str
     scheme: str
     seed: int
@@ -63,23 +67,23 @@ class Cell:
     @property
     def file(self) -> Path:
         """Where its result is kept."""
-        return RESULTS / self.phase / f"{self.scheme}_{self.rate:g}_{self.seed}.json"
+        return RESULTS / self.task / self.phase / f"{self.scheme}_{self.rate:g}_{self.seed}.json"
 
 
-def rate_cells() -> list[Cell]:
+def rate_cells(task: str) -> list[Cell]:
     """Three learning rates of each scheme on two seeds, scored on the selection split."""
     return [
-        Cell("rates", scheme, seed, rate, (*overrides, "trainer.evaluate_split=selection"))
+        Cell(task, "rates", scheme, seed, rate, (*overrides, "trainer.evaluate_split=selection"))
         for seed in (100, 101)
         for scheme, overrides in SCHEMES.items()
         for rate in RATES
     ]
 
 
-def chosen_rate(scheme: str) -> float | None:
+def chosen_rate(task: str, scheme: str) -> float | None:
     """The rate with the best mean accuracy on the selection split; None while a cell is missing."""
     scores: dict[float, list[float]] = {rate: [] for rate in RATES}
-    for cell in rate_cells():
+    for cell in rate_cells(task):
         if cell.scheme == scheme:
             if not cell.file.is_file():
                 return None
@@ -87,36 +91,44 @@ def chosen_rate(scheme: str) -> float | None:
     return max(RATES, key=lambda rate: statistics.mean(scores[rate]))
 
 
-def main_cells() -> list[Cell]:
+def main_cells(task: str) -> list[Cell]:
     """Every scheme with its own rate, seed by seed, as far as rates are chosen."""
-    rates = {scheme: chosen_rate(scheme) for scheme in SCHEMES}
+    rates = {scheme: chosen_rate(task, scheme) for scheme in SCHEMES}
     return [
-        Cell("main", scheme, seed, rates[scheme], tuple(overrides))
+        Cell(task, "main", scheme, seed, rates[scheme], tuple(overrides))
         for seed in range(10)
         for scheme, overrides in SCHEMES.items()
         if rates[scheme] is not None and (seed < 5 or scheme in MORE_SEEDS)
     ]
 
 
-def control_cells() -> list[Cell]:
+def control_cells(task: str) -> list[Cell]:
     """Shuffled advantages at uniform's rate, and supervised training for about the same time."""
-    rate = chosen_rate("uniform")
+    rate = chosen_rate(task, "uniform")
     if rate is None:
         return []
     shuffled = ("credit=uniform", "algorithm.advantage._target_=atrl.advantage.ShuffledAdvantage")
     supervised = ("credit=none", "stage=sft", "data.slip_rate=0.2", "sft.steps=300", "sft.learning_rate=5e-4")
     return [
-        Cell("controls", name, seed, rate, overrides)
+        Cell(task, "controls", name, seed, rate, overrides)
         for seed in range(5)
         for name, overrides in (("shuffled", shuffled), ("supervised", supervised))
     ]
+
+
+def prepare(task: str) -> None:
+    """Train the task's checkpoint, if it has one of its own and that is not there."""
+    if task == "wordy" and not (WORDY / "model" / "config.json").is_file():
+        command = [sys.executable, "train.py", "experiment=wordy_checkpoint", "logger=csv", f"hydra.run.dir={WORDY}"]
+        subprocess.run(command, cwd=ROOT, check=True)
 
 
 def run_cell(cell: Cell) -> str:
     """Train, keep what matters, delete the rest; the result appears whole or not at all."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
-        command = [sys.executable, str(ROOT / "train.py"), *COMMON, *cell.overrides, f"seed={cell.seed}"]
+        command = [sys.executable, str(ROOT / "train.py"), *TASKS[cell.task], *COMMON, *cell.overrides]
+        command += [f"seed={cell.seed}"]
         command += [f"optimizer.learning_rate={cell.rate}", f"hydra.run.dir={folder}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         work = Path(temporary) / "work"
@@ -124,13 +136,13 @@ def run_cell(cell: Cell) -> str:
         done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-        result = read_run(folder) | {"phase": cell.phase, "scheme": cell.scheme, "seed": cell.seed}
+        result = read_run(folder) | {"task": cell.task, "phase": cell.phase, "scheme": cell.scheme, "seed": cell.seed}
         result |= {"learning_rate": cell.rate, "overrides": [*COMMON, *cell.overrides]}
         cell.file.parent.mkdir(parents=True, exist_ok=True)
         beside = cell.file.with_suffix(".tmp")
         beside.write_text(json.dumps(result, indent=1) + "\n")
         shutil.move(beside, cell.file)
-    return f"{cell.phase} {cell.scheme} {cell.rate:g} seed {cell.seed}: {result['accuracy']['after']:.3f}"
+    return f"{cell.scheme} {cell.rate:g} seed {cell.seed}: {result['accuracy']['after']:.3f}"
 
 
 def read_run(folder: Path) -> dict:
@@ -155,11 +167,11 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), T95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
 
 
-def table() -> str:
+def table(task: str) -> str:
     """Markdown of everything that has run so far."""
     found: dict[str, dict[int, dict]] = {}
     for phase in ("main", "controls"):
-        for file in sorted((RESULTS / phase).glob("*.json")):
+        for file in sorted((RESULTS / task / phase).glob("*.json")):
             result = json.loads(file.read_text())
             found.setdefault(result["scheme"], {})[result["seed"]] = result
     base = found.get("uniform", {})
@@ -204,15 +216,18 @@ def main() -> None:
     run.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default 2)")
     run.add_argument("--cells", type=int, help="stop after so many")
     run.add_argument("--only", choices=["rates", "main", "controls"], help="one phase alone")
-    commands.add_parser("table", help="print what has run so far as Markdown")
+    shown_as = commands.add_parser("table", help="print what has run so far as Markdown")
+    for command in (run, shown_as):
+        command.add_argument("--task", choices=list(TASKS), default="geometry")
     arguments = parser.parse_args()
     if arguments.command == "table":
-        print(table())
+        print(table(arguments.task))
         return
+    prepare(arguments.task)
     left = arguments.cells
     for phase, cells in (("rates", rate_cells), ("main", main_cells), ("controls", control_cells)):
         if arguments.only in (None, phase):
-            missing = [cell for cell in cells() if not cell.file.is_file()][:left]
+            missing = [cell for cell in cells(arguments.task) if not cell.file.is_file()][:left]
             left = None if left is None else left - len(missing)
             with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
                 for number, line in enumerate(pool.map(run_cell, missing), start=1):

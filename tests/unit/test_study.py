@@ -1,0 +1,83 @@
+"""The study's bookkeeping: what is run, with which rate, and what the table says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "study.py"
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """The script as a module, with a folder of its own for results."""
+    import sys
+
+    spec = importlib.util.spec_from_file_location("study", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "study", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def write(cell, accuracy: float, **more) -> None:
+    cell.file.parent.mkdir(parents=True, exist_ok=True)
+    result = {"scheme": cell.scheme, "seed": cell.seed, "learning_rate": cell.rate, "accuracy": {"after": accuracy}}
+    cell.file.write_text(json.dumps(result | {"curve": [accuracy / 2, accuracy], "anchors": {}} | more))
+
+
+def test_every_cell_has_a_file_of_its_own(study):
+    cells = study.rate_cells("geometry")
+    assert len(cells) == 2 * 3 * len(study.SCHEMES) == len({cell.file for cell in cells})
+    assert not {cell.file for cell in cells} & {cell.file for cell in study.rate_cells("wordy")}
+    assert all("trainer.evaluate_split=selection" in cell.overrides for cell in cells)
+
+
+def test_the_rate_with_the_best_mean_over_seeds_is_chosen(study):
+    """Means 0.5, 0.55 and 0.45; on one seed alone the last would be the best."""
+    accuracies = {(1e-4, 100): 0.5, (1e-4, 101): 0.5, (2e-4, 100): 0.4, (2e-4, 101): 0.7}
+    accuracies |= {(4e-4, 100): 0.6, (4e-4, 101): 0.3}
+    cells = [cell for cell in study.rate_cells("geometry") if cell.scheme == "atrl"]
+    for cell in cells[:-1]:
+        write(cell, accuracies[cell.rate, cell.seed])
+    assert study.chosen_rate("geometry", "atrl") is None and study.main_cells("geometry") == []
+    write(cells[-1], accuracies[cells[-1].rate, cells[-1].seed])
+    assert study.chosen_rate("geometry", "atrl") == 2e-4
+    main = study.main_cells("geometry")
+    assert [(cell.scheme, cell.seed, cell.rate) for cell in main] == [("atrl", seed, 2e-4) for seed in range(10)]
+
+
+def test_intervals_by_hand(study):
+    """Of 1, 2, 3: mean 2, standard deviation 1, t(2) = 4.303 over the root of 3."""
+    mean, half = study.interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
+
+
+def test_the_table_pairs_runs_by_seed(study):
+    """Differences from uniform 0.1 and 0.2: mean 0.15, half width 12.706 · 0.0707/√2."""
+    for scheme, accuracies in {"uniform": (0.5, 0.6, 0.7), "atrl": (0.6, 0.8)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            write(study.Cell("geometry", "main", scheme, seed, 1e-4, ()), accuracy)
+    rows = [line.split("|")[1:-1] for line in study.table("geometry").splitlines()[2:]]
+    assert [[cell.strip() for cell in row[:3]] for row in rows] == [["uniform", "0.0001", "3"], ["atrl", "0.0001", "2"]]
+    assert rows[0][3].strip() == "0.600 ± 0.248" and rows[0][4].strip() == ""
+    assert rows[1][4].strip() == "+0.150 ± 0.635"
+    assert rows[0][5].strip() == "0.450 ± 0.186"
+
+
+def test_every_override_composes(study):
+    """So that no cell fails after hours: schemes, tasks and controls are configs that exist."""
+    from hydra import compose, initialize_config_dir
+
+    from atrl.config import check_config
+
+    overrides = [["experiment=wordy"], *study.SCHEMES.values()]
+    for chosen in overrides:
+        with initialize_config_dir(str(SCRIPT.parents[1] / "conf"), version_base="1.3"):
+            config = compose("train", overrides=[*study.COMMON, *chosen])
+        config.logger = None  # its folder is known to a run of Hydra's alone
+        check_config(config)
