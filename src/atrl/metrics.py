@@ -38,12 +38,13 @@ def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float
     mask = step.experience.response_mask
     gap = (step.logprobs - step.experience.sampler_logprobs)[mask].abs()
     lengths = [len(rollout.token_ids) for group in step.groups for rollout in group.rollouts]
-    tokens, rollouts, gaps = parallel.sums([sum(lengths), len(lengths), float(gap.double().sum())])
+    left_out = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
+    tokens, rollouts, gaps, unused = parallel.sums([sum(lengths), len(lengths), float(gap.double().sum()), left_out])
     longest, widest = zip(*parallel.gather((max(lengths), float(gap.max()))), strict=True)
     return {
         "rollout/response_length": tokens / rollouts,
         "rollout/response_length_max": float(max(longest)),
-        "rollout/tokens_per_second": tokens / max(rollout_seconds, 1e-9),
+        "rollout/tokens_per_second": (tokens + unused) / max(rollout_seconds, 1e-9),
         "rollout/logprob_gap_mean": gaps / tokens,
         "rollout/logprob_gap_max": max(widest),
     }

@@ -74,10 +74,15 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its sum over the ranks, in one message.
 
     A parameter that this rank's rollouts did not touch (the vision tower, where no prompt has a picture) counts as 0.
+    One that no rank's did keeps no gradient, as in a single process: AdamW would move it on zeros.
     """
     if world_size() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    touched = sums(parameter.grad is not None for parameter in trained)
+    trained = [parameter for parameter, ranks in zip(trained, touched, strict=True) if ranks]
+    if not trained:
+        return
     for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -20,11 +20,12 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time inside the block to phase `name`; on CUDA the device is waited for first.
+        """Add the time inside the block to phase `name`; on CUDA the device is waited for at both ends.
 
         The time of a phase inside another is the inner one's alone.
         """
         assert name in self.total, f"unknown phase {name!r}, expected one of {PHASES}"
+        _wait_for_device()  # for what was launched before: it is not this phase's
         start = time.perf_counter()
         self._open.append(name)
         try:

@@ -18,9 +18,11 @@ FULL = AttentionRequest(sink_factor=0, neighbours=0, detail=True)
 def read(policy, batch: Experience, request: AttentionRequest = FULL) -> AttentionCapture:
     """What a probe with this request reads of one no-grad pass."""
     probe = AttentionProbe(policy, [request])
-    with torch.no_grad(), probe.capture(batch) as recorder:
-        response_logits(policy, batch)
-    probe.detach()
+    try:
+        with torch.no_grad(), probe.capture(batch) as recorder:
+            response_logits(policy, batch)
+    finally:
+        probe.detach()
     return recorder.results()[request]
 
 

@@ -132,6 +132,14 @@ def test_uniform_credit_goes_with_gspo():
     check_config(composed("algorithm=gspo", "credit=uniform"))
 
 
+def test_a_product_goes_with_gspo_if_all_of_its_schemes_do():
+    assert refusal("algorithm=gspo", "credit=entropy_atrl").startswith("credit=product can't be used with Sequence")
+    uniform, papo = {"_target_": "atrl.credit.uniform.UniformCredit"}, {"_target_": "atrl.credit.papo.PapoCredit"}
+    config = composed("algorithm=gspo", "credit=entropy_atrl")
+    config.credit.schemes = [uniform, papo]
+    check_config(config)
+
+
 def test_the_overlong_cache_fits_the_response():
     message = (
         "algorithm.overlong.cache_tokens must be at most rollout.max_response_tokens=8, got 9: a fifth of the limit"

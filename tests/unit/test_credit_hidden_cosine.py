@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, tanh
 
 import pytest
@@ -12,7 +13,7 @@ from atrl.credit import hidden
 from atrl.credit.hidden import HiddenRequest, picture_cosine
 from atrl.credit.hidden_cosine import HiddenCosineCredit, minmax
 from atrl.credit.probe import AttentionProbe
-from atrl.credit.regions import packed_regions
+from atrl.credit.regions import packed_regions, padded_regions
 from atrl.experience import micro_batches
 from atrl.models.policy import picture_inputs, response_logits
 from atrl.types import Evidence
@@ -98,6 +99,19 @@ def read(policy, batch, *requests):
         response_logits(policy, batch)
     probe.detach()
     return recorder.results()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_mixed_precision_is_read_in_float32(pooling):
+    """Cosines lie close together: in bfloat16 tokens would tie."""
+    ids = torch.tensor([[9, 9, 1, 2, 2, 2], [9, 9, 1, 2, 2, 2]])
+    states = 1 + 0.3 * torch.randn(*ids.shape, 16, generator=torch.Generator().manual_seed(0))
+    regions = padded_regions(replace(BATCH, input_ids=ids, attention_mask=torch.ones_like(ids)), [9], "own")
+    plain, mixed = (HiddenRequest(pooling=pooling).reader(None, regions) for _ in range(2))
+    plain.read_hidden(0, states)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed.read_hidden(0, states)
+    assert plain.result().any() and torch.equal(plain.result(), mixed.result())
 
 
 def layer_outputs(policy, batch) -> list[torch.Tensor]:

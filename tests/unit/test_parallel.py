@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,9 @@ from torch import nn
 from atrl import parallel
 from atrl.credit.base import CreditScheme
 from atrl.credit.bound import BoundCredit, PictureScale
+from atrl.credit.entropy import EntropyCredit
+from atrl.credit.oracle import OracleCredit
+from atrl.credit.product import ProductCredit
 from atrl.types import CreditOutput, Evidence, Experience, MaskedView
 from tests.unit.ranks import run_ranks
 
@@ -23,8 +26,9 @@ def exchange() -> dict:
     layer.weight.grad = torch.tensor([[1.0 + rank, 5.0]])
     if rank == 0:  # the other rank's rollouts did not touch the bias
         layer.bias.grad = torch.tensor([7.0])
-    frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
-    parallel.add_gradients([*layer.parameters(), frozen])
+    frozen, untouched = nn.Parameter(torch.zeros(1), requires_grad=False), nn.Parameter(torch.zeros(1))
+    parallel.add_gradients([*layer.parameters(), frozen, untouched])
+    parallel.add_gradients([untouched])
     return {
         "share": list(parallel.share(list(range(5)))),
         "sums": parallel.sums([1.0, rank]),
@@ -34,6 +38,7 @@ def exchange() -> dict:
         "weight": layer.weight.grad.tolist(),
         "bias": layer.bias.grad.tolist(),
         "frozen": frozen.grad,
+        "untouched": untouched.grad,  # by any rank: AdamW would move it on zeros
     }
 
 
@@ -44,6 +49,7 @@ def test_two_ranks():
     assert first["sums"] == [2.0, 1.0] and first["gather"] == [{"rank": 0}, {"rank": 1}]
     assert first["rows"] == [[0, 1, 2, 0], [3, 4, 5, 0], [9, 9, 9, 9]]
     assert first["weight"] == [[3.0, 10.0]] and first["bias"] == [7.0] and first["frozen"] is None
+    assert first["untouched"] is None
 
 
 def test_alone_nothing_happens():
@@ -98,6 +104,20 @@ def test_a_scheme_that_compares_rollouts_sees_those_of_all_ranks():
     assert torch.equal(first.weights, whole.weights[:1, :2]) and torch.equal(second.weights, whole.weights[1:])
     assert torch.equal(first.anchors, whole.anchors[:1, :2]) and torch.equal(second.density, whole.density[1:])
     assert torch.equal(torch.cat([first.trajectory_scale, second.trajectory_scale]), whole.trajectory_scale)
+
+
+def assign_oracle() -> CreditOutput:
+    """Rank 1's problem has no reading rule; with entropy over the batch the oracle sees all ranks' rollouts."""
+    batch, evidence = rollouts(slice(0, 2), 5) if parallel.rank() == 0 else rollouts(slice(2, 4), 5)
+    if parallel.rank() == 0:
+        batch = replace(batch, reading=torch.eye(5, dtype=torch.bool)[:2])
+    scheme = ProductCredit(schemes=[OracleCredit(), EntropyCredit(within="batch")])
+    return BoundCredit(scheme, None, PictureScale((), ()), None).assign(batch, evidence)
+
+
+def test_what_was_read_is_known_on_all_ranks():
+    first, second = run_ranks(assign_oracle)
+    assert first.anchors.nonzero().tolist() == [[0, 0], [1, 1]] and not second.anchors.any()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -234,6 +234,24 @@ def test_an_error_inside_a_capture_ends_it(policy, batch):
         recorder.results()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": (0, 99)}, r"name layers that have attention, got 99: .* only \[0\] were seen"),
+        ({"heads": ((0, 1), (99, 0))}, r"name layers that have attention, got 99: .* only \[0\] were seen"),
+        ({"heads": ((0, 99),)}, r"^credit\.heads: layer 0 has heads 0 to \d+, got 99"),
+        ({"heads": ((0, -1),)}, r"^credit\.heads: layer 0 has heads 0 to \d+, got -1"),
+    ],
+)
+def test_layers_and_heads_that_the_model_lacks_are_refused(policy, batch, options, message):
+    with pytest.raises(ValueError, match=message):
+        read(policy, batch, AttentionRequest(neighbours=0, **options))
+
+
+def test_a_head_named_twice_is_read_once(policy, batch):
+    assert read(policy, batch, AttentionRequest(heads=((0, 1), (0, 1)))).peak.shape[1:3] == (1, 1)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_merge_to_the_whole(policy, batch, size):
     """The first micro-batch has fewer image columns than the whole; with size 1 the second has none."""

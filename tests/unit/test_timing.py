@@ -55,3 +55,16 @@ def test_an_error_ends_a_phase(clock):
 def test_unknown_phases_are_refused():
     with pytest.raises(AssertionError, match="unknown phase 'upddate'"), PhaseTimer().phase("upddate"):
         pass
+
+
+def test_what_the_device_still_has_to_do_belongs_to_the_phase_that_launched_it(clock, monkeypatch):
+    """A forward pass of 10 s, launched by "update", is not the credit's that comes after it."""
+    queue = []
+    monkeypatch.setattr(timing, "_wait_for_device", lambda: clock(sum(queue)) or queue.clear())
+    timer = PhaseTimer()
+    with timer.phase("update"):
+        queue.append(10)
+        with timer.phase("credit"):
+            queue.append(1)
+        queue.append(20)
+    assert timer.lap() == {"update": 30, "credit": 1}

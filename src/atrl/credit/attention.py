@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -143,11 +143,14 @@ class AttentionReader:
 
         Raises:
             AssertionError: if no layer was read: the model's attention does not go through the interface.
+            ValueError: if only some of the layers that are asked for were.
         """
         assert self._total, (
             "the attention probe saw no layer; does this model use transformers' attention interface, and does it have "
             "the layers and heads that are asked for?"
         )
+        asked = self._request.layers if self._request.heads is None else [layer for layer, _ in self._request.heads]
+        require_layers(asked, self._total)
         layers, mask = sorted(self._total), self._regions.row_mask
         return AttentionCapture(
             total=torch.cat([self._total[layer] for layer in layers], dim=1)
@@ -168,7 +171,11 @@ class AttentionReader:
 
     def _wanted_heads(self, layer: int, count: int) -> list[int]:
         if self._request.heads is not None:
-            return sorted(head for number, head in self._request.heads if number == layer)
+            heads = sorted({head for number, head in self._request.heads if number == layer})
+            for head in heads:  # the kernels would read beyond the queries
+                if not 0 <= head < count:
+                    raise ValueError(f"credit.heads: layer {layer} has heads 0 to {count - 1}, got {head}")
+            return heads
         if self._request.layers is not None and layer not in self._request.layers:
             return []
         return list(range(count))
@@ -255,6 +262,16 @@ class Block:
             hidden |= column <= rows[:, :, None] - self.sliding_window
         hidden |= ~self.regions.visible[self.regions.source][:, None, :]
         return hidden.float() * torch.finfo(torch.float32).min
+
+
+def require_layers(asked: Sequence[int] | None, read: Collection[int]) -> None:
+    """Raises ValueError where a layer that was asked for by number had no attention to read."""
+    missing = sorted(set(asked or ()) - set(read))
+    if missing:
+        raise ValueError(
+            f"credit.layers and credit.heads must name layers that have attention, got {missing[0]}: of those asked "
+            f"for only {sorted(read)} were seen"
+        )
 
 
 def fused_available(device: torch.device) -> bool:

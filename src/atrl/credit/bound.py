@@ -74,9 +74,13 @@ class BoundCredit:
 
 
 def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experience, Evidence]:
-    """What a scheme may compare: masks, keys and numbers per token, without pictures."""
+    """What a scheme may compare: masks, keys, reading tokens and numbers per token, without pictures."""
     rows = parallel.gather_rows
     mask = rows(experience.response_mask.float()) > 0
+    reading = None
+    if any(parallel.gather(experience.reading is not None)):  # a rank whose problems have no rule takes part
+        own = torch.zeros_like(experience.response_mask) if experience.reading is None else experience.reading
+        reading = rows(own.float()) > 0
     blank = torch.zeros(len(mask), mask.shape[1] + 1, dtype=torch.long, device=mask.device)
     together = Experience(
         input_ids=blank,
@@ -85,6 +89,7 @@ def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experienc
         pixels=[{}] * len(mask),
         sampler_logprobs=rows(experience.sampler_logprobs),
         keys=[key for keys in parallel.gather(experience.keys) for key in keys],
+        reading=reading,
     )
     masked = evidence.masked and MaskedView(rows(evidence.masked.logprobs), rows(evidence.masked.divergence))
     return together, Evidence(rows(evidence.logprobs), rows(evidence.entropy), {}, masked)

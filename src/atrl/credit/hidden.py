@@ -85,9 +85,10 @@ class HiddenReader:
         self._read.add(layer)
         tokens, images = self._regions.rows.shape[1], self._regions.columns.shape[1]
         step = max(1, CHUNK_ELEMENTS // max(1, (tokens + images) * hidden.shape[2]))
-        for start in range(0, self._regions.size, step):
-            part = slice(start, start + step)
-            self._total[part] += picture_cosine(hidden, self._regions.part(part), pooling=self._request.pooling)
+        with torch.autocast(hidden.device.type, enabled=False):  # or products would be taken in bfloat16
+            for start in range(0, self._regions.size, step):
+                part = slice(start, start + step)
+                self._total[part] += picture_cosine(hidden, self._regions.part(part), pooling=self._request.pooling)
 
     def result(self) -> Float[Tensor, "rollout response"]:
         """The mean over the layers that were read; 0 on padding and without a picture.

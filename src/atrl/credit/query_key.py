@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.attention import CHUNK_ELEMENTS, blocks
+from atrl.credit.attention import CHUNK_ELEMENTS, blocks, require_layers
 from atrl.credit.hidden import Pooling, largest
 from atrl.credit.regions import Regions, Row
 
@@ -112,11 +112,13 @@ class QueryKeyReader:
 
         Raises:
             AssertionError: if no layer was read: the model's attention does not go through the interface.
+            ValueError: if only some of the layers that are asked for were.
         """
         assert self._scores, (
             "the query-key reader saw no layer; does this model use transformers' attention interface, and does it "
             "have the layers that are asked for?"
         )
+        require_layers(self._request.layers, self._scores)
         mask, columns = self._regions.row_mask, self._regions.column_mask
         image = None
         if self._image is not None:

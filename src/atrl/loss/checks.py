@@ -25,10 +25,16 @@ def credit_suits_the_loss(config: DictConfig) -> str | None:
     if None in targets:
         return None
     loss, credit = map(locate, targets)
-    if getattr(loss, "accepts_token_credit", True) or getattr(credit, "is_uniform", False):
+    if getattr(loss, "accepts_token_credit", True) or _is_uniform(config.credit):
         return None
     scheme, form = getattr(credit, "name", credit.__name__), loss.__name__
     return (
         f"credit={scheme} can't be used with {form}, whose ratio and clip are per response: "
         "use algorithm=gspo_token, which weighs tokens, or credit=none"
     )
+
+
+def _is_uniform(node: DictConfig) -> bool:
+    """What the class says; where that depends on the schemes that it is made of (a product), what these say."""
+    uniform = getattr(locate(node["_target_"]), "is_uniform", False)
+    return uniform if isinstance(uniform, bool) else all(_is_uniform(part) for part in node.get("schemes") or ())
