@@ -124,4 +124,4 @@ def attention_maps(evidence: Evidence | None, first: int, wanted: Sequence[int])
     if not captures:
         return {}
     image = captures[0].image
-    return {row: image[row - first].cpu() for row in wanted if first <= row < first + len(image)}
+    return {row: image[row - first].clone().cpu() for row in wanted if first <= row < first + len(image)}

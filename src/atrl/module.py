@@ -122,7 +122,7 @@ class PolicyModule(PromptModule):
         with phase("update"):
             for update in range(self.objective.updates_per_batch):
                 outcomes = list(self._learn(experience, advantages.flatten(), credit, batches, totals))  # 7
-                norm = self._optimizer_step()  # 8: clip, optimizer step, schedule
+                taken = self._optimizer_step()  # 8: clip, optimizer step, schedule
                 first = outcomes if update == 0 else first
 
         with phase("sync"):  # 9: new weights → sampler
@@ -144,9 +144,7 @@ class PolicyModule(PromptModule):
             | attention_maps(scored, 0, shown_rollouts(experience)),
             logprobs=torch.cat([outcome.logprobs for outcome in first]),
             entropy=torch.cat([outcome.entropy for outcome in first]),
-            metrics=metrics
-            | {"loss/gradient_norm": norm}
-            | (sampling_metrics(drawn) if self.objective.dynamic_sampling else {}),
+            metrics=metrics | taken | (sampling_metrics(drawn) if self.objective.dynamic_sampling else {}),
         )
 
     def _draw(self, prompts: Sequence[Prompt], seed: str) -> DynamicBatch:
@@ -255,14 +253,16 @@ class PolicyModule(PromptModule):
         tokens, sequences = parallel.sums([mask.sum().item(), mask.any(dim=1).sum().item()])
         return BatchTotals(tokens=int(tokens), sequences=int(sequences), max_response_tokens=self.max_response_tokens)
 
-    def _optimizer_step(self) -> float:
+    def _optimizer_step(self) -> dict[str, float]:
+        """Stage 8; the gradient's norm before it was clipped, and the learning rate that was used."""
         optimizer = self.optimizers()
         parallel.add_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_settings.max_gradient_norm)
+        taken = {"loss/gradient_norm": float(norm), "train/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()
-        return float(norm)
+        return taken
 
     def configure_optimizers(self):
         """AdamW on the policy's trainable parameters, with the learning rate of `learning_rate_factor`."""

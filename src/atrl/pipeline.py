@@ -97,7 +97,9 @@ def main_process() -> bool:
 
 def work_folder(folder: Path) -> Path:
     """Where this process may put a model that it builds; processes would disturb each other in one place."""
-    return folder / "initial_model" if main_process() else folder / f"initial_model_{os.environ['LOCAL_RANK']}"
+    if main_process():
+        return folder / "initial_model"
+    return folder / f"initial_model_{os.environ.get('NODE_RANK', '0')}_{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def instantiate_parts(config: DictConfig, folder: Path) -> Parts:

@@ -177,3 +177,11 @@ def test_a_product_looks_for_one_set_of_heads():
     assert known.head_search is None and EntropyCredit().head_search is None
     with pytest.raises(ValueError, match=r"^credit\.schemes must agree on how heads=auto are found, got 2 ways"):
         ProductCredit(schemes=[TokenLevelCredit(heads="auto"), AtrlCredit(heads="auto", auto_heads=3)])
+
+
+def test_layers_that_look_at_nothing_are_refused_even_if_others_look():
+    """The second layer alone has scores above 0."""
+    scores = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
+    assert choose_heads(scores, 1) == ((1, 0),)
+    with pytest.raises(ValueError, match="found no head that looks at a picture"):
+        choose_heads(scores, 1, layers=[0])

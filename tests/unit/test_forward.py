@@ -121,4 +121,6 @@ def test_attention_maps_are_those_of_the_wanted_rollouts(policy, batch):
     maps = attention_maps(evidence, 4, [0, 5, 7, 9])
     assert set(maps) == {5, 7}
     assert torch.equal(maps[5], evidence.read[REQUEST].image[1])
+    # The whole micro-batch's would stay in memory behind a view.
+    assert maps[5].untyped_storage().nbytes() == maps[5].nbytes
     assert attention_maps(None, 0, [0]) == {} and attention_maps(replace(evidence, read={}), 0, [0]) == {}

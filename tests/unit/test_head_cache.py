@@ -46,6 +46,12 @@ def test_the_same_model_wherever_it_lies_has_one_key(policy, prompts, tmp_path):
     assert key(policy, prompts, replace(SEARCH, count=3, layers=(1,))) == first  # they choose among the same scores
 
 
+def test_another_precision_has_another_key(policy, prompts):
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = key(policy, prompts)
+    assert inside != key(policy, prompts)
+
+
 def test_other_weights_have_another_key(policy, prompts):
     """One optimizer step; and one value of one parameter, at the end that every fingerprint looks at."""
     keys = [key(policy, prompts)]

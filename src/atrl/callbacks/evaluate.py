@@ -44,7 +44,8 @@ class EvaluateCallback(Callback):
 
     def score(self, pl_module: PolicyModule, prompts: Sequence[Prompt]) -> Score:
         """The policy on `prompts`; a problem's random numbers depend on its id alone, whatever its pictures are."""
-        with pl_module.timer.phase("evaluate"):
+        precision = pl_module.trainer.precision_plugin.forward_context()  # as in a training step
+        with pl_module.timer.phase("evaluate"), precision:
             rollouts = pl_module.rollouts
             sampling = held_out_sampling(rollouts.sampling, samples=self._samples)
             seed = f"{self._seed}/held-out"

@@ -58,7 +58,7 @@ class RecordCallback(Callback):
         memory = sum(parallel.gather(psutil.Process().memory_info().rss))
         pl_module.log_dict(
             rewards | rollouts | step.metrics | {f"time/{name}": value for name, value in seconds.items()}
-            | {"memory/host": float(memory), "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"]},
+            | {"memory/host": float(memory)},
             batch_size=1,
         )  # fmt: skip
         bar = {"reward": rewards["reward/mean"], "accuracy": rewards["reward/right"]}

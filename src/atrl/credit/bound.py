@@ -49,6 +49,8 @@ class BoundCredit:
     def prepare(self, experience: Experience, groups: Sequence[RolloutGroup]) -> Experience:
         """`experience` with the tokens that read, where known, and with masked pictures, if the scheme wants them."""
         reading = reading_mask(groups, self.tokenizer, experience.response_mask)
+        if any(parallel.gather(reading is not None)) and reading is None:
+            reading = torch.zeros_like(experience.response_mask)  # only other ranks' problems have a rule
         experience = replace(experience, reading=reading)
         mask = self.scheme.picture_mask
         if mask is None:

@@ -92,7 +92,7 @@ def choose_heads(scores: Float[Tensor, "layer head"], count: int, *, layers: Seq
     unknown = [layer for layer in layers if not 0 <= layer < scores.shape[0]]
     if unknown:
         raise ValueError(f"credit.layers names layer {unknown[0]}, but the model has layers 0 to {scores.shape[0] - 1}")
-    if not (scores > 0).any():
+    if not (scores[list(layers)] > 0).any():
         raise ValueError(
             "credit.heads=auto found no head that looks at a picture: do the problems have pictures? If so set "
             "credit.heads=null or name the heads"

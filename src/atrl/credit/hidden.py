@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class HiddenReader:
         self._request, self._regions = request, regions
         self._total = torch.zeros(regions.rows.shape, device=regions.rows.device)
         self._read: set[int] = set()
+        self.seconds = 0.0
 
     @contextmanager
     def hooks(self, model: PreTrainedModel) -> Iterator[None]:
@@ -82,6 +84,7 @@ class HiddenReader:
         """Add layer `layer`: what it hands to the next one."""
         if layer in self._read:
             return
+        began = time.perf_counter()
         self._read.add(layer)
         tokens, images = self._regions.rows.shape[1], self._regions.columns.shape[1]
         step = max(1, CHUNK_ELEMENTS // max(1, (tokens + images) * hidden.shape[2]))
@@ -89,6 +92,7 @@ class HiddenReader:
             for start in range(0, self._regions.size, step):
                 part = slice(start, start + step)
                 self._total[part] += picture_cosine(hidden, self._regions.part(part), pooling=self._request.pooling)
+        self.seconds += time.perf_counter() - began
 
     def result(self) -> Float[Tensor, "rollout response"]:
         """The mean over the layers that were read; 0 on padding and without a picture.

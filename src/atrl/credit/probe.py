@@ -61,14 +61,14 @@ class AttentionProbe:
         }
         recorder = Recorder(readers)
         token = _RECORDER.set(recorder)
-        with ExitStack() as hooks:
-            for reader in readers.values():
-                if hasattr(reader, "hooks"):
-                    hooks.enter_context(reader.hooks(self._model))
-            try:
+        try:
+            with ExitStack() as hooks:
+                for reader in readers.values():
+                    if hasattr(reader, "hooks"):
+                        hooks.enter_context(reader.hooks(self._model))
                 yield recorder
-            finally:
-                _RECORDER.reset(token)
+        finally:
+            _RECORDER.reset(token)
 
     def merge(self, results: Sequence[dict[Hashable, Any]]) -> dict[Hashable, Any]:
         """The results of consecutive micro-batches as those of one batch."""
@@ -81,8 +81,12 @@ class Recorder:
     def __init__(self, readers: dict[Request, Reader]) -> None:
         self._readers = readers
         self._attentive = [reader for reader in readers.values() if hasattr(reader, "read_attention")]
-        self.seconds = 0.0
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
         """Spent on reading during the pass. On a GPU that is the time to launch the work, not to do it."""
+        return self._seconds + sum(getattr(reader, "seconds", 0.0) for reader in self._readers.values())
 
     @torch.no_grad()
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, **options) -> None:
@@ -91,7 +95,7 @@ class Recorder:
         with torch.autocast(query.device.type, enabled=False):  # or products would be taken in bfloat16
             for reader in self._attentive:
                 reader.read_attention(layer, query.detach(), key.detach(), **options)
-        self.seconds += time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
 
     @torch.no_grad()
     def results(self) -> dict[Hashable, Any]:
