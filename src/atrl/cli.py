@@ -198,7 +198,8 @@ def _report(message: str) -> None:
 
 
 def _interrupted() -> int:
-    _report("interrupted by Ctrl-C")
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # it reaches all processes of a run, and one says so
+        _report("interrupted by Ctrl-C")
     return EXIT_INTERRUPTED
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ def finish_run(
     if not main_process():
         return
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), parts.folder / "config.yaml")
-    (parts.folder / "command.txt").write_text(f"python {' '.join(sys.argv)}\n", encoding="utf-8")
+    (parts.folder / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n", encoding="utf-8")
     export_model(loaded, parts.folder / "model")
     summary = summarise(parts, warmed_up, trained)
     (parts.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
+from atrl.preflight import check_devices, check_layers, check_reading
 
 if TYPE_CHECKING:
     from atrl.data.base import ProblemSource
@@ -128,6 +129,9 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
         started=started,
     )
     parts.model.check()
+    if parts.run.stage != "sft":
+        check_layers(parts.credit, parts.model)
+    check_devices(parts.trainer)
     return parts
 
 
@@ -158,7 +162,7 @@ def load_data(parts: Parts) -> Data:
     """Load the problems and make sure that every picture and every answer can be read.
 
     Raises:
-        ValueError: if one can't be, naming it; or if a split that is needed is empty.
+        ValueError: if one can't be, naming it; if a split that is needed is empty; if credit needs what they don't say.
     """
     from atrl.data.images import check_images
 
@@ -173,4 +177,6 @@ def load_data(parts: Parts) -> Data:
         if isinstance(problems, list):
             check_images(problems)
             parts.reward.check(problems)
+    if parts.run.stage != "sft":
+        check_reading(parts.credit, splits["train"])
     return Data(**splits, baseline=parts.source.baseline())

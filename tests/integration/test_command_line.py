@@ -214,6 +214,11 @@ ROW = {"id": "p1", "problem": "<image>What is it?", "answer": "4", "images": ["a
         (["credit=atlr"], ["atlr", "atrl"]),
         (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),
         (["trainer.grounding_samples=-1"], ["trainer.grounding_samples", "-1", "0"]),
+        (["trainer.evaluate_every=0"], ["trainer.evaluate_every", "0", "null"]),
+        (["rollout.max_response_tokens=0"], ["rollout.max_response_tokens", "0"]),
+        (["credit.heads=[[0,99]]"], ["credit.heads", "[0, 99]", "0 to 3"]),
+        (["credit=hidden_cosine", "credit.layers=[0,7]"], ["credit.layers", "7", "0 to 2"]),
+        (["credit=oracle", *("data=jsonl", "data.path=read.jsonl")], ["credit=oracle", "data=geometry"]),
         (["credit.reduction=peek"], ["credit.reduction", "peek", "peak"]),
         (["credit.anchor_ratio=1.5"], ["credit.anchor_ratio", "1.5"]),
         (["experiment=easy_vqu"], ["easy_vqu", "easy_vqa"]),
@@ -224,6 +229,9 @@ ROW = {"id": "p1", "problem": "<image>What is it?", "answer": "4", "images": ["a
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
 def test_a_bad_setting_is_one_line_that_names_it(arguments: list[str], says: list[str], tmp_path: Path) -> None:
+    rows = [{**ROW, "id": f"p{number}"} for number in range(9)]
+    (tmp_path / "read.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     done = run("train.py", *arguments, folder=tmp_path)
     check_refusal(done, says)
 

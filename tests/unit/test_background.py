@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -13,6 +19,11 @@ from atrl.credit.background import Background, spare_cores
 
 def squares(items, power):
     return [(item**power, os.getpid()) for item in items]
+
+
+def interrupted(items):
+    os.kill(os.getpid(), signal.SIGINT)
+    return items
 
 
 def die(items):
@@ -76,6 +87,39 @@ def test_auto_takes_the_cores_that_torch_leaves(monkeypatch):
 def test_a_process_that_dies_is_named(background):
     with pytest.raises(RuntimeError, match=r"a worker process died .* credit\.workers=0"):
         background.submit(die, [1, 2])()
+
+
+def test_ctrl_c_is_left_to_the_parent(background):
+    assert background.submit(interrupted, [2, 3])() == [2, 3]
+
+
+PARENT = """
+import os, signal
+from tests.unit.test_background import Background, nothing, squares
+
+if __name__ == "__main__":
+    started = Background(1, option="credit.workers")
+    started.open(nothing)
+    print(started.submit(squares, [2], 2)()[0][1], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    with (tmp_path / "worker").open("w") as printed:  # not a pipe, which the worker would hold open
+        killed = subprocess.run(
+            [sys.executable, tmp_path / "parent.py"], env=os.environ | {"PYTHONPATH": paths}, stdout=printed
+        )
+    assert killed.returncode == -signal.SIGKILL
+    worker = int((tmp_path / "worker").read_text())
+    for _ in range(300):
+        if not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent")
 
 
 def test_errors_of_the_work_itself_come_through(background):

@@ -27,7 +27,6 @@ from atrl.config import (
     one_process_draws,
     processes_have_work,
     read_section,
-    responses_fit_the_context,
 )
 
 if TYPE_CHECKING:
@@ -313,14 +312,6 @@ def test_a_group_needs_two_responses():
     assert group_holds_a_comparison(OmegaConf.create({"rollout": None})) is None
     message = group_holds_a_comparison(OmegaConf.create({"rollout": {"group_size": 1}}))
     assert message.startswith("rollout.group_size must be at least 2, got 1")
-
-
-def test_prompt_and_response_must_fit_the_context():
-    rollout = {"max_prompt_tokens": 100, "max_response_tokens": 64, "max_model_len": 164}
-    assert responses_fit_the_context(OmegaConf.create({"rollout": rollout})) is None
-    assert responses_fit_the_context(OmegaConf.create({"rollout": {"max_model_len": 1}})) is None
-    message = responses_fit_the_context(OmegaConf.create({"rollout": {**rollout, "max_model_len": 163}}))
-    assert message.startswith("rollout.max_model_len must be at least 164, got 163")
 
 
 def test_every_process_takes_prompts():

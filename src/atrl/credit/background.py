@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any, Literal, TypeVar
@@ -16,7 +17,8 @@ class Background:
 
     The processes are fresh interpreters: a fork could inherit locks of torch's threads. They import the running
     script again, which therefore needs the usual ``if __name__ == "__main__":``. They run at a lower priority, so that
-    they take what the training leaves idle.
+    they take what the training leaves idle; they leave Ctrl-C to this process, and end when it does, even if it is
+    killed.
 
     Args:
         workers: how many processes; 0 does the work in this one, when it is submitted. "auto" is as many as there are
@@ -36,7 +38,7 @@ class Background:
             import multiprocessing
 
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, _step_back, (prepare,))
+            self._pool = ProcessPoolExecutor(self.workers, context, _enter_worker, (prepare,))
             try:
                 list(self._pool.map(abs, range(self.workers)))
             except BrokenExecutor as error:
@@ -98,7 +100,19 @@ def spare_cores() -> int:
     return max(0, cores // parallel.world_size() - busy)
 
 
-def _step_back(prepare: Callable[[], object]) -> None:
+def _enter_worker(prepare: Callable[[], object]) -> None:
+    import threading
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches workers too; `close` ends them
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)
     prepare()
+
+
+def _end_with_parent() -> None:
+    # A killed parent closes nothing: its workers would wait for work for ever.
+    import multiprocessing
+
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -78,6 +78,8 @@ class CreditScheme(ABC):
     name: ClassVar[str]
     is_uniform: ClassVar[bool] = False
     """Whether every token always gets 1, so that any objective will do."""
+    needs_reading: ClassVar[bool] = False
+    """Whether it goes by the tokens that the problems' reading rules name."""
 
     @property
     def requests(self) -> tuple[Hashable, ...]:

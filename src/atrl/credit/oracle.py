@@ -25,6 +25,7 @@ class OracleCredit(CreditScheme):
     rest_weight: float = 1.0
 
     name = "oracle"
+    needs_reading = True
 
     def __post_init__(self) -> None:
         check_levels(self.anchor_weight, self.rest_weight)

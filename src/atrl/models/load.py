@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -46,12 +47,24 @@ class PretrainedModel:
     trust_remote_code: bool = False
 
     def check(self) -> None:
-        """Say what is wrong with `path` before anything is loaded.
+        """Say what is wrong with `path` or `attention` before anything is loaded.
 
         Raises:
-            ValueError: if it is no checkpoint and can't be a hub name either.
+            ValueError: if it is no checkpoint and can't be a hub name either; if the attention kernel isn't installed.
         """
         self._resolve()
+        if self.attention == "flash_attention_2" and not (find_spec("flash_attn") or find_spec("kernels")):
+            raise ValueError(
+                "model.attention=flash_attention_2 needs the package flash-attn, which is not installed: use sdpa"
+            )
+
+    def attention_shape(self) -> tuple[int, int]:
+        """Layers of the language half, and heads of each; of the configuration alone, no weights are read."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self._resolve(), trust_remote_code=self.trust_remote_code)
+        text = config.get_text_config()
+        return text.num_hidden_layers, text.num_attention_heads
 
     def load(self, work_folder: Path) -> LoadedModel:
         """Model and processor; `work_folder` is not needed here."""
@@ -86,6 +99,12 @@ class ScratchModel:
 
     def check(self) -> None:
         """Nothing can be missing."""
+
+    def attention_shape(self) -> tuple[int, int]:
+        """Layers of the language half, and heads of each."""
+        from atrl.models.scratch import HEADS, LAYERS
+
+        return LAYERS, HEADS
 
     def load(self, work_folder: Path) -> LoadedModel:
         """Build the checkpoint in `work_folder` and load it from there."""

@@ -31,6 +31,8 @@ CHAT_TEMPLATE = (
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+LAYERS, HEADS = 3, 4
+"""Of the language half."""
 _GENERAL_TEXT = (
     "What shape is in the picture? What color is the shape? Which colour does the image contain?",
     "The shape is a circle, a rectangle, a triangle. The color is red, green, blue, black, gray, teal, brown, yellow.",
@@ -119,8 +121,8 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Qwen2_5_VL
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
             "intermediate_size": 352,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
             "initializer_range": 0.08,

@@ -39,7 +39,7 @@ class RolloutSettings:
             raise ValueError(
                 f"rollout.temperature must be positive, got {self.temperature}: training samples need chance"
             )
-        for name in ("prompts_per_step", "max_prompt_tokens"):
+        for name in ("prompts_per_step", "max_prompt_tokens", "max_response_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
 

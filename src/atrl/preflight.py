@@ -1,0 +1,71 @@
+"""What a run asks of the machine, the model and the data, looked at before a model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atrl.config import TrainerSettings
+    from atrl.models.load import PretrainedModel, ScratchModel
+    from atrl.types import Problem
+
+
+def check_devices(settings: TrainerSettings) -> None:
+    """Raises ValueError, in one line, where there are fewer CUDA devices than each node is to use."""
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.accelerator == "cuda" and not there:
+        raise ValueError("trainer.accelerator=cuda needs a CUDA device, and torch finds none: use trainer=cpu")
+    on_cuda = settings.accelerator != "cpu" and there
+    if on_cuda and settings.devices != "auto" and settings.devices > there:
+        raise ValueError(
+            f"trainer.devices must be at most {there}, the CUDA devices that torch finds, got {settings.devices}"
+        )
+
+
+def check_layers(scheme: Any, model: PretrainedModel | ScratchModel) -> None:
+    """Raises ValueError, in one line, where `scheme` names a layer or head that the model hasn't, or an empty list.
+
+    None names nothing. Products are looked into. Only the configuration of the model is read, and only where a scheme
+    names some.
+    """
+    naming = [part for part in _factors(scheme) if _named(part, "layers") or _named(part, "heads")]
+    if not naming:
+        return
+    layers, heads = model.attention_shape()
+    known = f"the model has layers 0 to {layers - 1} of heads 0 to {heads - 1}"
+    for part in naming:
+        for option in ("layers", "heads"):
+            if _named(part, option) and not getattr(part, option):
+                raise ValueError(f"credit.{option} is an empty list, which reads nothing: null reads all")
+        for layer in part.layers or ():
+            if not 0 <= layer < layers:
+                raise ValueError(f"credit.layers names layer {layer}: {known}")
+        for layer, head in part.heads if _named(part, "heads") else ():
+            if not (0 <= layer < layers and 0 <= head < heads):
+                raise ValueError(f"credit.heads names [{layer}, {head}]: {known}")
+
+
+def check_reading(scheme: Any, problems: Sequence[Problem]) -> None:
+    """Raises ValueError, in one line, where `scheme` goes by reading rules and none of the problems has one."""
+    if not any(part is not None and part.needs_reading for part in _factors(scheme)):
+        return
+    looked_at = problems if isinstance(problems, list) else problems[:1]  # generated ones are all of a kind
+    if all(problem.reading is None for problem in looked_at):
+        raise ValueError("credit=oracle needs problems with a reading rule, and these have none: try data=geometry")
+
+
+def _factors(scheme: Any) -> Iterator[Any]:
+    """The schemes that `scheme` multiplies, products in products included; itself if it is no product."""
+    if not hasattr(scheme, "schemes"):
+        yield scheme
+        return
+    for factor in scheme.schemes:
+        yield from _factors(factor)
+
+
+def _named(scheme: Any, option: str) -> bool:
+    """Whether `scheme` has a list for `option`, and neither all nor "auto"."""
+    return getattr(scheme, option, None) is not None and not isinstance(getattr(scheme, option), str)

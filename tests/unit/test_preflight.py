@@ -1,0 +1,113 @@
+"""What a run asks for and can't get is said in one line, before a model loads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atrl.config import EvaluateSettings, TrainerSettings
+from atrl.credit.atrl import AtrlCredit
+from atrl.credit.entropy import EntropyCredit
+from atrl.credit.hidden_cosine import HiddenCosineCredit
+from atrl.credit.oracle import OracleCredit
+from atrl.credit.product import ProductCredit
+from atrl.credit.query_key_cosine import QueryKeyCosineCredit
+from atrl.data.geometry import GeometryProblems
+from atrl.models.load import PretrainedModel, ScratchModel
+from atrl.preflight import check_devices, check_layers, check_reading
+from atrl.types import Problem
+
+TINY = PretrainedModel()
+
+
+def product(*schemes) -> ProductCredit:
+    return ProductCredit(schemes=schemes)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        None,
+        EntropyCredit(),
+        AtrlCredit(),
+        AtrlCredit(heads="auto", layers=(2,)),
+        AtrlCredit(heads=((0, 0), (2, 3))),
+        product(AtrlCredit(layers=(0, 2)), EntropyCredit()),
+    ],
+)
+@pytest.mark.parametrize("model", [TINY, ScratchModel()], ids=["tiny", "scratch"])
+def test_layers_and_heads_that_exist(scheme, model):
+    check_layers(scheme, model)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "line"),
+    [
+        (AtrlCredit(heads=((0, 99),)), r"credit\.heads names \[0, 99\]: .* layers 0 to 2 of heads 0 to 3"),
+        (AtrlCredit(heads=((0, -1),)), r"credit\.heads names \[0, -1\]"),
+        (AtrlCredit(heads=((3, 0),)), r"credit\.heads names \[3, 0\]"),
+        (AtrlCredit(heads=()), r"credit\.heads is an empty list"),
+        (AtrlCredit(heads="auto", layers=(0, 7)), r"credit\.layers names layer 7: .* layers 0 to 2"),
+        (HiddenCosineCredit(layers=(-1,)), r"credit\.layers names layer -1"),
+        (QueryKeyCosineCredit(layers=()), r"credit\.layers is an empty list"),
+        (product(product(EntropyCredit(), AtrlCredit(layers=(7,)))), r"credit\.layers names layer 7"),
+    ],
+)
+def test_layers_and_heads_that_do_not(scheme, line):
+    with pytest.raises(ValueError, match=f"^{line}"):
+        check_layers(scheme, TINY)
+
+
+def test_the_shape_is_that_of_the_model():
+    text = TINY.load(None).model.config.get_text_config()
+    assert TINY.attention_shape() == ScratchModel().attention_shape()
+    assert TINY.attention_shape() == (text.num_hidden_layers, text.num_attention_heads)
+
+
+def test_oracle_needs_a_reading_rule():
+    without = [Problem(id="p", question="?", answer="4", images=())]
+    known = GeometryProblems().load("train")
+    for scheme in (None, EntropyCredit(), AtrlCredit()):
+        check_reading(scheme, without)
+    for scheme in (OracleCredit(), product(EntropyCredit(), OracleCredit())):
+        check_reading(scheme, known)
+        check_reading(scheme, [*without, known[0]])
+        with pytest.raises(ValueError, match=r"^credit=oracle needs problems with a reading rule"):
+            check_reading(scheme, without)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "there", "line"),
+    [
+        ("cpu", 4, 0, None),
+        ("auto", 4, 0, None),
+        ("auto", "auto", 2, None),
+        ("cuda", 2, 2, None),
+        ("cuda", 1, 0, "trainer.accelerator=cuda needs a CUDA device"),
+        ("cuda", 3, 2, "trainer.devices must be at most 2"),
+        ("auto", 3, 2, "trainer.devices must be at most 2"),
+        ("cpu", 3, 2, None),
+    ],
+)
+def test_devices_that_are_there(monkeypatch, accelerator, devices, there, line):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    settings = TrainerSettings(accelerator=accelerator, devices=devices)
+    if line is None:
+        check_devices(settings)
+    else:
+        with pytest.raises(ValueError, match=f"^{line}"):
+            check_devices(settings)
+
+
+def test_an_attention_kernel_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("atrl.models.load.find_spec", lambda name: None)
+    TINY.check()
+    with pytest.raises(ValueError, match=r"^model\.attention=flash_attention_2 needs the package flash-attn"):
+        PretrainedModel(attention="flash_attention_2").check()
+
+
+@pytest.mark.parametrize("option", [{"threads": 0}, {"seed": -1}, {"samples": -1}, {"limit": 0}])
+def test_evaluation_refuses_what_is_out_of_range(option):
+    with pytest.raises(ValueError, match=f"^{next(iter(option))} must be"):
+        EvaluateSettings(checkpoint="tiny", **option)
