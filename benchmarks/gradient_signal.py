@@ -8,8 +8,8 @@ one with the gradient of shuffled advantages.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 
 import torch
 
@@ -60,4 +60,9 @@ def main(checkpoint: str, prompts: int = 64) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "tiny")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", default="tiny", help="'tiny', a folder or a hub name (default tiny)")
+    try:
+        main(parser.parse_args().checkpoint)
+    except ValueError as error:
+        parser.error(str(error))

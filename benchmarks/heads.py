@@ -10,8 +10,8 @@ numbers of heads. "labels" ranks heads by the areas themselves: a bound.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 
 import torch
 from jaxtyping import Bool, Float
@@ -105,4 +105,9 @@ def rank_correlation(one: Float[Tensor, "head"], other: Float[Tensor, "head"]) -
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "tiny")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", default="tiny", help="'tiny', a folder or a hub name (default tiny)")
+    try:
+        main(parser.parse_args().checkpoint)
+    except ValueError as error:
+        parser.error(str(error))

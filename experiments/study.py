@@ -208,13 +208,20 @@ def shown(value: tuple[float, float], *, sign: bool = False) -> str:
     return f"{value[0]:{'+' if sign else ''}.3f} ± {value[1]:.3f}"
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the cells that are missing")
-    run.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default 2)")
-    run.add_argument("--cells", type=int, help="stop after so many")
+    run.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each (default 2)")
+    run.add_argument("--cells", type=positive, help="stop after so many")
     run.add_argument("--only", choices=["rates", "main", "controls"], help="one phase alone")
     shown_as = commands.add_parser("table", help="print what has run so far as Markdown")
     for command in (run, shown_as):
