@@ -17,12 +17,9 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-VARIANTS = ("none", "worker", "inline")
 SHAPES = {  # layers, width, heads, key-value heads, feed-forward width, vocabulary: the published configurations
     "3b": (36, 2048, 16, 2, 11008, 151936),
     "7b": (28, 3584, 28, 4, 18944, 152064),
@@ -68,99 +65,24 @@ def main() -> None:
 
 def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
     """Seconds of real training steps, variant by variant."""
-    from hydra import compose, initialize_config_dir
-    from lightning import Callback
+    from rotation import VARIANTS, train_in_rotation
 
-    from atrl import pipeline, stages
-    from atrl.callbacks.rollout import RolloutCallback
-    from atrl.credit.atrl import AtrlCredit
     from atrl.credit.background import spare_cores
-    from atrl.credit.bound import BoundCredit, PictureScale
-    from atrl.credit.probe import AttentionProbe
-    from atrl.data.loader import PromptLoader
 
-    class Rotate(Callback):
-        """Changes the credit before each step and takes its time."""
-
-        def __init__(self, loaded) -> None:
-            pictures = loaded.processor.image_processor
-            self.scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
-            self.tokenizer, self.kernel_owner = loaded.processor.tokenizer, loaded.model
-            self.schemes = {"worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
-            self.seconds = {name: [] for name in VARIANTS}
-            self.credit_seconds = {name: [] for name in VARIANTS}
-
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-            number, place = divmod(batch_idx, len(VARIANTS))
-            self.name = VARIANTS[(place + number) % len(VARIANTS)]
-            pl_module.steps_done = number  # the same seed for the three
-            scheme = self.schemes.get(self.name)
-            self.probe = None if scheme is None else AttentionProbe(self.kernel_owner, scheme.requests)
-            pl_module.credit = scheme and BoundCredit(scheme, self.probe, self.scale, self.tokenizer)
-            pl_module.timer.lap()
-            self.start = time.perf_counter()
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-            self.seconds[self.name].append(time.perf_counter() - self.start)
-            self.credit_seconds[self.name].append(pl_module.timer.lap().get("credit", 0.0))
-            if self.probe is not None:
-                self.probe.detach()
-
-    class Thrice(PromptLoader):
-        """Every batch three times."""
-
-        def __len__(self) -> int:
-            return len(VARIANTS) * self._steps
-
-        def __iter__(self):
-            for batch in super().__iter__():
-                yield from [batch] * len(VARIANTS)
-
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        overrides = [f"rollout={rollout}", "logger=csv", f"logger.csv.save_dir={folder}", "credit=none"]
-        overrides += [] if threads is None else [f"trainer.threads={threads}"]
-        parts = pipeline.instantiate_parts(compose("train", overrides=overrides), Path(folder))
-        pipeline.prepare_process(parts)
-        data = pipeline.load_data(parts)
-        loaded = parts.model.load(Path(folder) / "model")
-        builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
-        warm_up = 3  # rounds that are not counted: first calls of kernels and of the engine
-        loader = Thrice(data.train, builder, batch_size=parts.rollout.prompts_per_step, steps=rounds + warm_up, seed=0)
-        module = stages.policy_module(parts, loaded)
-        handle = parts.rollout.handle(loaded, [])
-        rotate = Rotate(loaded)
-        for scheme in rotate.schemes.values():
-            scheme.open()
-        callbacks = [RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle), rotate, no_learning()]
-        stages.build_trainer(parts, callbacks, enable_progress_bar=False).fit(module, loader)
-        for scheme in rotate.schemes.values():
-            scheme.close()
     default = "worker" if spare_cores() else "inline"  # what credit.workers=auto takes
-    seconds = {name: values[warm_up:] for name, values in rotate.seconds.items()}
-    credit = {name: statistics.median(values[warm_up:]) for name, values in rotate.credit_seconds.items()}
+    taken = train_in_rotation(rounds, rollout, threads)
     result = {"rollout": rollout, "rounds": rounds, "threads": threads, "default": default}
     for name in ("worker", "inline"):
-        shares = [own / base - 1 for own, base in zip(seconds[name], seconds["none"], strict=True)]
+        shares = [own / base - 1 for own, base in zip(taken.seconds[name], taken.seconds["none"], strict=True)]
         suffix = "" if name == default else f"_{name}"
         result[f"step_overhead_fraction{suffix}"] = statistics.median(shares)
         result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
+    credit = {name: statistics.median(taken.credit_seconds[name]) for name in ("worker", "inline")}
     return result | {
-        "step_seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "credit_seconds": {name: credit[name] for name in ("worker", "inline")},
+        "step_seconds": {name: statistics.median(taken.seconds[name]) for name in VARIANTS},
+        "credit_seconds": credit,
         "metis_seconds_hidden": credit["inline"] - credit["worker"],
     }
-
-
-def no_learning():
-    """A callback that sets the learning rate to 0, so that every step starts from the same weights."""
-    from lightning import Callback
-
-    class Frozen(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-            for group in trainer.optimizers[0].param_groups:
-                group["lr"] = 0.0
-
-    return Frozen()
 
 
 def bootstrap(values: list[float], draws: int = 10000) -> list[float]:

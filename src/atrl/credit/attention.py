@@ -42,8 +42,6 @@ class AttentionRequest:
     neighbours: int = 8
     detail: bool = False
 
-    kind = "attention"
-
     def reader(self, model: PreTrainedModel, regions: Regions) -> AttentionReader:
         """A fresh reader for one forward pass over the batch that `regions` describes."""
         return AttentionReader(self, regions)

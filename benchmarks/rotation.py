@@ -1,0 +1,100 @@
+"""One training run whose steps take turns between several kinds of credit; for `credit_overhead.py`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from lightning import Callback
+
+from atrl import pipeline, stages
+from atrl.callbacks.rollout import RolloutCallback
+from atrl.credit.atrl import AtrlCredit
+from atrl.credit.bound import BoundCredit, PictureScale
+from atrl.credit.probe import AttentionProbe
+from atrl.data.loader import PromptLoader
+
+VARIANTS = ("none", "worker", "inline")
+WARM_UP = 3
+"""Rounds that are not counted: the first calls of kernels and of the engine."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Per variant, one number a counted round."""
+
+    seconds: dict[str, list[float]]
+    """Of the whole training step."""
+    credit_seconds: dict[str, list[float]]
+    """Of the phase `credit` in it."""
+
+
+class Rotate(Callback):
+    """Changes the credit before each step and takes its time; the weights stay what they are."""
+
+    def __init__(self, loaded) -> None:
+        pictures = loaded.processor.image_processor
+        self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
+        self._tokenizer, self._model = loaded.processor.tokenizer, loaded.model
+        self.schemes = {"worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
+        self.seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        self.credit_seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        number, place = divmod(batch_idx, len(VARIANTS))
+        self._name = VARIANTS[(place + number) % len(VARIANTS)]
+        pl_module.steps_done = number  # the same seed for all of a round
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = 0.0
+        scheme = self.schemes.get(self._name)
+        self._probe = None if scheme is None else AttentionProbe(self._model, scheme.requests)
+        pl_module.credit = scheme and BoundCredit(scheme, self._probe, self._scale, self._tokenizer)
+        pl_module.timer.lap()
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.seconds[self._name].append(time.perf_counter() - self._start)
+        self.credit_seconds[self._name].append(pl_module.timer.lap().get("credit", 0.0))
+        if self._probe is not None:
+            self._probe.detach()
+
+
+class Repeated(PromptLoader):
+    """Every batch once for each variant."""
+
+    def __len__(self) -> int:
+        return len(VARIANTS) * self._steps
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield from [batch] * len(VARIANTS)
+
+
+def train_in_rotation(rounds: int, rollout: str, threads: int | None) -> Taken:
+    """The demo's run with `rounds` counted rounds."""
+    conf = str(Path(__file__).resolve().parents[1] / "conf")
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(conf, version_base="1.3"):
+        overrides = [f"rollout={rollout}", "logger=csv", f"logger.csv.save_dir={folder}", "credit=none"]
+        overrides += [] if threads is None else [f"trainer.threads={threads}"]
+        parts = pipeline.instantiate_parts(compose("train", overrides=overrides), Path(folder))
+        pipeline.prepare_process(parts)
+        loaded = parts.model.load(Path(folder) / "model")
+        builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
+        size = parts.rollout.prompts_per_step
+        loader = Repeated(parts.source.load("train"), builder, batch_size=size, steps=rounds + WARM_UP, seed=0)
+        rotate = Rotate(loaded)
+        for scheme in rotate.schemes.values():
+            scheme.open()
+        handle = parts.rollout.handle(loaded, [])
+        callbacks = [RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle), rotate]
+        trainer = stages.build_trainer(parts, callbacks, enable_progress_bar=False)
+        trainer.fit(stages.policy_module(parts, loaded), loader)
+        for scheme in rotate.schemes.values():
+            scheme.close()
+    counted = [
+        {name: values[WARM_UP:] for name, values in kind.items()} for kind in (rotate.seconds, rotate.credit_seconds)
+    ]
+    return Taken(*counted)
