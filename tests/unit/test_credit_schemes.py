@@ -189,6 +189,15 @@ def test_weight_statistics_by_hand():
     assert "credit/anchor_fraction" not in weight_statistics(CreditOutput(weights), mask)
 
 
+def test_agreement_with_reading_tokens_by_hand():
+    """Of five tokens two read and three are anchors; one is both."""
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    anchors = torch.tensor([[True, True, True, False, False]])
+    reading = torch.tensor([[True, False, False, True, False]])
+    metrics = weight_statistics(CreditOutput(torch.ones(1, 5), anchors=anchors), mask, reading)
+    assert metrics["credit/anchor_recall"] == 1 / 2 and metrics["credit/anchor_precision"] == 1 / 3
+
+
 RULE = ReadingRule(r"\((\d),(\d)\)", count=1)
 
 
