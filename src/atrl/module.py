@@ -21,6 +21,7 @@ from atrl.loss.objective import Objective
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
+from atrl.sharding import whole
 from atrl.step import MicroBatch, Outcome, StepRecord
 from atrl.timing import PhaseTimer
 from atrl.types import CreditOutput, Evidence, Experience, Prompt, Reward, RolloutGroup
@@ -257,8 +258,9 @@ class PolicyModule(PromptModule):
     def _optimizer_step(self) -> dict[str, float]:
         """Stage 8; the gradient's norm before it was clipped, and the learning rate that was used."""
         optimizer = self.optimizers()
-        parallel.add_gradients(self.policy.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_settings.max_gradient_norm)
+        parameters = list(self.policy.parameters())
+        parallel.add_gradients(parameters)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.optimizer_settings.max_gradient_norm))
         taken = {"loss/gradient_norm": float(norm), "train/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
         optimizer.zero_grad()

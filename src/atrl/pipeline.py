@@ -60,7 +60,7 @@ def prepare_process(parts: Parts) -> None:
     import torch
     from lightning import seed_everything
 
-    if several_processes(parts.trainer):
+    if processes(parts.trainer) > 1:
         refuse_in_a_sweep()
     if parts.trainer.threads is not None:
         torch.set_num_threads(parts.trainer.threads)
@@ -69,14 +69,14 @@ def prepare_process(parts: Parts) -> None:
         _quieten_lightning()
 
 
-def several_processes(settings: TrainerSettings) -> bool:
-    """Whether the settings ask for more than one process."""
+def processes(settings: TrainerSettings) -> int:
+    """How many processes the settings ask for, on all nodes together."""
     import torch
 
     devices = settings.devices
     if devices == "auto":  # every GPU; on the CPU one process
         devices = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1
-    return devices * settings.num_nodes > 1
+    return devices * settings.num_nodes
 
 
 def refuse_in_a_sweep() -> None:

@@ -21,9 +21,10 @@ from atrl.data.prompts import banned_token_ids
 from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
-from atrl.pipeline import Data, Parts, several_processes
+from atrl.pipeline import Data, Parts, processes
+from atrl.prompt_module import PromptModule, Sharding
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
-from atrl.strategy import ReplicatedStrategy
+from atrl.strategy import strategy_of
 
 if TYPE_CHECKING:
     from atrl.data.prompts import PromptBuilder
@@ -83,7 +84,7 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
         return score(sampler, held_out, parts.reward, sampling, seed=seed) if held_out else None
 
     before = held_out_score()
-    build_trainer(parts, [selection, StepProgressBar()], gradient_clip_val=1.0).fit(module, loader)
+    fit(parts, module, loader, [selection, StepProgressBar()], gradient_clip_val=1.0)
     return WarmUpOutcome(selection.history, time.perf_counter() - start, before, held_out_score())
 
 
@@ -123,8 +124,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     saving = CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)
     callbacks = [rollout, credit, evaluate, grounding, record, saving]
     bound = [entry for entry in callbacks if entry is not None]
-    trainer = build_trainer(parts, [*bound, *watchers, StepProgressBar()])
-    trainer.fit(module, loader)
+    fit(parts, module, loader, [*bound, *watchers, StepProgressBar()])
     return TrainingOutcome(
         module=module,
         record=record,
@@ -168,15 +168,22 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
     )
 
 
-def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Trainer:
-    """Lightning's trainer; its loops are as long as the loader, and checkpoints are our own callback's."""
+def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Sequence[Callback], **options) -> None:
+    """Train by Lightning's trainer; its loops are as long as the loader, and checkpoints are our own callback's."""
+    import torch
+
     settings = parts.trainer
-    return Trainer(
+    if settings.activation_checkpointing:
+        module.policy.gradient_checkpointing_enable({"use_reentrant": False})
+    compute_dtype = torch.bfloat16 if settings.precision == "bf16-mixed" else None
+    module.sharding = Sharding(compute_dtype=compute_dtype, offload=settings.cpu_offload)
+    trainer = Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=ReplicatedStrategy() if several_processes(settings) else "auto",
-        precision=settings.precision,
+        strategy=strategy_of(settings, processes(settings)),
+        # A sharded model computes in bfloat16 by itself: under autocast whole float32 parameters would be gathered.
+        precision="32-true" if settings.strategy == "fsdp" else settings.precision,
         max_epochs=1,
         logger=parts.logger or False,
         callbacks=list(callbacks),
@@ -188,3 +195,4 @@ def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Tra
         use_distributed_sampler=False,
         **options,
     )
+    trainer.fit(module, loader)

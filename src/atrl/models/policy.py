@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from atrl.sharding import is_sharded
 from atrl.types import Experience
 
 if TYPE_CHECKING:
@@ -29,7 +30,25 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
         logits_to_keep=batch.response_length + 1,
         **picture_inputs(model, batch.input_ids, batch.pixels),
     )
-    return output.logits[:, :-1]
+    logits = output.logits[:, :-1]
+    if batch.pictures_somewhere and not any(batch.pixels) and is_sharded(model):
+        logits = logits + idle_vision(model)
+    return logits
+
+
+def idle_vision(model: PreTrainedModel) -> Float[Tensor, ""]:
+    """0, by way of the vision tower, with a gradient of 0 for all of its parameters.
+
+    A rank without a picture runs the tower on a black one, because the others wait for its part of the parameters, and
+    of the gradients.
+    """
+    vision = model.config.vision_config
+    side = vision.spatial_merge_size
+    width = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.zeros(side * side, width, device=model.device)
+    grid = torch.tensor([[1, side, side]], device=model.device)
+    encoded = model.get_image_features(pixels, grid, return_dict=True)
+    return 0.0 * torch.cat(tuple(encoded.pooler_output)).sum().float()
 
 
 def picture_inputs(
