@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from atrl import parallel
 from atrl.types import Experience, Prompt, RolloutGroup
 
 
@@ -56,7 +55,6 @@ def build_experience(
         pixels=[pixels[id(group)] for group in groups for _ in group.rollouts],
         sampler_logprobs=sampler_logprobs,
         keys=[f"{seed}/{group.prompt.key}/{sample}" for group in groups for sample in range(len(group.rollouts))],
-        pictures_somewhere=any(parallel.gather(any(pixels.values()))),
     )
 
 

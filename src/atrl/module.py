@@ -174,6 +174,7 @@ class PolicyModule(PromptModule):
     def _tensors(self, groups: list[RolloutGroup], seed: str) -> Experience:
         """Stage 4, first half: one padded batch, with masked pictures if credit asks for them."""
         experience = build_experience(groups, pad_id=self.pad_id, device=self.device, seed=seed)
+        experience = replace(experience, pictures_somewhere=any(parallel.gather(any(experience.pixels))))
         return experience if self.credit is None else self.credit.prepare(experience, groups)
 
     def _score(self, experience: Experience) -> tuple[Experience, Evidence | None]:

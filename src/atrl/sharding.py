@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ENCODERS = ("get_image_features", "get_video_features")
 """Methods of a model that are called from outside and run its vision tower."""
+_GATHERED: WeakSet[nn.Module] = WeakSet()
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -74,20 +76,21 @@ def shard(
 def gathered(model: nn.Module) -> Iterator[None]:
     """Every rank holds the whole of `model` meanwhile, and may run it without gradients as often as it likes.
 
-    All ranks enter and leave. A model that is not sharded is left as it is.
+    All ranks enter and leave; within, entering again takes no other rank. A model that is not sharded is left as it is.
     """
-    from torch.distributed.fsdp import FSDPModule
-
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    if units:
-        model.set_reshard_after_forward(False)
+    if not is_sharded(model) or model in _GATHERED:
+        yield
+        return
+    units = [module for module in model.modules() if is_sharded(module)]
+    model.set_reshard_after_forward(False)
+    _GATHERED.add(model)
     for unit in units:
         unit.unshard()
     try:
         yield
     finally:
-        if units:
-            model.set_reshard_after_forward(True)
+        _GATHERED.remove(model)
+        model.set_reshard_after_forward(True)
         for unit in units:
             unit.reshard()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,9 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
 
     Only the rows from the last prompt token to the last-but-one response token reach the vocabulary head.
     """
+    # Before the rest, as where there are pictures: ranks must run a sharded model's blocks in the same order.
+    idle = is_sharded(model) and batch.pictures_somewhere and not any(batch.pixels)
+    nothing = idle_vision(model) if idle else None
     output = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -31,9 +35,7 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
         **picture_inputs(model, batch.input_ids, batch.pixels),
     )
     logits = output.logits[:, :-1]
-    if batch.pictures_somewhere and not any(batch.pixels) and is_sharded(model):
-        logits = logits + idle_vision(model)
-    return logits
+    return logits if nothing is None else logits + nothing
 
 
 def idle_vision(model: PreTrainedModel) -> Float[Tensor, ""]:
@@ -68,12 +70,14 @@ def picture_inputs(
         return_dict=True,
     )
     counts = [len(entry["image_grid_thw"]) for entry in unique.values()]
-    features = iter(encoded.pooler_output)
-    by_entry = {key: [next(features) for _ in range(count)] for key, count in zip(unique, counts, strict=True)}
+    pooled = iter(encoded.pooler_output)
+    by_entry = {key: [next(pooled) for _ in range(count)] for key, count in zip(unique, counts, strict=True)}
     rows = [entry for entry in pixels if entry]
-    encoded.pooler_output = tuple(feature for entry in rows for feature in by_entry[id(entry)])
+    # Not in transformers' own type: FSDP would find the features in it, take them for the model's input, and divide
+    # its parameters again, and their gradients, once more than on a rank without a picture.
+    features = SimpleNamespace(pooler_output=tuple(feature for entry in rows for feature in by_entry[id(entry)]))
     return {
-        "mm_encoder_outputs": {"image": encoded},
+        "mm_encoder_outputs": {"image": features},
         "image_grid_thw": torch.cat([entry["image_grid_thw"] for entry in rows]),
         "mm_token_type_ids": (input_ids == model.config.image_token_id).int(),
     }
