@@ -33,6 +33,8 @@ class RunSettings:
     stage: Literal["rl", "sft", "sft_rl"] = "rl"
     seed: int = 0
     verbose: bool = False  # True lets the libraries log what they like
+    resume: str | None = None  # auto: the newest checkpoint of the run's folder, if any; or a path
+    resume_allow: tuple[str, ...] = ()  # keys that may differ from the checkpoint's
 
     def __post_init__(self) -> None:
         """Raises ValueError for a seed that the random generators refuse."""
@@ -57,12 +59,14 @@ class TrainerSettings:
     evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report
     grounding_samples: int = 128  # of these problems, also without their own pictures; 0 leaves that out
     checkpoint_every: int | None = None  # steps; null for only one at the end
+    keep_best: int = 0  # evaluated checkpoints that stay, beside the last
 
     def __post_init__(self) -> None:
         """Raises ValueError for a count that is too small."""
         at_least("trainer.max_steps", self.max_steps, 1, "each step takes one rollout batch")
         at_least("trainer.num_nodes", self.num_nodes, 1)
         at_least("trainer.evaluate_samples", self.evaluate_samples, 0, "0 leaves the evaluation out")
+        at_least("trainer.keep_best", self.keep_best, 0, "0 keeps the last alone")
         at_least("trainer.grounding_samples", self.grounding_samples, 0, "0 leaves the controls out")
         if self.cpu_offload and self.strategy != "fsdp":
             raise ValueError(

@@ -92,7 +92,7 @@ class PolicyModule(PromptModule):
         self.timer = PhaseTimer()
         self.forward_pass = ForwardPass(temperature=temperature, banned_ids=banned_ids, timer=self.timer)
         self.last_step: StepRecord | None = None
-        self.steps_done = 0
+        self.steps_done = self.first_step = 0
 
     def on_fit_start(self) -> None:
         """Lightning moves only what is in the module tree, which the reference is kept out of."""
@@ -267,6 +267,11 @@ class PolicyModule(PromptModule):
         optimizer.zero_grad()
         self.lr_schedulers().step()
         return taken
+
+    def resume_at(self, step: int, seconds: dict[str, float]) -> None:
+        """Go on after `step` training steps, whose phases took `seconds`."""
+        self.steps_done = self.first_step = step
+        self.timer.total.update(seconds)
 
     def configure_optimizers(self):
         """AdamW on the policy's trainable parameters, with the learning rate of `learning_rate_factor`."""

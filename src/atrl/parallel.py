@@ -47,6 +47,12 @@ def sums(values: Iterable[float]) -> list[float]:
     return tensor.tolist()
 
 
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def gather(item: Item) -> list[Item]:
     """The picklable `item` of every rank, in order of rank, on every rank."""
     if world_size() == 1:

@@ -15,6 +15,7 @@ from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSett
 from atrl.preflight import check_devices, check_layers, check_reading
 
 if TYPE_CHECKING:
+    from atrl.checkpoint import Checkpoint
     from atrl.data.base import ProblemSource
     from atrl.loss.objective import Objective
     from atrl.models.load import PretrainedModel, ScratchModel
@@ -133,6 +134,29 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
         check_layers(parts.credit, parts.model)
     check_devices(parts.trainer)
     return parts
+
+
+def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint | None:
+    """The checkpoint that the run goes on from; the run's files are cut back to it.
+
+    Raises:
+        ValueError: if it can't be found, or is of a run with other settings.
+    """
+    from atrl.resume import check_same_run, find_checkpoint, keep_until
+
+    start = find_checkpoint(parts.run.resume, parts.folder)
+    if start is not None:
+        check_same_run(start, config, data.train, allow=parts.run.resume_allow)
+    if parts.run.resume is not None and main_process():
+        keep_until(parts.folder, 0 if start is None else start.step)
+    return start
+
+
+def settings_to_keep(config: DictConfig, data: Data) -> dict[str, Any]:
+    """What checkpoints hold so that another run is not taken for the same."""
+    from atrl.resume import fingerprint, settings_of
+
+    return {"config": settings_of(config), "data": fingerprint(data.train)}
 
 
 def _quieten_lightning() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, Trainer
 
@@ -27,6 +27,7 @@ from atrl.sft import SelectBest, SupervisedModule, TargetLoader
 from atrl.strategy import strategy_of
 
 if TYPE_CHECKING:
+    from atrl.checkpoint import Checkpoint
     from atrl.data.prompts import PromptBuilder
     from atrl.models.load import LoadedModel
 
@@ -88,10 +89,19 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     return WarmUpOutcome(selection.history, time.perf_counter() - start, before, held_out_score())
 
 
-def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequence[Callback] = ()) -> TrainingOutcome:
+def reinforce(
+    parts: Parts,
+    data: Data,
+    loaded: LoadedModel,
+    *,
+    settings: dict[str, Any] | None = None,
+    start: Checkpoint | None = None,
+    watchers: Sequence[Callback] = (),
+) -> TrainingOutcome:
     """Train `loaded.model` by reinforcement learning, in place, scoring it before and after.
 
-    `watchers` are callbacks of the caller's own, which see every step's record.
+    Training goes on from `start`, if there is one. Checkpoints hold `settings`, by which a later part of the run is
+    known to be one. `watchers` are callbacks of the caller's own, which see every step's record.
     """
     builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
     loader = PromptLoader(
@@ -121,8 +131,17 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         controls = build_controls(held_out.prompts[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
         if controls.true:
             grounding = GroundingCallback(controls, evaluate, parts.folder)
-    saving = CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)
-    callbacks = [rollout, credit, evaluate, grounding, record, saving]
+    saving = CheckpointCallback(
+        parts.folder,
+        every=parts.trainer.checkpoint_every,
+        keep_best=parts.trainer.keep_best,
+        loader=loader,
+        evaluation=evaluate,
+        settings=settings or {},
+        started=parts.started,
+        start=start,
+    )
+    callbacks = [saving, rollout, credit, evaluate, grounding, record]
     bound = [entry for entry in callbacks if entry is not None]
     fit(parts, module, loader, [*bound, *watchers, StepProgressBar()])
     return TrainingOutcome(
