@@ -131,6 +131,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     parts.model.check()
     if parts.run.stage != "sft":
         check_layers(parts.credit, parts.model)
+        parts.rollout.sampler.check()
     check_devices(parts.trainer)
     return parts
 

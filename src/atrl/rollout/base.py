@@ -62,9 +62,13 @@ class ModelHandle:
 
 
 class Sampler(Protocol):
-    """Draws responses. `start` comes first, `close` last; `update_weights` after every optimizer step."""
+    """Draws responses. `start` comes first (`check` may come before it), `close` last; `update_weights` after every optimizer step."""
 
     name: str
+
+    def check(self) -> None:
+        """Raise ValueError, in one line, for what can be seen to be missing before a model loads."""
+        ...
 
     def start(self, handle: ModelHandle) -> None:
         """Make ready; leaves the global random state and the number of torch threads as they were."""

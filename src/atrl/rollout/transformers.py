@@ -39,6 +39,9 @@ class TransformersSampler:
         self._handle: ModelHandle | None = None
         self._version = 0
 
+    def check(self) -> None:
+        """Nothing can be missing."""
+
     def start(self, handle: ModelHandle) -> None:
         """Keep the policy of `handle`; its folder is not read."""
         self._handle = handle
