@@ -156,7 +156,10 @@ def _with(handle: ModelHandle, change) -> list[tuple[str, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda p: p.pop("model.visual.merger.mlp.0.weight"), r"1 of its parameters got no new weights, the first is visual"),
+        (
+            lambda p: p.pop("model.visual.merger.mlp.0.weight"),
+            r"1 of its parameters got no .*, the first is visual",
+        ),
         (lambda p: p.update({"model.language_model.norm.weight": torch.ones(3)}), r"Error: "),
         (lambda p: p.update({"model.language_model.nothing.weight": torch.ones(3)}), r"Error: .*nothing"),
         (dict.clear, r"it sees no \*\.safetensors"),

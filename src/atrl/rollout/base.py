@@ -62,7 +62,7 @@ class ModelHandle:
 
 
 class Sampler(Protocol):
-    """Draws responses. `start` comes first (`check` may come before it), `close` last; `update_weights` after every optimizer step."""
+    """Draws responses. `start` comes first, `close` last; `update_weights` after every optimizer step."""
 
     name: str
 

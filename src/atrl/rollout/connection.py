@@ -219,17 +219,15 @@ def _has_usable_port(url: str) -> bool:
         return False
 
 
-def _cause(error: Exception) -> str:
-    """What happened, in a few words; urllib3's own message repeats the URL and names objects in memory."""
+def _cause(error: BaseException) -> str:
+    """What happened, in a few words: those of the first of the errors that led to `error`."""
     import requests
 
-    causes = {requests.ConnectTimeout: "no connection in time", requests.ReadTimeout: "no answer in time"}
-    for kind, words in causes.items():
-        if isinstance(error, kind):
-            return words
-    inner = error.args[0] if error.args else error
-    reason = getattr(inner, "reason", inner)
-    return str(reason).rpartition("object at ")[2].partition(">: ")[2] or type(error).__name__
+    if isinstance(error, requests.Timeout):
+        return "no connection in time" if isinstance(error, requests.ConnectTimeout) else "no answer in time"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def _detail(response: Response) -> str:

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, more = parser().parse_known_args(arguments)
     try:
         if any(option.partition("=")[0] == "--api-key" for option in more):
-            raise ValueError("--api-key would show the key to everyone on the machine: set VLLM_API_KEY to it instead")
+            raise ValueError("--api-key would show the key to everyone: set VLLM_API_KEY to it instead")
         from vllm.platforms import current_platform
 
         command = server_command(options, more, cpu=current_platform.is_cpu())

@@ -7,29 +7,23 @@ and the version of the weights that sampled them.
 
 from __future__ import annotations
 
-import base64
-import math
 import secrets
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, get_args
 
 from atrl import parallel
-from atrl.rollout.base import ModelHandle, Sampling, request_seed
+from atrl.rollout.base import ModelHandle, Sampling
 from atrl.rollout.connection import START_COMMAND, ServerConnection
 from atrl.rollout.transformers import end_token_ids, rollout_group
 from atrl.rollout.vllm import LOWEST_TEMPERATURE
 from atrl.rollout.weight_transfer import NcclBroadcast, SharedFolder, Transfer, WeightTransfer, model_shape
-from atrl.types import Prompt, Rollout, RolloutGroup
+from atrl.rollout.wire import check_prompt, generate_request, read_rollout
+from atrl.types import Prompt, RolloutGroup
 from atrl.weight_sync import named_parameters
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
-
-BANNED_BIAS = -1e30
-"""Added to a banned token's logit: its probability is exactly 0 in float32, and JSON knows no infinity."""
 
 LOADING = "loading"
 """The version of weights that are being replaced: nothing that they sample is ever accepted."""
@@ -73,7 +67,8 @@ class VllmServerSampler:
     ) -> None:
         if weight_transfer not in get_args(Transfer):
             raise ValueError(
-                f"rollout.sampler.weight_transfer must be one of {', '.join(get_args(Transfer))}, got {weight_transfer!r}"
+                f"rollout.sampler.weight_transfer must be one of {', '.join(get_args(Transfer))}, got "
+                f"{weight_transfer!r}"
             )
         if wait_seconds < 0:
             raise ValueError(f"rollout.sampler.wait_seconds must be 0 or more, got {wait_seconds}")
@@ -233,29 +228,13 @@ class VllmServerSampler:
         ):
             if there < needed:
                 raise ValueError(
-                    f"rollout=server: {self.server.url} was started for {option} {there}, and {needed} are needed: start "
-                    f"it with `{START_COMMAND} --{option} {needed}`"
+                    f"rollout=server: {self.server.url} was started for {option} {there}, and {needed} are needed: "
+                    f"start it with `{START_COMMAND} --{option} {needed}`"
                 )
 
     def _answer(self, prompt: Prompt, sampling: Sampling, seed: str) -> dict[str, Any]:
         assert self._handle is not None
-        request: dict[str, Any] = {
-            "token_ids": prompt.engine_token_ids,
-            "return_token_ids": True,
-            "sampling_params": {
-                "n": sampling.group_size,
-                "temperature": sampling.temperature,
-                "max_tokens": sampling.max_response_tokens,
-                "seed": request_seed(seed, prompt.key),
-                "stop_token_ids": list(end_token_ids(self._handle)),
-                "logit_bias": {str(token): BANNED_BIAS for token in self._handle.banned_ids},
-                "logprobs": 0,
-                "detokenize": False,
-            },
-        }
-        if prompt.images:
-            request["content_parts"] = [{"type": "image_url", "url": data_url(image)} for image in prompt.images]
-        return self.server.post("/inference/v1/generate", request)
+        return self.server.post("/inference/v1/generate", generate_request(prompt, sampling, self._handle, seed))
 
     def _group(self, prompt: Prompt, answer: dict[str, Any]) -> RolloutGroup:
         assert self._handle is not None
@@ -270,37 +249,5 @@ class VllmServerSampler:
                     f"({choice['finish_reason']}): does another run use the server?"
                 )
             self._check_version((span["version"] for span in choice["weight_versions"]), f"problem {problem}'s sampler")
-            rollouts.append(_rollout(choice, ends, problem))
+            rollouts.append(read_rollout(choice, ends, problem))
         return rollout_group(self._handle, prompt, rollouts, self._version)
-
-
-def check_prompt(prompt: Prompt, ids: Sequence[int], url: str) -> None:
-    """Raises ValueError, in one line, unless the server made exactly the trainer's prompt of what it was sent."""
-    if list(ids) == prompt.token_ids:
-        return
-    both = zip(ids, prompt.token_ids, strict=False)
-    place = next((place for place, (there, here) in enumerate(both) if there != here), min(len(ids), len(prompt.token_ids)))
-    raise ValueError(
-        f"problem {prompt.problem.id}: {url} expands the prompt to {len(ids)} tokens and the trainer's processor to "
-        f"{len(prompt.token_ids)}, and they differ from token {place} on: serve the checkpoint whose processor made the "
-        "prompt"
-    )
-
-
-def _rollout(choice: dict[str, Any], ends: Sequence[int], problem: str) -> Rollout:
-    ids, steps = choice["token_ids"], choice["logprobs"]["content"]
-    assert [step["token_id"] for step in steps] == ids, f"problem {problem}: log-probs are those of other tokens"
-    logprobs = [float(step["logprob"]) for step in steps]
-    assert all(math.isfinite(value) and value > -9999 for value in logprobs), (
-        f"problem {problem}: the server sampled a token of probability 0"  # -9999 is how it writes -inf and NaN
-    )
-    return Rollout(token_ids=ids, logprobs=logprobs, finished=ids[-1] in ends)
-
-
-def data_url(image: Image) -> str:
-    """`image` as a ``data:`` URL of a PNG, which keeps every pixel; without what else its file may have held."""
-    from PIL import Image as images
-
-    buffer = BytesIO()
-    images.frombytes(image.mode, image.size, image.tobytes()).save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

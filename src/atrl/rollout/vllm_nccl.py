@@ -1,4 +1,4 @@
-"""The trainer's side of vLLM's weight transfer over NCCL: what to send, and how to reach the server's control routes."""
+"""The trainer's side of vLLM's weight transfer over NCCL: what to send, and how to steer the server."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What `vllm serve` runs inside its workers for atrl: it takes over weights, and tells how the server was started.
 
-Only a server imports this file, by ``--worker-extension-cls atrl.rollout.vllm_worker.WeightReceiver``: vLLM's documented
-way to add methods to its workers, which ``/collective_rpc`` then calls.
+Only a server imports this file, by ``--worker-extension-cls atrl.rollout.vllm_worker.WeightReceiver``: vLLM's
+documented way to add methods to its workers, which ``/collective_rpc`` then calls.
 """
 
 from __future__ import annotations

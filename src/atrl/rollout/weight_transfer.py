@@ -112,7 +112,7 @@ class NcclBroadcast:
         except Exception as error:
             raise ValueError(
                 f"rollout=server: the weights did not reach {server.url} over NCCL ({type(error).__name__}: "
-                f"{' '.join(str(error).split())}): rollout.sampler.weight_transfer=folder needs a shared file system only"
+                f"{' '.join(str(error).split())}): weight_transfer=folder needs nothing but a shared file system"
             ) from error
 
     def close(self) -> None:
@@ -134,8 +134,8 @@ class NcclBroadcast:
             from vllm.utils.network_utils import get_ip, get_open_port
         except ImportError as error:
             raise ValueError(
-                f"rollout.sampler.weight_transfer=nccl needs vLLM beside the trainer too ({error}): install atrl[vllm], "
-                "or use weight_transfer=folder"
+                f"rollout.sampler.weight_transfer=nccl needs vLLM beside the trainer too ({error}): install "
+                "atrl[vllm], or use weight_transfer=folder"
             ) from error
         from atrl.rollout.vllm_nccl import ParameterSource, ServerControl, trainer_init_info
 
@@ -183,10 +183,11 @@ def check_answers(answers: Any, server: ServerConnection, folder: Path) -> None:
     results = answers["results"] if isinstance(answers, dict) else []
     errors = [result["error"] for result in results if "error" in result]
     if errors or not results:
+        cause = errors[0] if errors else "no worker answered"
         raise ValueError(
-            f"rollout=server: {server.url} did not take the new weights ({errors[0] if errors else 'no worker answered'}): "
-            f"it must serve the model that is trained and see {folder} under the same path; else set "
-            "rollout.sampler.weights_folder to a shared file system"
+            f"rollout=server: {server.url} did not take the new weights ({cause}): it must serve the model that is "
+            f"trained and see {folder} under the same path; else set rollout.sampler.weights_folder to a shared file "
+            "system"
         )
 
 
