@@ -1,13 +1,13 @@
 """The study of credit schemes: many runs, one small JSON each, and a table.
 
-    python experiments/study.py run [--task geometry|wordy] [--jobs 2] [--cells N] [--only rates|main|controls]
+    python experiments/study.py run [--task geometry|wordy] [--jobs 2] [--cells N] [--only rates|main|controls|variants]
     python experiments/study.py table [--task geometry|wordy]
 
 `run` goes on where it was stopped: a cell whose file is in `experiments/study/` is not run again. First each scheme's
-learning rate is chosen on the selection split (`rates`, two seeds of three values), then every scheme trains with its
-own rate (`main`, five seeds; ten of uniform and atrl) and is scored on the test split. `table` needs no more than the
-files. The task `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained
-first, if it is not there.
+learning rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its
+own rate and is scored on the test split (`main`, five seeds; ten of uniform and atrl), and so do the `controls` and the
+`variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
+answers, most tokens of which the reward does not depend on; its checkpoint is trained first, if it is not there.
 """
 
 from __future__ import annotations
@@ -44,6 +44,19 @@ SCHEMES = {
     "oracle_only": ["credit=oracle", "credit.rest_weight=0"],
 }
 MORE_SEEDS = ("uniform", "atrl")
+VARIANTS = {
+    "right_only": ["credit=atrl", "algorithm.credit_on=positive"],
+    "wrong_only": ["credit=atrl", "algorithm.credit_on=negative"],
+    "nine_to_one": ["credit=atrl", "credit.anchor_weight=9"],
+    "load_map": ["credit=atrl", "credit.weights=load_map"],
+    "ranked_by_mean": ["credit=atrl", "credit.rank_clusters=mean"],
+    "attention_edges": ["credit=atrl", "credit.edges=attention"],
+    "auto_heads": ["credit=atrl", "credit.heads=auto"],
+    "vppo": ["credit=vppo"],
+    "papo": ["credit=papo"],
+    "query_key_cosine": ["credit=query_key_cosine"],
+    "entropy_atrl": ["credit=entropy_atrl"],
+}
 COMMON = (
     *("rollout=transformers", "logger=csv", f"trainer.max_steps={STEPS}", "trainer.threads=1"),
     *("trainer.evaluate_samples=512", "data.selection_size=512", "trainer.grounding_samples=0"),
@@ -116,6 +129,21 @@ def control_cells(task: str) -> list[Cell]:
     ]
 
 
+def variant_cells(task: str) -> list[Cell]:
+    """What else might make anchors win, at atrl's rate."""
+    rate = chosen_rate(task, "atrl")
+    if rate is None:
+        return []
+    return [
+        Cell(task, "variants", name, seed, rate, tuple(overrides))
+        for seed in range(3)
+        for name, overrides in VARIANTS.items()
+    ]
+
+
+PHASES = {"rates": rate_cells, "main": main_cells, "controls": control_cells, "variants": variant_cells}
+
+
 def prepare(task: str) -> None:
     """Train the task's checkpoint, if it has one of its own and that is not there."""
     if task == "wordy" and not (WORDY / "model" / "config.json").is_file():
@@ -170,7 +198,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 def table(task: str) -> str:
     """Markdown of everything that has run so far."""
     found: dict[str, dict[int, dict]] = {}
-    for phase in ("main", "controls"):
+    for phase in ("main", "controls", "variants"):
         for file in sorted((RESULTS / task / phase).glob("*.json")):
             result = json.loads(file.read_text())
             found.setdefault(result["scheme"], {})[result["seed"]] = result
@@ -180,7 +208,7 @@ def table(task: str) -> str:
         "| recall | precision | AUC | bimodality |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for scheme in [*SCHEMES, "shuffled", "supervised"]:
+    for scheme in [*SCHEMES, "shuffled", "supervised", *VARIANTS]:
         runs = found.get(scheme)
         if not runs:
             continue
@@ -222,7 +250,7 @@ def main() -> None:
     run = commands.add_parser("run", help="run the cells that are missing")
     run.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each (default 2)")
     run.add_argument("--cells", type=positive, help="stop after so many")
-    run.add_argument("--only", choices=["rates", "main", "controls"], help="one phase alone")
+    run.add_argument("--only", choices=list(PHASES), help="one phase alone")
     shown_as = commands.add_parser("table", help="print what has run so far as Markdown")
     for command in (run, shown_as):
         command.add_argument("--task", choices=list(TASKS), default="geometry")
@@ -232,7 +260,7 @@ def main() -> None:
         return
     prepare(arguments.task)
     left = arguments.cells
-    for phase, cells in (("rates", rate_cells), ("main", main_cells), ("controls", control_cells)):
+    for phase, cells in PHASES.items():
         if arguments.only in (None, phase):
             missing = [cell for cell in cells(arguments.task) if not cell.file.is_file()][:left]
             left = None if left is None else left - len(missing)

@@ -236,7 +236,8 @@ class PolicyModule(PromptModule):
         with self.timer.phase("credit"):
             credit = part.credit()
         batch, forward = part.batch, part.forward
-        per_token = spread_advantages(advantages[part.rows], batch.response_mask, credit)
+        credit_on = self.objective.credit_on
+        per_token = spread_advantages(advantages[part.rows], batch.response_mask, credit, credit_on=credit_on)
         loss, sums = self.objective(forward.logprobs, per_token, batch, totals)
         sums |= {"policy": loss.detach() * totals.tokens, "entropy": forward.entropy.sum()}
         if self.credit is not None and self.credit.scheme.has_auxiliary_loss:

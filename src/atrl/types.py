@@ -10,12 +10,15 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from PIL.Image import Image
     from torch import Tensor
+
+CreditOn = Literal["all", "positive", "negative"]
+"""Rollouts by the sign of their advantage."""
 
 
 class Status(StrEnum):

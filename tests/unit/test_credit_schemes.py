@@ -179,6 +179,21 @@ def test_weights_and_trajectory_scale_multiply_the_advantage():
     assert spread_advantages(torch.tensor([2.0, -4.0]), mask, unscaled).tolist() == [[1.0, 3.0], [-4.0, -4.0]]
 
 
+@pytest.mark.parametrize(
+    "credit_on, expected",
+    [
+        ("all", [[1.0, 3.0], [-1.0, -3.0], [0.0, 0.0]]),
+        ("positive", [[1.0, 3.0], [-2.0, -2.0], [0.0, 0.0]]),
+        ("negative", [[2.0, 2.0], [-1.0, -3.0], [0.0, 0.0]]),
+    ],
+)
+def test_weights_reach_only_rollouts_whose_advantage_has_the_sign(credit_on, expected):
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    credit = CreditOutput(weights=torch.tensor([[0.5, 1.5]] * 3))
+    spread = spread_advantages(torch.tensor([2.0, -2.0, 0.0]), mask, credit, credit_on=credit_on)
+    assert spread.tolist() == expected
+
+
 def test_weight_statistics_by_hand():
     """Trained weights 0, 1, 2: mean 1, variance (1 + 0 + 1)/3; one of the three is an anchor."""
     weights, mask = torch.tensor([[0.0, 1.0], [2.0, 99.0]]), torch.tensor([[True, True], [True, False]])

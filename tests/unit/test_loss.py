@@ -169,5 +169,7 @@ def test_objective_options_are_checked():
         objective(kl_coefficient=-1)
     with pytest.raises(ValueError, match=r"algorithm\.updates_per_batch must be at least 1, got 0"):
         objective(updates_per_batch=0)
+    with pytest.raises(ValueError, match=r"algorithm\.credit_on must be one of all, positive, negative, got 'wrong'"):
+        objective(credit_on="wrong")
     with pytest.raises(AssertionError, match="reference log-probs"):
         objective(kl_coefficient=1.0)(torch.zeros(2, 3), torch.zeros(2, 3), experience(), TOTALS)

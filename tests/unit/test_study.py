@@ -75,7 +75,7 @@ def test_every_override_composes(study):
 
     from atrl.config import check_config
 
-    overrides = [["experiment=wordy"], *study.SCHEMES.values()]
+    overrides = [["experiment=wordy"], *study.SCHEMES.values(), *study.VARIANTS.values()]
     for chosen in overrides:
         with initialize_config_dir(str(SCRIPT.parents[1] / "conf"), version_base="1.3"):
             config = compose("train", overrides=[*study.COMMON, *chosen])

@@ -13,7 +13,7 @@ from torch import Tensor
 from atrl import parallel
 from atrl.credit.masking import mask_pixels
 from atrl.credit.reading import reading_mask
-from atrl.types import CreditOutput, Evidence, Experience, MaskedView, RolloutGroup
+from atrl.types import CreditOn, CreditOutput, Evidence, Experience, MaskedView, RolloutGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,15 +110,21 @@ def join_credit(parts: Sequence[CreditOutput | None]) -> CreditOutput | None:
 
 
 def spread_advantages(
-    advantages: Float[Tensor, "rollout"], mask: Bool[Tensor, "rollout response"], credit: CreditOutput | None
+    advantages: Float[Tensor, "rollout"],
+    mask: Bool[Tensor, "rollout response"],
+    credit: CreditOutput | None,
+    *,
+    credit_on: CreditOn = "all",
 ) -> Float[Tensor, "rollout response"]:
     """``advantage[b,t] = weight[b,t] · scale[b] · advantage[b]``: the one place where credit enters.
 
-    AT-RL: Jiao et al., arXiv 2602.11455. Without credit every token gets its rollout's advantage.
+    AT-RL: Jiao et al., arXiv 2602.11455. Without credit every token gets its rollout's advantage; so does every token
+    of a rollout that `credit_on` leaves out by the sign of its advantage (ours), but for the scale.
     """
     per_token = advantages[:, None].expand(mask.shape)
     if credit is None:
         return per_token
     if credit.trajectory_scale is not None:
         per_token = per_token * credit.trajectory_scale[:, None]
-    return credit.weights * per_token
+    weighed = {"all": torch.ones_like(mask[:, 0]), "positive": advantages > 0, "negative": advantages < 0}[credit_on]
+    return torch.where(weighed[:, None], credit.weights, mask.float()) * per_token

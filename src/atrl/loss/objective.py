@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from atrl.loss.base import PolicyLoss
 from atrl.loss.kl import k3_divergence
 from atrl.loss.overlong import OverlongPenalty
 from atrl.rollout.dynamic import DynamicSampling
-from atrl.types import Experience
+from atrl.types import CreditOn, Experience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Objective:
         updates_per_batch: optimizer steps on one batch of rollouts.
         overlong: is added to the rewards before the advantage; None leaves them alone.
         dynamic_sampling: replaces prompts whose rewards are all equal before the advantage; None keeps all.
+        credit_on: the rollouts whose tokens get a credit scheme's weights, by the sign of their advantage.
     """
 
     advantage: GroupAdvantage
@@ -38,12 +40,17 @@ class Objective:
     updates_per_batch: int = 1
     overlong: OverlongPenalty | None = None
     dynamic_sampling: DynamicSampling | None = None
+    credit_on: CreditOn = "all"
 
     def __post_init__(self) -> None:
         if self.kl_coefficient < 0:
             raise ValueError(f"algorithm.kl_coefficient must be 0 or more, got {self.kl_coefficient}")
         if self.updates_per_batch < 1:
             raise ValueError(f"algorithm.updates_per_batch must be at least 1, got {self.updates_per_batch}")
+        if self.credit_on not in get_args(CreditOn):
+            raise ValueError(
+                f"algorithm.credit_on must be one of {', '.join(get_args(CreditOn))}, got {self.credit_on!r}"
+            )
 
     def __call__(
         self,
