@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from atrl.data.geometry import GeometryProblems
-from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.data.prompts import PromptBuilder
+from atrl.data.templates import banned_token_ids
 from atrl.models import scratch
 from atrl.rollout.base import ModelHandle, Sampler, Sampling
 from atrl.rollout.server import VllmServerSampler

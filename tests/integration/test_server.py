@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from atrl.data.geometry import GeometryProblems
-from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.data.prompts import PromptBuilder
+from atrl.data.templates import banned_token_ids
 from atrl.models.load import LoadedModel, PretrainedModel
 from atrl.rollout.base import ModelHandle, Sampling
 from atrl.rollout.server import LOADING, VllmServerSampler

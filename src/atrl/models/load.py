@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from atrl.data.templates import check_processor
+from atrl.models.families import check_family, vision_tower
 from atrl.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -67,18 +69,25 @@ class PretrainedModel:
         return text.num_hidden_layers, text.num_attention_heads
 
     def load(self, work_folder: Path) -> LoadedModel:
-        """Model and processor; `work_folder` is not needed here."""
+        """Model and processor; `work_folder` is not needed here.
+
+        Raises:
+            ValueError: in one line, before any weights are read, for a family or a processor that can't be used.
+        """
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
         source = self._resolve()
         options = {"trust_remote_code": self.trust_remote_code}
         processor = AutoProcessor.from_pretrained(source, **options)
+        config = AutoConfig.from_pretrained(source, **options)
+        check_family(config, self.path)
+        check_processor(processor, config, self.path)
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=getattr(torch, self.dtype), attn_implementation=self.attention, **options
         )
         if self.freeze_vision:
-            model.model.visual.requires_grad_(False)
+            vision_tower(model).requires_grad_(False)
         return LoadedModel(model.train(), processor, _local_folder(source))
 
     def _resolve(self) -> str:

@@ -152,15 +152,14 @@ class VllmServerSampler:
             ValueError: on every rank, in one line, if that fails or another run has replaced the weights.
         """
         assert self._handle is not None, "the server sampler was not started"
-        problem = None
+        parameters, problem = iter(parameters), None
         if parallel.rank() == 0:
             try:
                 self._replace_weights(parameters, version)
             except ValueError as error:
                 problem = str(error)
-        else:
-            for _ in parameters:  # gathering a sharded parameter takes all ranks
-                pass
+        for _ in parameters:  # gathering a sharded parameter takes all ranks, whatever became of the update
+            pass
         problem = parallel.gather(problem)[0]
         if problem is not None:
             raise ValueError(problem)
