@@ -106,7 +106,7 @@ def test_a_training_run(url: str, tmp_path: Path) -> None:
 
 def test_a_wrong_key_is_refused_and_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTHER_KEY", "guessed-key")
-    message = refusal(VllmServerSampler(url=url, api_key_variable="OTHER_KEY").check)
+    message = refusal(VllmServerSampler(url=url, api_key_variable="OTHER_KEY").check, "qwen2_5_vl")
     assert message.startswith(f"rollout=server: {url}/inference/v1/generate refused: HTTP 401")
     assert message.endswith("set the environment variable OTHER_KEY to the server's key") and "guessed" not in message
 
@@ -184,7 +184,7 @@ def test_a_folder_that_the_server_does_not_see_is_named(sampler: VllmServerSampl
 def test_a_server_without_the_extension_says_so_with_500(sampler: VllmServerSampler) -> None:
     """What `VllmServerSampler` takes for a missing extension; and the server lives on."""
     assert "HTTP 500" in refusal(sampler.server.post, "/collective_rpc", {"method": "atrl_no_such_method"})
-    sampler.check()
+    sampler.check("qwen2_5_vl")
 
 
 def test_a_prompt_that_the_server_expands_differently_is_refused(sampler: VllmServerSampler, prompts) -> None:

@@ -26,8 +26,8 @@ GEMMA = (
     "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 512}
+TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT |= {"num_key_value_heads": 1, "max_position_embeddings": 512}  # vLLM's CPU kernels take heads of 32 and more
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 QWEN_TOKENS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -99,10 +99,10 @@ def _qwen2(folder: Path, kind: str, **roles: Any) -> Path:
     tokenizer = parts["tokenizer"]
     vision = {"depth": 2, "patch_size": 14, "num_heads": 2, "hidden_size": 32}
     if kind == "Qwen2_5_VL":
-        vision |= {"intermediate_size": 64, "out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 56}
+        vision |= {"intermediate_size": 64, "out_hidden_size": 64, "fullatt_block_indexes": [1], "window_size": 56}
     else:
-        vision |= {"embed_dim": 32}
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+        vision |= {"embed_dim": 32, "hidden_size": 64}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
     config = getattr(transformers, f"{kind}Config")(
         text_config=TEXT | {"vocab_size": len(tokenizer), "rope_parameters": rope},
         vision_config=vision,
@@ -128,11 +128,11 @@ def qwen3_vl(folder: Path, **roles: Any) -> Path:
     parts = _qwen_parts(QWEN, "<|vision_start|><|image_pad|><|vision_end|>", 14, **roles)
     parts["video_processor"] = Qwen3VLVideoProcessor(patch_size=14, **PIXELS)
     tokenizer = parts["tokenizer"]
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
     vision |= {"patch_size": 14, "deepstack_visual_indexes": [0], "num_position_embeddings": 64}
     config = Qwen3VLConfig(
-        text_config=TEXT | {"vocab_size": len(tokenizer), "head_dim": 16, "rope_parameters": rope},
+        text_config=TEXT | {"vocab_size": len(tokenizer), "head_dim": 32, "rope_parameters": rope},
         vision_config=vision,
         **_qwen_ids(tokenizer),
     )
@@ -186,6 +186,7 @@ def gemma3(folder: Path, **roles: Any) -> Path:
     tokenizer = tokenizer_of(
         ("<start_of_turn>", "<end_of_turn>"), adds_bos=True, extra_special_tokens=pictures, **roles
     )
+    tokenizer.add_tokens(["\n" * count for count in range(1, 5)])  # as the published one, which vLLM counts on
     processor = Gemma3Processor(
         image_processor=Gemma3ImageProcessor(size={"height": 16, "width": 16}, **PIXELS),
         tokenizer=tokenizer,
@@ -193,7 +194,7 @@ def gemma3(folder: Path, **roles: Any) -> Path:
         chat_template=GEMMA,
     )
     text = Gemma3TextConfig(
-        **TEXT, vocab_size=len(tokenizer), head_dim=16, sliding_window=16, query_pre_attn_scalar=16,
+        **TEXT, vocab_size=len(tokenizer), head_dim=32, sliding_window=16, query_pre_attn_scalar=16,
         layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
     config = Gemma3Config(

@@ -210,8 +210,8 @@ def test_a_slash_at_the_end_is_no_path() -> None:
 def test_servers_that_were_started_otherwise_are_named(scripted) -> None:
     ready = (200, "")
     server = scripted(ready, (500, '{"error": "no attribute"}'))
-    message = refusal(VllmServerSampler(url=server.url).check)
+    message = refusal(VllmServerSampler(url=server.url).check, "qwen2_5_vl")
     assert "without atrl's worker extension" in message and "--worker-extension-cls atrl.rollout.vllm_worker" in message
     server = scripted(ready, (200, '{"results": [{"logprobs_mode": "raw_logprobs"}]}'))
-    message = refusal(VllmServerSampler(url=server.url).check)
+    message = refusal(VllmServerSampler(url=server.url).check, "qwen2_5_vl")
     assert "returns raw_logprobs" in message and "--logprobs-mode processed_logprobs" in message

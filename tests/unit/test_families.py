@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
@@ -59,7 +58,7 @@ TEXTS = {
         "<|im_start|>user\nAnd what of <IMG_CONTEXT>\n?<|im_end|>\n<|im_start|>assistant\n",
     ),
 }
-"""What an engine gets of the first and the last problem, by hand: one BOS, one mark a picture, the answer's turn open."""
+"""What an engine gets of the first and the last problem, by hand: one BOS, a mark a picture, the answer's turn open."""
 FEATURES = {"qwen": [2, 4], "llava": [9, 18], "gemma3": [4, 8], "internvl": [12, 24]}
 """Image tokens of one and of two pictures. Qwen: 56 x 28 pixels are 2·1 tokens of 28. LLaVA: (12/4)². Gemma: set to 4.
 InternVL: 60 x 30 is cut into 2 tiles and a thumbnail, of 4 each."""
@@ -165,7 +164,7 @@ def test_sampler_and_trainer_agree_to_the_last_id(family: str, loaded: LoadedMod
         assert rollout.finished == (rollout.token_ids[-1] in end_token_ids(handle))
     model = loaded.model.train()  # Gemma's mask must not depend on the mode
     logprobs, _ = ForwardPass(temperature=1.0, banned_ids=handle.banned_ids).logprobs(model, batch)
-    torch.testing.assert_close(logprobs, batch.sampler_logprobs, atol=2e-5, rtol=0)
+    torch.testing.assert_close(logprobs, batch.sampler_logprobs, atol=5e-5, rtol=0)
     first = batch.sampler_logprobs[:, 0]
     assert first.std() > 0.01 and len({tuple(rollout.token_ids) for _, rollout in rollouts}) > 8
 
@@ -192,8 +191,3 @@ def test_a_shared_picture_counts_for_every_row(loaded: LoadedModel, builder: Pro
     torch.testing.assert_close(shared[0], apart[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(shared[1], apart[1], atol=1e-4 * float(apart[1].abs().max()), rtol=1e-3)
     assert apart[1].abs().max() > 0
-
-
-def _edit(folder: Path, name: str, **values) -> None:
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))

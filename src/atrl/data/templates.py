@@ -140,7 +140,8 @@ def _template(processor: ProcessorMixin) -> str | None:
         whole = render(processor, [question, answer], prompt=False)
     except Exception as error:
         return f"its chat template fails on an answer ({type(error).__name__}: {_line(error)})"
-    if opened == closed and not whole.startswith(opened):
+    goes_on = whole.startswith(opened) and whole.removeprefix(opened).lstrip().startswith(_ANSWER)
+    if opened == closed and not goes_on:  # some families' answers follow the question directly
         return (
             "its chat template ignores add_generation_prompt, so the model would have to open the answer's turn "
             "itself: let the template do so"

@@ -23,6 +23,12 @@ REFUSED: Mapping[str, str] = {
 }
 """Reasons that were found."""
 
+WITHOUT_VLLM: Mapping[str, str] = {
+    "gemma3": "vLLM 0.32 calls its vision tower's parameters otherwise than transformers and can't take them over",
+    "llava": "vLLM 0.32 calls its vision tower's parameters otherwise than transformers and can't take them over",
+}
+"""Families that train with rollouts by transformers alone."""
+
 _ENCODERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers of LLaVA that take pictures of one size. Pixtral's takes them padded to the largest of the batch."""
 
@@ -40,6 +46,15 @@ def check_family(config: PretrainedConfig, source: str) -> None:
         raise ValueError(
             f"{source}: a LLaVA with the vision tower {encoder} can't be trained, because its pictures may differ in "
             f"size from prompt to prompt: use one with {' or '.join(_ENCODERS)}"
+        )
+
+
+def check_vllm(model_type: str, sampler: str) -> None:
+    """Raises ValueError, in one line, for a model that can be trained, but not with rollouts by vLLM."""
+    if model_type in WITHOUT_VLLM:
+        raise ValueError(
+            f"rollout={sampler} can't serve a model of type {model_type}: {WITHOUT_VLLM[model_type]}: use "
+            "rollout=transformers"
         )
 
 

