@@ -36,8 +36,8 @@ class AnchorCreditCallback(Callback):
         pictures = processor.image_processor
         if scheme.picture_mask is not None and not hasattr(pictures, "merge_size"):
             raise ValueError(
-                f"credit={scheme.name} blacks out patches, and this model's {type(pictures).__name__} cuts pictures into "
-                "none: use a Qwen-VL model, or another scheme"
+                f"credit={scheme.name} blacks out patches, and this model's {type(pictures).__name__} cuts pictures "
+                "into none: use a Qwen-VL model, or another scheme"
             )
         self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
         self._fractions: list[float] = []
