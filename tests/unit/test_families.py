@@ -16,10 +16,11 @@ from atrl.data.templates import banned_token_ids, padding_id, turn_end_ids
 from atrl.experience import build_experience
 from atrl.forward import ForwardPass
 from atrl.models.load import LoadedModel, PretrainedModel
+from atrl.models.policy import response_logits
 from atrl.rollout.base import Sampling
 from atrl.rollout.settings import RolloutSettings
 from atrl.rollout.transformers import TransformersSampler, end_token_ids
-from atrl.types import Problem, Turn
+from atrl.types import Problem, Rollout, RolloutGroup, Turn
 from tests.unit.families import FAMILIES
 
 WIDE = Image.linear_gradient("L").resize((60, 30)).convert("RGB")
@@ -118,6 +119,22 @@ def test_the_expanded_prompt_is_the_processors_own(family: str, loaded: LoadedMo
     assert prompt.token_ids == expected["input_ids"][0].tolist()
     for name, tensor in prompt.pixels.items():
         assert torch.equal(tensor, expected[name])
+
+
+@torch.no_grad()
+def test_the_batch_is_run_as_the_model_runs_the_processors_own_inputs(loaded: LoadedModel, builder) -> None:
+    """Positions, and Gemma's mask, by which the tokens of a picture see each other in both directions."""
+    prompt = builder.build(PROBLEMS[0])
+    content = [{"type": "text", "text": "What is "}, {"type": "image", "image": WIDE}, {"type": "text", "text": "?"}]
+    inputs = loaded.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    longer = builder.build(PROBLEMS[1])  # so that the row is padded
+    groups = [RolloutGroup(each, [Rollout([5], [0.0], True)], [""], 0) for each in (prompt, longer)]
+    batch = build_experience(groups, pad_id=0)
+    expected = loaded.model(**inputs).logits[0, -1]
+    torch.testing.assert_close(response_logits(loaded.model, batch)[0, 0], expected, atol=5e-5, rtol=0)
 
 
 def test_image_tokens_are_as_many_as_features(family: str, loaded: LoadedModel, builder: PromptBuilder) -> None:

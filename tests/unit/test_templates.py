@@ -101,6 +101,23 @@ def test_a_template_whose_answers_follow_the_question_directly(stock) -> None:
     assert processor.tokenizer.convert_ids_to_tokens(turn_end_ids(processor)) == ["<|im_end|>"]
 
 
+def test_a_template_whose_open_turn_is_more_than_a_finished_one_begins_with(stock) -> None:
+    """Reasoning models': the open turn begins a thought, which finished turns leave out."""
+    opened = "<|im_start|>assistant\n"
+    head, _, tail = QWEN_FULL.rpartition(opened)
+    processor, config = stock("qwen2_5_vl", f"{head}{opened}<think>\n{tail}")
+    check_processor(processor, config, "some/model")
+    assert processor.tokenizer.decode(PromptBuilder(processor=processor).build(PROBLEM).token_ids).endswith("<think>\n")
+
+
+def test_a_picture_token_is_banned_whatever_it_is_called(stock) -> None:
+    processor, _ = stock("llava")
+    unnamed = processor.tokenizer.convert_tokens_to_ids("<unk>")
+    assert unnamed not in banned_token_ids(processor)
+    processor.image_token = "<unk>"
+    assert unnamed in banned_token_ids(processor)
+
+
 def test_a_template_that_closes_answers_with_plain_text_has_no_closing_token(stock) -> None:
     processor, _ = stock("llava", LLAVA.replace("</s>", "\n"))
     assert turn_end_ids(processor) == ()
@@ -231,7 +248,8 @@ def test_the_instruction_goes_to_the_question_alone(stock) -> None:
     problem = Problem(id="p7", question="Well?", answer="x", history=(Turn("user", "Hi."), Turn("assistant", "Hello.")))
     prompt = PromptBuilder(processor=processor, instruction="Box it.").build(problem)
     text = processor.tokenizer.decode(prompt.token_ids)
-    assert text.count("Box it.") == 1 and "Well? Box it.<|im_end|>" in text
+    assert text.count("Box it.") == 1 and "user\nHi.<|im_end|>" in text
+    assert text.endswith("user\nWell? Box it.<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize(
