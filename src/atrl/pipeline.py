@@ -132,6 +132,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     parts.model.check()
     if parts.run.stage != "sft":
         check_layers(parts.credit, parts.model)
+        parts.rollout.sampler.check(parts.model.model_type())
     check_devices(parts.trainer)
     return parts
 

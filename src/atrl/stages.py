@@ -17,7 +17,7 @@ from atrl.callbacks.record import RecordCallback
 from atrl.callbacks.rollout import RolloutCallback
 from atrl.credit.calibration import HeadCalibration
 from atrl.data.loader import PromptLoader
-from atrl.data.prompts import banned_token_ids
+from atrl.data.templates import banned_token_ids, padding_id
 from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
@@ -63,13 +63,19 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     """Train `loaded.model` on worked answers, in place, and keep the weights that the selection split likes best."""
     import time
 
-    from atrl.rollout.transformers import TransformersSampler
+    from atrl.rollout.transformers import TransformersSampler, end_token_ids
 
     start = time.perf_counter()
     builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
-    module = SupervisedModule(policy=loaded.model, tokenizer=loaded.processor.tokenizer, settings=parts.sft)
+    handle = parts.rollout.handle(loaded, data.train)
+    module = SupervisedModule(
+        policy=loaded.model,
+        tokenizer=loaded.processor.tokenizer,
+        end_id=(*handle.turn_end_ids, *end_token_ids(handle))[0],  # as the chat template closes an answer
+        settings=parts.sft,
+    )
     sampler = TransformersSampler()
-    sampler.start(parts.rollout.handle(loaded, data.train))
+    sampler.start(handle)
     sampling = held_out_sampling(parts.rollout.sampling, samples=1)
     selection = SelectBest(
         builder.build_all(data.selection).prompts, sampler, sampling, parts.reward, every=parts.sft.evaluate_every
@@ -115,7 +121,7 @@ def reinforce(
     record = RecordCallback(
         parts.folder,
         tokenizer=loaded.processor.tokenizer,
-        merge_size=loaded.processor.image_processor.merge_size,
+        merge_size=getattr(loaded.processor.image_processor, "merge_size", 1),
         max_steps=parts.trainer.max_steps,
     )
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
@@ -170,7 +176,7 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
     reference = None
     if parts.objective.kl_coefficient > 0:
         reference = copy.deepcopy(loaded.model).requires_grad_(False).eval()
-    tokenizer = loaded.processor.tokenizer
+    banned_ids = banned_token_ids(loaded.processor)
     return PolicyModule(
         policy=loaded.model,
         reference=reference,
@@ -178,8 +184,8 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
         reward=parts.reward,
         optimizer_settings=parts.optimizer,
         temperature=parts.rollout.temperature,
-        banned_ids=banned_token_ids(loaded.processor),
-        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        banned_ids=banned_ids,
+        pad_id=padding_id(loaded.processor.tokenizer, banned_ids),
         max_response_tokens=parts.rollout.max_response_tokens,
         max_steps=parts.trainer.max_steps,
         seed=parts.run.seed,

@@ -28,11 +28,19 @@ class AnchorCreditCallback(Callback):
         processor: of the policy. Its tokenizer tells which tokens spell out what the problem's reading rule names, only
             for measuring; how it scales pictures, for schemes that mask them.
         calibration: finds the heads of a scheme that leaves them open; others need none.
+
+    Raises:
+        ValueError: if the scheme masks patches and the processor makes none.
     """
 
     def __init__(self, scheme: CreditScheme, processor, calibration: HeadCalibration | None = None) -> None:
         self.scheme, self._tokenizer, self._calibration = scheme, processor.tokenizer, calibration
         pictures = processor.image_processor
+        if scheme.picture_mask is not None and not hasattr(pictures, "merge_size"):
+            raise ValueError(
+                f"credit={scheme.name} blacks out patches, and this model's {type(pictures).__name__} cuts pictures "
+                "into none: use a Qwen-VL model, or another scheme"
+            )
         self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
         self._fractions: list[float] = []
         self._recalls: list[float] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,7 @@ def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:
                     "step": step.step,
                     "problem": problem.id,
                     "question": problem.question,
+                    **({"history": [asdict(turn) for turn in problem.history]} if problem.history else {}),
                     "gold": problem.answer,
                     "response": group.texts[sample],
                     "tokens": token_pieces(rollout.token_ids, tokenizer),

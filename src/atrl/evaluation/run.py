@@ -32,6 +32,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     source, model = instantiate(config.data), instantiate(config.model)
     rollout, reward = instantiate(config.rollout), instantiate(config.reward)
     model.check()
+    rollout.sampler.check(model.model_type())
     problems = list(source.load("test")[: settings.limit])
     reward.check(problems)
     if settings.grounding and not swapped(problems, settings.seed).problems:
