@@ -1,0 +1,66 @@
+r"""The value of a LaTeX expression as a Python number, without evaluating Python.
+
+MathVision's code turns LaTeX into sympy, prints that and passes it to ``eval`` where the names of `math` are known.
+Here the sympy expression itself is taken to a number: what ``eval`` would have refused (free symbols, sympy's own
+names as ``oo`` or ``Matrix``) is refused likewise. Its parser (latex2sympy2) reads as far as it understands, so an
+unmatched closing brace ends an expression; and it takes a degree sign for a symbol. It runs in a worker with limits,
+and on nothing longer than `LONGEST`.
+"""
+
+from __future__ import annotations
+
+import math
+
+LONGEST = 1000
+"""Characters of an expression that is read."""
+
+
+_NO_NUMBERS = ("\\circ", "\\$")
+
+
+class NoValue(Exception):
+    """The text is no expression that has a number as its value."""
+
+
+def latex_value(text: str) -> float | int:
+    r"""The value of ``\frac{1}{2}``, ``3 \cdot 4``, ``\sqrt{2}`` …
+
+    Raises:
+        NoValue: if it can't be read, holds symbols, or is no finite real number.
+    """
+    text = _before_unmatched_brace(text)
+    if not text.strip() or len(text) > LONGEST or any(sign in text for sign in _NO_NUMBERS):
+        raise NoValue
+    try:
+        from latex2sympy2_extended import latex2sympy
+
+        return _number(latex2sympy(text))
+    except NoValue:
+        raise
+    except Exception as error:  # the parser and sympy raise nearly anything on broken input
+        raise NoValue from error
+
+
+def _before_unmatched_brace(text: str) -> str:
+    depth = 0
+    for place, sign in enumerate(text[: LONGEST + 1]):
+        depth += (sign == "{") - (sign == "}")
+        if depth < 0:
+            return text[:place]
+    return text
+
+
+def _number(expression) -> float | int:
+    import sympy
+
+    if not isinstance(expression, sympy.Expr) or expression.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan, sympy.I):
+        raise NoValue
+    known = {sympy.Symbol("e"): math.e, sympy.Symbol("pi"): math.pi, sympy.Symbol("tau"): math.tau}
+    if not expression.free_symbols <= known.keys():
+        raise NoValue
+    if expression.is_Integer:
+        return int(expression)
+    value = float(expression.subs(known).evalf())
+    if not math.isfinite(value):
+        raise NoValue
+    return value
