@@ -70,10 +70,8 @@ def _after_flags(text: str) -> str:
     """What follows the phrases that announce an answer, each in turn, up to the end of its sentence."""
     for flag in _FLAGS:
         for spelling in (flag, flag.replace("the", "The")):
-            if spelling in text:
-                text = text.split(spelling)[-1].strip().split("\n")[0].split(". ")[0]
-            else:
-                text = text.strip()
+            _, found, after = text.rpartition(spelling)
+            text = after.strip().split("\n")[0].split(". ")[0] if found else text.strip()
     return text
 
 
@@ -81,7 +79,7 @@ def clean(text: str) -> str:
     """The content of the box (the whole text without one), stripped of units, degrees and LaTeX's layout."""
     text = text.lower().replace("{}", "")
     start, end = text.find("oxed{"), text.rfind("}")
-    if 0 <= start and start + 5 <= end:
+    if start >= 0 and start + 5 <= end:
         text = text[start + 5 : end]
     opened, closed = text.find("{"), text.find("}")
     if closed != -1 and (opened == -1 or closed < opened):

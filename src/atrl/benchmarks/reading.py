@@ -20,20 +20,20 @@ _ANNOUNCED = re.compile(
     r"[\s:*$\"'“]*",
     re.IGNORECASE,
 )
-_LETTER = re.compile(r"[\s*$]*(?:option\s+|choice\s+)?[\s*$]*(?:\(([A-Za-z])\)|([A-Z])(?![A-Za-z0-9'’]))", re.IGNORECASE)
+_LETTER = re.compile(
+    r"[\s*$]*(?:option\s+|choice\s+)?[\s*$]*(?:\(([A-Za-z])\)|([A-Z])(?![A-Za-z0-9'’]))", re.IGNORECASE
+)
 _IN_PARENTHESES = re.compile(r"\(([A-Z])\)")
 _BARE = re.compile(r"(?<![A-Za-z0-9'’(])([A-Z])(?![A-Za-z0-9'’])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.])[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 _LIST = re.compile(r"\[[^\[\]\n]{1,500}\]")
-_WORDS = {
-    word: number
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    )
-}
+_COUNTED = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+_WORDS = {word: number for number, word in enumerate(_COUNTED)}
 _NUMBER_WORD = re.compile(rf"\b({'|'.join(_WORDS)})\b", re.IGNORECASE)
 
 
@@ -45,12 +45,10 @@ def tail(text: str) -> str:
 def announced(text: str) -> str | None:
     """What follows the last "the answer is" (or option, or choice), to the end of its sentence; None without one."""
     text = tail(text)
-    last = None
-    for last in _ANNOUNCED.finditer(text):
-        pass
-    if last is None:
+    ends = [found.end() for found in _ANNOUNCED.finditer(text)]
+    if not ends:
         return None
-    rest = _SENTENCE.split(text[last.end() : last.end() + 300].lstrip(), maxsplit=1)[0]
+    rest = _SENTENCE.split(text[ends[-1] : ends[-1] + 300].lstrip(), maxsplit=1)[0]
     return rest.strip().strip("*").rstrip(".").strip() or None
 
 
