@@ -117,17 +117,21 @@ class Session:
         return answers
 
 
-def problems(benchmark: Benchmark, table: Table, items: Sequence[Item]) -> list[Problem]:
-    """What is asked: the official prompt, its pictures in front.
-
-    Raises:
-        ValueError: if a picture is missing, or the benchmark shows videos, which no prompt can hold yet.
-    """
+def refuse_videos(benchmark: Benchmark) -> None:
+    """Raises ValueError, in one line, for a benchmark about videos, which no prompt can hold yet."""
     if hasattr(benchmark, "video"):
         raise ValueError(
             f"benchmark={benchmark.name} asks about videos, and prompts hold pictures only: score recorded answers "
             "with predictions=FILE"
         )
+
+
+def problems(benchmark: Benchmark, table: Table, items: Sequence[Item]) -> list[Problem]:
+    """What is asked: the official prompt, its pictures in front.
+
+    Raises:
+        ValueError: if a picture is missing.
+    """
     columns = [benchmark.columns[role] for role in benchmark.image_roles if role in benchmark.columns]
     rows = dict(zip((item.id for item in benchmark.items(table)), table.rows, strict=True))
     return [_problem(benchmark, item, rows[item.id], columns, table.folder) for item in items]

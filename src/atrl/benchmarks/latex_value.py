@@ -55,12 +55,21 @@ def _number(expression) -> float | int:
 
     if not isinstance(expression, sympy.Expr) or expression.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan, sympy.I):
         raise NoValue
+    if any(isinstance(node, _beyond_arithmetic(sympy)) for node in sympy.preorder_traversal(expression)):
+        raise NoValue
     known = {sympy.Symbol("e"): math.e, sympy.Symbol("pi"): math.pi, sympy.Symbol("tau"): math.tau}
     if not expression.free_symbols <= known.keys():
         raise NoValue
-    if expression.is_Integer:
-        return int(expression)
-    value = float(expression.subs(known).evalf())
+    worked_out = expression.doit()
+    if worked_out.is_Integer:
+        return int(worked_out)
+    value = float(worked_out.subs(known).evalf())
     if not math.isfinite(value):
         raise NoValue
     return value
+
+
+def _beyond_arithmetic(sympy) -> tuple[type, ...]:
+    """What sympy prints under a name that `math` does not have."""
+    unknown = (sympy.Abs, sympy.Max, sympy.Min, sympy.sign, sympy.Piecewise)
+    return (*unknown, sympy.Integral, sympy.Derivative, sympy.Limit, sympy.Sum, sympy.Product)

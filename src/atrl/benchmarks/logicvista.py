@@ -61,7 +61,7 @@ def find_letters(response: str) -> str:
         return NONE
     for start in (final_answer(text), announced(text), text):
         found = _LED.match(start.strip()) if start else None
-        if found and _are_letters(found.group(1), start.strip()):
+        if found and _are_letters(found.group(1), start.strip()) and not (start is text and _is_article(found)):
             return ", ".join(_split(found.group(1)))
     alone = [letter for letter in _CAPITALS.findall(text) if letter not in "AI"]
     return ", ".join(sorted(set(alone))) if alone and len(set(alone)) <= 4 else NONE
@@ -76,12 +76,19 @@ def _are_letters(found: str, start: str) -> bool:
     return found == start.rstrip(".") or not any(sign.islower() for sign in _JOINED.sub("", found))
 
 
+def _is_article(found: re.Match[str]) -> bool:
+    """Whether a lone A or I at the start goes on as a sentence."""
+    after = found.string[found.end() : found.end() + 2]
+    return found.group(1) in ("A", "I") and after[:1] == " " and after[1:].isalpha()
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogicVista(Benchmark):
     """The headline is the share that is right."""
 
     name = "logicvista"
     headline = "accuracy"
+    empty_gold = True
     hub: str = "lscpku/LogicVista"
     columns: Columns = field(default_factory=lambda: dict(_COLUMNS))
     instruction: str = ""

@@ -46,8 +46,8 @@ class BenchmarkMetric(Metric):
         """Add verdicts, each with its item's id."""
         for item_id, scored in verdicts:
             index = self._place[item_id]
-            extras = [scored.extras.get(name, self.benchmark.unanswered.get(name, 0.0)) for name in self._names[1:]]
-            self.totals[index] += torch.tensor([scored.score, *extras], dtype=torch.float64, device=self.totals.device)
+            values = [scored.score, *(scored.extras.get(name, 0.0) for name in self._names[1:])]
+            self.totals[index] += torch.tensor(values, dtype=torch.float64, device=self.totals.device)
             self.counts[index] += 1
 
     def compute(self) -> dict[str, float]:

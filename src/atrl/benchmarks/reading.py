@@ -23,6 +23,7 @@ _ANNOUNCED = re.compile(
 _LETTER = re.compile(
     r"[\s*$]*(?:option\s+|choice\s+)?[\s*$]*(?:\(([A-Za-z])\)|([A-Z])(?![A-Za-z0-9'’]))", re.IGNORECASE
 )
+_AT_START = re.compile(r"[\s*$]*(?:\(([A-Za-z])\)|([A-Z])(?=[\s*$]*(?:[.:),\n]|$)))")
 _IN_PARENTHESES = re.compile(r"\(([A-Z])\)")
 _BARE = re.compile(r"(?<![A-Za-z0-9'’(])([A-Z])(?![A-Za-z0-9'’])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
@@ -70,11 +71,13 @@ def find_letter(response: str, count: int) -> str | None:
     letters = ascii_uppercase[:count]
     text = tail(response)
     marked = final_answer(text)
-    starts = [marked, announced(text), *reversed(_BOLD.findall(text))]
-    if len(response) <= SEARCHED:
-        starts.insert(2, response)
-    for start in starts:
+    for start in (marked, announced(text)):
         if start is not None and (letter := letter_of(_plain(start), letters)):
+            return letter
+    if (found := _AT_START.match(response)) and (letter := (found[1] or found[2]).upper()) in letters:
+        return letter
+    for bold in reversed(_BOLD.findall(text)):
+        if letter := letter_of(bold, letters):
             return letter
     for pattern in (_IN_PARENTHESES, _BARE):
         found = [letter for letter in pattern.findall(text) if letter in letters]

@@ -109,22 +109,6 @@ class RewardedBenchmark(Benchmark):
         return figures
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocalProblems(RewardedBenchmark):
-    """Any file of problems: ``problem``, ``answer``, ``images``, and ``id`` and ``choices`` where it has them."""
-
-    name = "jsonl"
-    hub: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceProblems(RewardedBenchmark):
-    """The test split of a problem source of this project: the built-in geometry, easy-VQA."""
-
-    name = "problems"
-    hub: str = ""
-
-
 def _named(table: Table, row: Any) -> str:
     return f"{table.stem}:{row.number}"
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atrl.benchmarks.answers import digest, read_answers
 from atrl.benchmarks.base import Answer, Benchmark, Item, check_gold, checksum
-from atrl.benchmarks.generate import Session
+from atrl.benchmarks.generate import Session, refuse_videos
 from atrl.benchmarks.result import make_stamp, summarise, table, write_result
 from atrl.benchmarks.rewarded import RewardedBenchmark
 from atrl.benchmarks.scoring import RecordFile, score_answers, scorer_for
@@ -81,6 +81,8 @@ def score_checkpoint(config: DictConfig, folder: Path) -> dict[str, Any]:
     settings = _settings(config)
     source = instantiate(config.data)
     benchmarks = [instantiate(node) for node in config.benchmark.values()]
+    for benchmark in benchmarks:
+        refuse_videos(benchmark)
     if len(benchmarks) > 1 and getattr(source, "path", None):
         raise ValueError("data.path is of one benchmark: leave it out, or score one benchmark after the other")
     folders = {b.name: folder if len(benchmarks) == 1 else folder / b.name for b in benchmarks}
@@ -120,7 +122,7 @@ def _settings(config: DictConfig) -> EvaluateSettings:
 def _task(benchmark: Benchmark, source: Any, settings: EvaluateSettings, folder: Path) -> Task:
     rows = rows_of(source, benchmark)
     everything = benchmark.items(rows)
-    check_gold(everything)
+    check_gold(benchmark, everything)
     items = limited(benchmark, everything, settings.limit, seed=settings.seed)
     if isinstance(benchmark, RewardedBenchmark):
         benchmark.check(items)

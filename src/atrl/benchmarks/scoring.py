@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,7 +48,8 @@ class RuleScorer:
 
     def score(self, pairs: Sequence[Pair]) -> list[Scored | None]:
         calls = [(self._benchmark, item, answer.response, answer.extraction) for item, answer in pairs]
-        return [UNREAD if scored is None else scored for scored in self._workers.run(score_one, calls)]
+        broken = replace(UNREAD, extras=self._benchmark.unanswered)
+        return [broken if scored is None else scored for scored in self._workers.run(score_one, calls)]
 
     def close(self) -> None:
         self._workers.close()
