@@ -13,9 +13,7 @@ from atrl.benchmarks.vsibench import VsiBench, first_word, mean_relative_accurac
 
 
 def choose(extraction: str, choices: list[str], **options) -> str | None:
-    return mathvista.normalise(
-        extraction, question_type="multi_choice", answer_type="text", choices=choices, **options
-    )
+    return mathvista.normalise(extraction, question_type="multi_choice", answer_type="text", choices=choices, **options)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +57,7 @@ def test_mathvista_can_leave_an_empty_choice_unanswered():
     ],
 )
 def test_mathvista_free_answers(extraction, answer_type, precision, expected):
-    found = mathvista.normalise(
-        extraction, question_type="free_form", answer_type=answer_type, precision=precision
-    )
+    found = mathvista.normalise(extraction, question_type="free_form", answer_type=answer_type, precision=precision)
     assert found == expected
 
 
