@@ -42,7 +42,7 @@ def test_wemath_by_hand():
     """
     items = wemath_items([("3steps_1", 2), ("a", 2), ("b", 2), ("c", 2), ("d", 2), ("3steps_1", 3)])
     assert items[0].id == "3steps_1/2steps_1"
-    scores = [1, 0, 0] + [1, 1, 0] + [1, 1, 1] + [0, 1, 1] + [0, 0, 1] + [0, 1, 0, 1]
+    scores = [*(1, 0, 0), *(1, 1, 0), *(1, 1, 1), *(0, 1, 1), *(0, 0, 1), *(0, 1, 0, 1)]
     ours = figures(WeMath(), items, scores)
     assert ours["IK"] == pytest.approx(1 / 6)
     assert ours["IG"] == pytest.approx(1 / 6)

@@ -152,7 +152,10 @@ def test_mathvision_takes_an_options_value_for_its_letter():
     assert rule.judge("", item).prediction is None
 
 
-@pytest.mark.parametrize("text", ["", "x", "9" * 1001, r"\circ", r"1\$", "i", r"\begin{pmatrix}1\end{pmatrix}", "|-3|"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "9" * 1001, r"\circ", r"1\$", "i", r"\begin{pmatrix}1\end{pmatrix}", "|-3|", "9^{9^{9^{9}}}", "100000!"],
+)
 def test_what_has_no_number_as_its_value(text):
     with pytest.raises(NoValue):
         latex_value(text)

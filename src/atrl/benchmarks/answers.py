@@ -81,7 +81,7 @@ def _answer(row: Row, extract_again: bool, seen: Collection[str]) -> Answer:
     if "response" not in row.values and "extraction" not in row.values:
         raise ValueError(f"{row.place}: there is neither a response nor an extraction: write one of them")
     if response is not None and not isinstance(response, str):
-        raise ValueError(f"{row.place}: the response must be text, got {str(response)[:80]!r}: correct it")
+        raise ValueError(f"{row.place}: the response must be text, got {repr(response)[:80]}: correct it")
     if extract_again and response is not None:
         extraction = None
     return Answer(id=name, response=response, extraction=extraction, sample=seen[name])

@@ -10,11 +10,14 @@ and on nothing longer than `LONGEST`.
 from __future__ import annotations
 
 import math
+import re
 
 LONGEST = 1000
 """Characters of an expression that is read."""
 
 
+_TOWER = re.compile(r"\^ ?\{[^{}]*\^ ?\{[^{}]*\^|[0-9]{5,} ?!|![^{}]*!")
+"""What no answer is, and would only run into the limits: powers of powers of powers, huge factorials."""
 _NO_NUMBERS = ("\\circ", "\\$")
 
 
@@ -30,6 +33,8 @@ def latex_value(text: str) -> float | int:
     """
     text = _before_unmatched_brace(text)
     if not text.strip() or len(text) > LONGEST or any(sign in text for sign in _NO_NUMBERS):
+        raise NoValue
+    if _TOWER.search(text):
         raise NoValue
     try:
         from latex2sympy2_extended import latex2sympy
