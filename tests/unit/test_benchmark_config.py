@@ -57,6 +57,12 @@ def test_a_yaml_holds_its_class_defaults(name):
     assert config.limit is None and config.samples == 0
 
 
+def test_a_judge_is_a_component():
+    config = composed("benchmark=mmvet", "judge=openai", "judge.model=m")
+    check_config(config, sections={"": EvaluateSettings})
+    assert config.judge.model == "m"
+
+
 def test_a_suite_and_a_list_hold_several():
     assert set(composed("benchmark=math").benchmark) == {
         *("mathvista", "mathverse", "mathvision", "wemath", "logicvista", "dynamath"),
