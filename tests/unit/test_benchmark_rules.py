@@ -262,6 +262,8 @@ OPTIONS = {"A": "red apple", "B": "green pear", "C": "plum"}
         ("I take A or C then", "C"),
         ("A) red apple", None),  # neither in parentheses nor between spaces, and too short for texts
         ("I think that it must be the green PEAR", "B"),
+        ("it is a green pear", None),  # five words
+        ("it is a nice green pear", "B"),
         ("I do not know what this could be", None),
         ("(D)", None),
         ("", None),
