@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from atrl import parallel
+from atrl.rewards.exact import ExactAnswer
+from atrl.rewards.weighted import WeightedReward
+from atrl.rollout.base import Sampling
 from atrl.sft import SelectBest, cosine_factor, mean_target_logprob
+from atrl.types import Problem, Prompt, Rollout, RolloutGroup
 from tests.unit.ranks import run_ranks
 
 TARGETS = {"square": "The answer is \\boxed{3}", "wide": "x", "none": "That is 90."}
@@ -75,18 +79,36 @@ def test_the_rate_rises_to_its_peak_and_falls_to_a_twentieth():
     assert factors[4:] == sorted(factors[4:], reverse=True)
 
 
-def test_the_best_weights_are_kept_and_the_last_step_is_always_scored(monkeypatch):
-    """Accuracies 0.2, 0.5, 0.5 and 0.1 after steps 2, 4, 6 and 7: the weights of step 4 win, the first of the best."""
-    accuracies = iter([0.2, 0.5, 0.5, 0.1])
-    monkeypatch.setattr("atrl.sft.score_together", lambda *args, **options: SimpleNamespace(accuracy=next(accuracies)))
-    monkeypatch.setattr("atrl.sft.log_once", lambda trainer, metrics: None)
+class Scripted:
+    """A sampler that answers so many of ten problems rightly, call by call."""
+
+    def __init__(self, *right: int) -> None:
+        self._right = iter(right)
+
+    def generate(self, prompts, sampling, *, seed):
+        right = next(self._right)
+        texts = [
+            f"\\boxed{{{prompt.problem.answer if number < right else 'no'}}}" for number, prompt in enumerate(prompts)
+        ]
+        return [
+            RolloutGroup(prompt, [Rollout([1], [0.0], finished=True)], [text], policy_version=0)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+
+def test_the_best_weights_are_kept_and_the_last_step_is_always_scored():
+    """Of 10 problems 2, 5, 5 and 1 right after steps 2, 4, 6 and 7: step 4 wins, the first of the best."""
+    problems = [Problem(id=str(number), question="?", answer=str(number)) for number in range(10)]
+    prompts = [Prompt(problem, [1], pixels={}, images=(), engine_token_ids=[1]) for problem in problems]
     policy = torch.nn.Linear(1, 1, bias=False)
     module = SimpleNamespace(policy=policy, settings=SimpleNamespace(steps=7), log=lambda *args, **options: None)
-    selection = SelectBest([], None, None, None, every=2)
+    trainer = SimpleNamespace(loggers=[], fit_loop=SimpleNamespace(total_batch_idx=0))
+    reward = WeightedReward(parts={"exact": ExactAnswer()})
+    selection = SelectBest(prompts, Scripted(2, 5, 5, 1), Sampling(group_size=1), reward, every=2)
     for index in range(7):
         with torch.no_grad():
             policy.weight.fill_(index + 1)
-        selection.on_train_batch_end(None, module, None, None, index)
-    selection.on_train_end(None, module)
+        selection.on_train_batch_end(trainer, module, None, None, index)
+    selection.on_train_end(trainer, module)
     assert selection.history == [(2, 0.2), (4, 0.5), (6, 0.5), (7, 0.1)]
     assert policy.weight.item() == 4

@@ -64,7 +64,9 @@ class AtrlCredit(DensityCredit):
             if value != "auto" and value < 1:
                 raise ValueError(f"credit.{option} must be at least 1, got {value}: {remedy}")
         if self.workers != "auto" and self.workers < 0:
-            raise ValueError(f"credit.workers must be 0 (cluster in the training process) or more, got {self.workers}")
+            raise ValueError(
+                f"credit.workers must be 0 (cluster in the training process) or more, got {self.workers}: try auto"
+            )
         object.__setattr__(self, "_background", Background(self.workers, option="credit.workers"))
 
     @property

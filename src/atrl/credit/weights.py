@@ -27,6 +27,7 @@ def check_levels(anchor_weight: float, rest_weight: float) -> None:
     if not 0 <= rest_weight <= anchor_weight or anchor_weight == 0:
         raise ValueError(
             f"credit.rest_weight must be between 0 and credit.anchor_weight > 0, got {rest_weight} and {anchor_weight}"
+            ": try 1 and 3"
         )
 
 
