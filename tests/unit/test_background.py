@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -82,6 +83,19 @@ def test_auto_takes_the_cores_that_torch_leaves(monkeypatch):
     idle = Background("auto", option="credit.workers")
     idle.open(nothing)
     assert not idle.is_open and idle.submit(squares, [2], 2)() == [(4, os.getpid())]
+
+
+def test_auto_starts_four_at_most(monkeypatch):
+    """On a large machine more would only take memory."""
+    asked = []
+    monkeypatch.setattr("atrl.credit.background.spare_cores", lambda: 60)
+    monkeypatch.setattr(
+        "atrl.credit.background.ProcessPoolExecutor", lambda count, *_: asked.append(count) or ThreadPoolExecutor(1)
+    )
+    many = Background("auto", option="credit.workers")
+    many.open(nothing)
+    many.close()
+    assert asked == [4]
 
 
 def test_a_process_that_dies_is_named(background):

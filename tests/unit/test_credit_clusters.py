@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from atrl.credit import metis
 from atrl.credit.clusters import ClusterSettings, TokenRows, partition, weigh, weigh_all
 
 SETTINGS = ClusterSettings(
@@ -54,6 +55,19 @@ def test_edges_are_those_that_were_asked_for():
         parts = partition(rows, replace(SETTINGS, edges=edges))
         assert parts[pair[0]] == parts[pair[1]] and parts[0] != parts[1 if edges == "similarity" else 3]
         assert sorted(np.bincount(parts)) == [3, 3]
+
+
+def test_the_graph_has_as_many_neighbours_as_were_asked_for(monkeypatch):
+    """Every two tokens look alike: each keeps its edges to the first others, and so do these to it."""
+    rows = replace(ROWS, image=np.ones((6, 2), np.float32))
+    asked, original = [], metis.partition
+    monkeypatch.setattr(
+        metis, "partition", lambda *graph, **options: asked.append(graph) or original(*graph, **options)
+    )
+    for neighbours in (1, 2, 5):
+        partition(rows, replace(SETTINGS, neighbours=neighbours))
+    # Of 15 pairs: all with token 0; and with token 1 too; all.
+    assert [len(targets) // 2 for _, targets, _ in asked] == [5, 9, 15]
 
 
 def test_each_response_is_weighed_by_itself():

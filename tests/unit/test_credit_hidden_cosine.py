@@ -114,6 +114,28 @@ def test_mixed_precision_is_read_in_float32(pooling):
     assert plain.result().any() and torch.equal(plain.result(), mixed.result())
 
 
+def test_a_layer_that_runs_twice_counts_once():
+    """As when it is computed again for its gradient."""
+    ids = torch.tensor([[9, 9, 1, 2, 2, 2], [9, 9, 1, 2, 2, 2]])
+    first, second = torch.randn(2, *ids.shape, 16, generator=torch.Generator().manual_seed(0))
+    regions = padded_regions(replace(BATCH, input_ids=ids, attention_mask=torch.ones_like(ids)), [9], "own")
+    once, twice = (HiddenRequest().reader(None, regions) for _ in range(2))
+    for reader, order in ((once, (0, 1)), (twice, (0, 0, 1, 0))):
+        for layer in order:
+            reader.read_hidden(layer, (first, second)[layer])
+    assert once.result().any() and torch.equal(once.result(), twice.result())
+
+
+def test_the_time_of_reading_is_known(policy, batch):
+    """Credit's share of a step is counted from it."""
+    probe = AttentionProbe(policy, [HiddenRequest()])
+    with torch.no_grad(), probe.capture(batch) as recorder:
+        assert recorder.seconds == 0
+        response_logits(policy, batch)
+    probe.detach()
+    assert recorder.seconds > 0
+
+
 def layer_outputs(policy, batch) -> list[torch.Tensor]:
     """What each decoder layer hands on, by transformers' own account; its last entry has the final norm on it."""
     with torch.no_grad():
