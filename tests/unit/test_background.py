@@ -22,6 +22,10 @@ def squares(items, power):
     return [(item**power, os.getpid()) for item in items]
 
 
+def priorities(items):
+    return [os.nice(0) for _ in items]
+
+
 def interrupted(items):
     os.kill(os.getpid(), signal.SIGINT)
     return items
@@ -50,6 +54,10 @@ def test_the_work_is_split_over_processes_and_comes_back_in_order(background):
         results = wait()
         assert [value for value, _ in results] == [item**3 for item in range(count)]
         assert all(process != here for _, process in results)
+
+
+def test_the_training_comes_first(background):
+    assert background.submit(priorities, [0, 0])() == [min(19, os.nice(0) + 10)] * 2
 
 
 def test_several_batches_wait_at_once(background):
@@ -145,6 +153,7 @@ def test_processes_that_can_not_start_are_named():
     broken = Background(1, option="credit.workers")
     with pytest.raises(RuntimeError, match=r"no worker process could be started: .* credit\.workers=0"):
         broken.open(_fail)
+    assert not broken.is_open
 
 
 def _fail() -> None:

@@ -13,6 +13,7 @@ from atrl.credit.attention import AttentionRequest
 from atrl.credit.base import CreditScheme, Criterion, Heads, HeadSearch, top_tokens
 from atrl.credit.connectivity import Reduction, connectivity_density
 from atrl.credit.regions import Row
+from atrl.credit.weights import check_count
 from atrl.types import Evidence, Experience
 
 
@@ -43,8 +44,8 @@ class DensityCredit(CreditScheme):
     sink_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.top_heads < 1:
-            raise ValueError(f"credit.top_heads must be at least 1, got {self.top_heads}: try 4")
+        check_count("top_heads", self.top_heads, usual=4)
+        check_count("auto_heads", self.auto_heads, usual=8)
         if self.sink_factor < 0:
             raise ValueError(f"credit.sink_factor must be 0 (off) or more, got {self.sink_factor}: try 4")
         if isinstance(self.heads, str) and self.heads != "auto":
@@ -55,8 +56,6 @@ class DensityCredit(CreditScheme):
                 f"credit.layers={layers} has no effect beside credit.heads={heads}, whose pairs name their layers: set "
                 "one of them to null"
             )
-        if self.auto_heads < 1:
-            raise ValueError(f"credit.auto_heads must be at least 1, got {self.auto_heads}: try 8")
 
     @property
     def neighbours_read(self) -> int:
