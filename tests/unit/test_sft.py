@@ -14,8 +14,8 @@ from atrl.rewards.exact import ExactAnswer
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.base import Sampling
 from atrl.sft import SelectBest, cosine_factor, mean_target_logprob
-from atrl.types import Problem, Prompt, Rollout, RolloutGroup
 from tests.unit.ranks import run_ranks
+from tests.unit.scripted import RIGHT, WRONG, Scripted, numbered_prompts
 
 TARGETS = {"square": "The answer is \\boxed{3}", "wide": "x", "none": "That is 90."}
 
@@ -79,32 +79,15 @@ def test_the_rate_rises_to_its_peak_and_falls_to_a_twentieth():
     assert factors[4:] == sorted(factors[4:], reverse=True)
 
 
-class Scripted:
-    """A sampler that answers so many of ten problems rightly, call by call."""
-
-    def __init__(self, *right: int) -> None:
-        self._right = iter(right)
-
-    def generate(self, prompts, sampling, *, seed):
-        right = next(self._right)
-        texts = [
-            f"\\boxed{{{prompt.problem.answer if number < right else 'no'}}}" for number, prompt in enumerate(prompts)
-        ]
-        return [
-            RolloutGroup(prompt, [Rollout([1], [0.0], finished=True)], [text], policy_version=0)
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-
-
 def test_the_best_weights_are_kept_and_the_last_step_is_always_scored():
     """Of 10 problems 2, 5, 5 and 1 right after steps 2, 4, 6 and 7: step 4 wins, the first of the best."""
-    problems = [Problem(id=str(number), question="?", answer=str(number)) for number in range(10)]
-    prompts = [Prompt(problem, [1], pixels={}, images=(), engine_token_ids=[1]) for problem in problems]
+    prompts = numbered_prompts(10)
+    calls = [{f"p{n}": [RIGHT if n < right else WRONG] for n in range(10)} for right in (2, 5, 5, 1)]
     policy = torch.nn.Linear(1, 1, bias=False)
     module = SimpleNamespace(policy=policy, settings=SimpleNamespace(steps=7), log=lambda *args, **options: None)
     trainer = SimpleNamespace(loggers=[], fit_loop=SimpleNamespace(total_batch_idx=0))
     reward = WeightedReward(parts={"exact": ExactAnswer()})
-    selection = SelectBest(prompts, Scripted(2, 5, 5, 1), Sampling(group_size=1), reward, every=2)
+    selection = SelectBest(prompts, Scripted(*calls), Sampling(group_size=1), reward, every=2)
     for index in range(7):
         with torch.no_grad():
             policy.weight.fill_(index + 1)
