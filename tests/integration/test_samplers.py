@@ -17,7 +17,6 @@ from PIL import Image
 
 from atrl.data.geometry import GeometryProblems
 from atrl.data.prompts import PromptBuilder, banned_token_ids
-from atrl.models import scratch
 from atrl.rollout.base import ModelHandle, Sampler, Sampling
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
@@ -25,18 +24,6 @@ from atrl.types import Problem, Prompt, Rollout, RolloutGroup
 
 TOLERANCE = 1e-4
 """Largest difference of a float32 log-probability; 5e-6 is what both samplers reach."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch.build(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path):
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +40,6 @@ def prompts(processor) -> list[Prompt]:
         other,
     ]
     return [PromptBuilder(processor=processor).build(problem) for problem in problems]
-
-
-@pytest.fixture
-def policy(checkpoint: Path):
-    from transformers import AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
 @pytest.fixture

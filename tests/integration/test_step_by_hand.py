@@ -76,6 +76,7 @@ def test_grpo_with_credit_on_the_rollouts_above_the_mean(train) -> None:
     watch = Initial()
     run = train(*OPTIONS, "algorithm.credit_on=positive", watch=watch)
     banned = banned_token_ids(run.parts.model.load(run.folder / "again").processor)
+    assert banned and run.trained.module.forward_pass.banned_ids == banned
     expected, norms = stepped(watch, banned, loss)
     assert [record.metrics["loss/gradient_norm"] for record in watch.records] == pytest.approx(norms, rel=1e-2)
     assert min(norms) > CLIP
