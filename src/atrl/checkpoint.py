@@ -103,34 +103,57 @@ def load_tensors(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer 
     from safetensors import safe_open
 
     with ExitStack() as opened:
-        files = [
-            opened.enter_context(safe_open(checkpoint.folder / _rank_file(rank), "pt"))
-            for rank in range(checkpoint.state["ranks"])
-        ]
-        keys = [set(file.keys()) for file in files]
+        saved = _Saved(checkpoint, opened)
         for name, tensor in _unique(model):
-            _copy(_joined(f"model/{name}", files, keys, checkpoint), tensor, name, checkpoint)
+            saved.copy(f"model/{name}", tensor)
         if optimizer is not None:
-            _load_optimizer(optimizer, model, files, keys, checkpoint)
+            _load_optimizer(optimizer, model, saved)
     own = checkpoint.folder / _rank_file(parallel.rank())
     if own.is_file():
         with safe_open(own, "pt") as file:
             _set_random_states(file)
 
 
-def model_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by their names in the transformers model, one at a time, whole."""
-    from safetensors import safe_open
+class _Saved:
+    """The tensors of all ranks' files, put together; the files stay open until `opened` closes."""
 
-    with ExitStack() as opened:
-        files = [
+    def __init__(self, checkpoint: Checkpoint, opened: ExitStack) -> None:
+        from safetensors import safe_open
+
+        self._folder = checkpoint.folder
+        self._files = [
             opened.enter_context(safe_open(checkpoint.folder / _rank_file(rank), "pt"))
             for rank in range(checkpoint.state["ranks"])
         ]
-        keys = [set(file.keys()) for file in files]
-        for key in sorted(set().union(*keys)):
-            if key.startswith("model/"):
-                yield key.removeprefix("model/"), _joined(key, files, keys, checkpoint)
+        self._keys = [set(file.keys()) for file in self._files]
+        self.keys: set[str] = set().union(*self._keys)
+
+    def whole(self, key: str) -> Tensor:
+        """All ranks' parts of one tensor."""
+        import torch
+
+        parts = [file.get_tensor(key) for file, keys in zip(self._files, self._keys, strict=True) if key in keys]
+        if not parts:
+            raise ValueError(f"{self._folder} has nothing for {key}: it is of another model")
+        return parts[0] if len(parts) == 1 or parts[0].ndim == 0 else torch.cat(parts)
+
+    def copy(self, key: str, target: Tensor) -> None:
+        """Into `target`, or into this rank's part of it."""
+        import torch
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        source = self.whole(key)
+        if source.shape != target.shape:
+            raise ValueError(
+                f"{self._folder} has {key} of shape {list(source.shape)}, the model {list(target.shape)}: it is of "
+                "another model"
+            )
+        with torch.no_grad():
+            if isinstance(target, DTensor):
+                source = distribute_tensor(
+                    source.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+                )
+            target.copy_(source)
 
 
 def _write_rank(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
@@ -153,54 +176,25 @@ def _write_rank(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     save_file(tensors, path, metadata=_random_states())
 
 
-def _load_optimizer(optimizer: Optimizer, model: nn.Module, files: list, keys: list, checkpoint: Checkpoint) -> None:
+def _load_optimizer(optimizer: Optimizer, model: nn.Module, saved: _Saved) -> None:
     import torch
 
     names = {id(tensor): name for name, tensor in _unique(model)}
-    entries = sorted({key.split("/", 2)[1] for found in keys for key in found if key.startswith("optimizer/")})
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            state = {}
-            for entry in entries:
-                key = f"optimizer/{entry}/{name}"
-                if not any(key in found for found in keys):
-                    continue  # a parameter that had no gradient yet
-                value = _joined(key, files, keys, checkpoint)
-                if value.ndim == 0:  # a counter, which optimizers keep in host memory
-                    state[entry] = value
-                else:
-                    state[entry] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
-                    _copy(value, state[entry], key, checkpoint)
-            if state:
-                optimizer.state[parameter] = state
-
-
-def _joined(key: str, files: list, keys: list[set[str]], checkpoint: Checkpoint) -> Tensor:
-    """All ranks' parts of one tensor."""
-    import torch
-
-    parts = [file.get_tensor(key) for file, found in zip(files, keys, strict=True) if key in found]
-    if not parts:
-        raise ValueError(f"{checkpoint.folder} has nothing for {key}: it is of another model")
-    return parts[0] if len(parts) == 1 or parts[0].ndim == 0 else torch.cat(parts)
-
-
-def _copy(source: Tensor, target: Tensor, name: str, checkpoint: Checkpoint) -> None:
-    import torch
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if source.shape != target.shape:
-        raise ValueError(
-            f"{checkpoint.folder} has {name} of shape {list(source.shape)}, the model {list(target.shape)}: it is of "
-            "another model"
-        )
-    with torch.no_grad():
-        if isinstance(target, DTensor):
-            source = distribute_tensor(
-                source.to(target.device), target.device_mesh, target.placements, src_data_rank=None
-            )
-        target.copy_(source)
+    entries = sorted({key.split("/", 2)[1] for key in saved.keys if key.startswith("optimizer/")})
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        state = {}
+        for entry in entries:
+            key = f"optimizer/{entry}/{names[id(parameter)]}"
+            if key not in saved.keys:
+                continue  # a parameter that had no gradient yet
+            value = saved.whole(key)
+            if value.ndim:
+                state[entry] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                saved.copy(key, state[entry])
+            else:
+                state[entry] = value  # a counter, which optimizers keep in host memory
+        if state:
+            optimizer.state[parameter] = state
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
 from atrl.loss.checks import credit_suits_the_loss, overlong_fits_the_response
+from atrl.process_checks import one_process_draws, processes_have_work, sharded_ranks_work_alike
 from atrl.schema import UNSET, check_call, check_group, to_plain
 from atrl.suggest import did_you_mean
 
@@ -272,52 +273,6 @@ def group_holds_a_comparison(config: DictConfig) -> str | None:
     if size is None or size >= 2:
         return None
     return f"rollout.group_size must be at least 2, got {size}: advantages compare a prompt's responses"
-
-
-def processes_have_work(config: DictConfig) -> str | None:
-    """Every process takes its share of each batch's prompts."""
-    devices, nodes = OmegaConf.select(config, "trainer.devices"), OmegaConf.select(config, "trainer.num_nodes")
-    if not isinstance(devices, int):
-        return None
-    processes = devices * (nodes or 1)
-    for key in ("rollout.prompts_per_step", "sft.batch_size"):
-        size = OmegaConf.select(config, key)
-        if size is not None and size < processes:
-            return f"{key} must be at least {processes}, got {size}: each of {processes} processes takes a share of it"
-    return None
-
-
-def sharded_ranks_work_alike(config: DictConfig) -> str | None:
-    """Ranks that divide a model run it equally often, and the reference must be copied before it is divided."""
-    if OmegaConf.select(config, "trainer.strategy") != "fsdp":
-        return None
-    devices, nodes = OmegaConf.select(config, "trainer.devices"), OmegaConf.select(config, "trainer.num_nodes")
-    prompts = OmegaConf.select(config, "rollout.prompts_per_step")
-    if isinstance(devices, int) and prompts is not None and prompts % (devices * (nodes or 1)):
-        return (
-            f"rollout.prompts_per_step must be a multiple of {devices * (nodes or 1)}, the processes that divide the "
-            f"policy (trainer.strategy=fsdp), got {prompts}"
-        )
-    if (
-        OmegaConf.select(config, "stage") == "sft_rl"
-        and (OmegaConf.select(config, "algorithm.kl_coefficient") or 0) > 0
-    ):
-        return (
-            "stage=sft_rl with algorithm.kl_coefficient > 0 and trainer.strategy=fsdp would copy a divided model: run "
-            "stage=sft first, and stage=rl with model.path set to the model that it leaves"
-        )
-    return None
-
-
-def one_process_draws(config: DictConfig) -> str | None:
-    """Which prompts are drawn again would depend on the split over processes."""
-    if OmegaConf.select(config, "algorithm.dynamic_sampling") is None:
-        return None
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        value = OmegaConf.select(config, key)
-        if value not in (None, 1):
-            return f"{key} must be 1 with dynamic sampling, got {value}: or set algorithm.dynamic_sampling=null"
-    return None
 
 
 CHECKS: tuple[Check, ...] = (

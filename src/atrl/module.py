@@ -92,7 +92,7 @@ class PolicyModule(PromptModule):
         self.timer = PhaseTimer()
         self.forward_pass = ForwardPass(temperature=temperature, banned_ids=banned_ids, timer=self.timer)
         self.last_step: StepRecord | None = None
-        self.steps_done = self.first_step = 0
+        self.steps_done = 0
 
     def on_fit_start(self) -> None:
         """Lightning moves only what is in the module tree, which the reference is kept out of."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -35,18 +36,25 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def shard(
-    model: PreTrainedModel, mesh: DeviceMesh, *, compute_dtype: torch.dtype | None = None, offload: bool = False
-) -> None:
-    """Divide `model` over `mesh`, in place: a unit for each transformer block, and one for the rest.
-
-    A unit's parameters are gathered before it runs and divided again after. Gradients are added up over the ranks and
-    not averaged, because a rank's loss is its share of the global batch's.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """How a model is divided.
 
     Args:
         compute_dtype: of gathered parameters and of activations; parameters, gradients and optimizer states stay
             float32. None computes in float32 as well.
         offload: keep this rank's part in host memory between uses.
+    """
+
+    compute_dtype: torch.dtype | None = None
+    offload: bool = False
+
+
+def shard(model: PreTrainedModel, mesh: DeviceMesh, sharding: Sharding) -> None:
+    """Divide `model` over `mesh`, in place: a unit for each transformer block, and one for the rest.
+
+    A unit's parameters are gathered before it runs and divided again after. Gradients are added up over the ranks and
+    not averaged, because a rank's loss is its share of the global batch's.
     """
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
@@ -59,9 +67,11 @@ def shard(
     options = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
-            param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=compute_dtype is not None
+            param_dtype=sharding.compute_dtype,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=sharding.compute_dtype is not None,
         ),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if sharding.offload else OffloadPolicy(),
     }
     for unit in [*_blocks(model), model]:
         fully_shard(unit, **options)

@@ -22,8 +22,9 @@ from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, processes
-from atrl.prompt_module import PromptModule, Sharding
+from atrl.prompt_module import PromptModule
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
+from atrl.sharding import Sharding
 from atrl.strategy import strategy_of
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ def _logged_in() -> bool:
 def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Log `metrics` for this training step; `LightningModule.log` would repeat them at every later one."""
     # Before the first batch the loop stands at -1, which no chart has a place for.
-    done_before = getattr(trainer.lightning_module, "first_step", 0)  # Lightning counts from where it started
-    step = max(0, done_before + trainer.fit_loop.total_batch_idx)
+    # Lightning counts from where this part of the run started.
+    step = max(0, trainer.lightning_module.first_step + trainer.fit_loop.total_batch_idx)
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=step)

@@ -70,11 +70,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_run_goes_on_to_the_same_bits(whole: Path, tmp_path: Path, step: int) -> None:
     folder = tmp_path / "killed"
     killed_after_the_checkpoint(folder, step)
+    state = (folder / "checkpoints" / f"step_{step:06d}" / "state.json").read_text()
     finish(folder)
     for name in ("model/model.safetensors", "rollouts.jsonl", "samples.jsonl", "grounding.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     assert metrics_of(folder) == metrics_of(whole)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (whole, folder)]
+    earlier = json.loads(state)["seconds"]
+    assert summaries[1]["seconds"]["total"] > earlier + sum(json.loads(state)["phases"].values()) / 2 > 0
     for key in ("accuracy", "steps", "tokens", "rewards", "rollout"):
         assert summaries[0][key] == summaries[1][key], key
     tensors = [load_file(run / "checkpoints" / "last" / "rank_00000.safetensors") for run in (whole, folder)]
@@ -109,3 +112,18 @@ def test_divided_among_two_ranks_killed_and_finished_by_one(whole: Path, tmp_pat
     assert moved > 0 and difference / moved < 1e-3
     rows = [(run / "rollouts.jsonl").read_text().splitlines() for run in (whole, folder)]
     assert [json.loads(row)["response"] for row in rows[0]] == [json.loads(row)["response"] for row in rows[1]]
+
+
+def test_the_best_checkpoints_stay(train) -> None:
+    """Of five, scored after each step: the two best, the earlier of equals, and the last."""
+    run = train(
+        *("rollout=transformers", "trainer.max_steps=5", "trainer.evaluate_every=1", "trainer.keep_best=2"),
+        *("trainer.grounding_samples=0", "trainer.evaluate_samples=16", "optimizer.learning_rate=2e-3"),
+    )
+    scores = json.loads((run.folder / "checkpoints" / "last" / "state.json").read_text())["scores"]
+    rows = metrics_of(run.folder)
+    logged = {f"step_{int(row['step']) + 1:06d}": float(row["eval/accuracy"]) for row in rows if "eval/accuracy" in row}
+    assert len(logged) == 5 and scores.items() <= logged.items()
+    best = sorted(logged, key=lambda name: (-logged[name], name))[:2]
+    kept = {path.name for path in (run.folder / "checkpoints").glob("step_*")}
+    assert kept == {*best, "step_000005"}

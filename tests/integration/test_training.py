@@ -105,6 +105,15 @@ def test_the_micro_batch_size_changes_nothing_but_rounding(train, aggregation: s
         assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-4, abs=1e-7)
 
 
+def test_activations_that_are_computed_again_are_the_same(train) -> None:
+    held, again = Watch(), Watch()
+    train(TRANSFORMERS, watch=held, name="held")
+    run = train(TRANSFORMERS, "trainer.activation_checkpointing=true", watch=again, name="again")
+    assert run.trained.module.policy.is_gradient_checkpointing
+    for one, other in zip(held.records, again.records, strict=True):
+        assert one.metrics == other.metrics and torch.equal(one.credit.weights, other.credit.weights)
+
+
 def test_shuffled_advantages_say_nothing_of_their_rollouts(train) -> None:
     watch = Watch()
     train(

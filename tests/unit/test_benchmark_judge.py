@@ -138,6 +138,12 @@ def test_a_judge_where_none_is_wanted_is_refused(endpoint, tmp_path):
         EndpointJudge(model="m", url="localhost")
 
 
-def test_the_hash_changes_with_the_prompt():
-    item = hallusion_item("VD", "1")
-    assert prompt_hash(HallusionBench(), item) != prompt_hash(HallusionBench(), hallusion_item("VD", "1", gold="0"))
+def test_the_hash_changes_with_the_wording_of_any_question_and_with_nothing_else(monkeypatch):
+    from atrl.benchmarks import mathverse
+
+    hashes = {prompt_hash(rule()) for rule in (HallusionBench, MathVerse, MMVet)}
+    assert len(hashes) == 3
+    for question in ("_EXTRACT", "_COMPARE"):
+        monkeypatch.setattr(mathverse, question, getattr(mathverse, question) + "!")
+        hashes.add(prompt_hash(MathVerse()))
+    assert len(hashes) == 5 and prompt_hash(MathVerse()) in hashes

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from atrl.checkpoint import load_tensors, model_tensors, newest_checkpoint, read_checkpoint, write_checkpoint
+from atrl.checkpoint import load_tensors, newest_checkpoint, read_checkpoint, write_checkpoint
 from tests.unit.ranks import run_ranks
 
 
@@ -100,7 +100,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
     folder = write_checkpoint(tmp_path, {"step": 1}, model, optimizer)
     wider, its_optimizer = model_and_optimizer(width=6)
-    with pytest.raises(ValueError, match=r"has first\.weight of shape \[5, 3\], the model \[6, 3\]: it is of another"):
+    with pytest.raises(ValueError, match=r"has model/first\.weight of shape \[5, 3\], the model \[6, 3\]: "):
         load_tensors(read_checkpoint(folder), wider, its_optimizer)
     wider.more = nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="another model"):
@@ -173,6 +173,3 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(tmp_path: Path, written
         torch.testing.assert_close(result["model"], [parameter.data for parameter in whole.parameters()])
         torch.testing.assert_close(result["average"], averages)
         assert result["steps"] == [3.0] * 3
-    names = dict(model_tensors(checkpoint))
-    assert names.keys() == {"first.weight", "first.bias", "second.weight", "unused"}
-    torch.testing.assert_close(names["first.weight"], whole.first.weight.data)

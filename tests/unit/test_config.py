@@ -24,10 +24,9 @@ from atrl.config import (
     TrainerSettings,
     check_config,
     group_holds_a_comparison,
-    one_process_draws,
-    processes_have_work,
     read_section,
 )
+from atrl.process_checks import one_process_draws, processes_have_work, sharded_ranks_work_alike
 
 if TYPE_CHECKING:
     from nowhere_to_be_found import Tensor
@@ -333,6 +332,19 @@ def test_dynamic_sampling_is_for_one_process():
 
     assert check(1, {"max_draws": 4}) is None and check(2, None) is None
     assert check(2, {"max_draws": 4}).startswith("trainer.devices must be 1 with dynamic sampling, got 2")
+
+
+def test_ranks_that_divide_a_model_get_equal_shares_and_an_undivided_reference():
+    def check(prompts=4, devices=2, strategy="fsdp", stage="rl", kl=0.0):
+        trainer = {"devices": devices, "num_nodes": 1, "strategy": strategy}
+        rest = {"rollout": {"prompts_per_step": prompts}, "stage": stage, "algorithm": {"kl_coefficient": kl}}
+        return sharded_ranks_work_alike(OmegaConf.create({"trainer": trainer} | rest))
+
+    assert check() is None and check(5, devices="auto") is None and check(5, strategy="ddp") is None
+    assert check(5).startswith("rollout.prompts_per_step must be a multiple of 2, the processes that divide")
+    assert check(stage="sft_rl") is None and check(kl=0.1) is None
+    assert check(stage="sft_rl", kl=0.1, strategy="ddp") is None
+    assert check(stage="sft_rl", kl=0.1).endswith("stage=rl with model.path set to the model that it leaves")
 
 
 def test_read_section_takes_its_own_fields_and_resolves_them():

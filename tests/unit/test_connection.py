@@ -121,7 +121,7 @@ def test_the_tries_are_bounded(scripted, retries: int) -> None:
     server = scripted((HANG_UP, ""))
     message = refusal(ServerConnection(url=server.url, retries=retries).post, "/x", {})
     tries = "1 try" if retries == 0 else "3 tries"
-    cause = "Remote end closed connection without response"
+    cause = "Server disconnected without sending a response"
     assert f"{server.url}/x did not answer in {tries} ({cause}): is the server still running?" in message
     assert len(server.requests) == retries + 1
 

@@ -88,6 +88,12 @@ def test_rows_are_those_of_every_field(kind):
         assert list(getattr(part, name)) == list(whole[name][1:3]), name
 
 
+@pytest.mark.parametrize("somewhere", [True, False])
+def test_rows_know_of_pictures_in_the_rest_of_the_batch(somewhere):
+    built = replace(build_experience(GROUPS, pad_id=99), pictures_somewhere=somewhere)
+    assert built.rows(slice(0, 1)).pictures_somewhere is somewhere
+
+
 def test_credit_of_micro_batches_is_joined_field_by_field():
     whole = CreditOutput(torch.rand(4, 3), torch.rand(4, 3) > 0.5, torch.rand(4, 3), torch.rand(4))
     joined = join_credit([whole.rows(slice(0, 1)), whole.rows(slice(1, 4))])

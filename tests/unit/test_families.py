@@ -103,19 +103,23 @@ def builder(loaded: LoadedModel) -> PromptBuilder:
     return PromptBuilder(processor=loaded.processor)
 
 
+def processors_own_inputs(loaded: LoadedModel):
+    """The first problem, by ``tokenize=True``, which does all at once what the builder does in steps."""
+    content = [{"type": "text", "text": "What is "}, {"type": "image", "image": WIDE}, {"type": "text", "text": "?"}]
+    return loaded.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        return_tensors="pt",
+    )  # fmt: skip
+
+
 def test_the_text_that_is_tokenised(family: str, loaded: LoadedModel, builder: PromptBuilder) -> None:
     for problem, text in zip((PROBLEMS[0], PROBLEMS[3]), of(TEXTS, family), strict=True):
         assert loaded.processor.tokenizer.decode(builder.build(problem).engine_token_ids) == text
 
 
 def test_the_expanded_prompt_is_the_processors_own(family: str, loaded: LoadedModel, builder: PromptBuilder) -> None:
-    """`apply_chat_template` with ``tokenize=True`` does all at once what the builder does in steps."""
     prompt = builder.build(PROBLEMS[0])
-    content = [{"type": "text", "text": "What is "}, {"type": "image", "image": WIDE}, {"type": "text", "text": "?"}]
-    expected = loaded.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
-        return_tensors="pt",
-    )  # fmt: skip
+    expected = processors_own_inputs(loaded)
     assert prompt.token_ids == expected["input_ids"][0].tolist()
     for name, tensor in prompt.pixels.items():
         assert torch.equal(tensor, expected[name])
@@ -125,11 +129,7 @@ def test_the_expanded_prompt_is_the_processors_own(family: str, loaded: LoadedMo
 def test_the_batch_is_run_as_the_model_runs_the_processors_own_inputs(loaded: LoadedModel, builder) -> None:
     """Positions, and Gemma's mask, by which the tokens of a picture see each other in both directions."""
     prompt = builder.build(PROBLEMS[0])
-    content = [{"type": "text", "text": "What is "}, {"type": "image", "image": WIDE}, {"type": "text", "text": "?"}]
-    inputs = loaded.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
-        return_tensors="pt",
-    )  # fmt: skip
+    inputs = processors_own_inputs(loaded)
     longer = builder.build(PROBLEMS[1])  # so that the row is padded
     groups = [RolloutGroup(each, [Rollout([5], [0.0], True)], [""], 0) for each in (prompt, longer)]
     batch = build_experience(groups, pad_id=0)

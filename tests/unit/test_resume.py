@@ -115,3 +115,11 @@ def test_the_metrics_file_goes_on(tmp_path: Path) -> None:
     assert log({"a": 2.0}, 1, "auto") == "a,step\n1.0,0\n2.0,1\n"
     assert log({"b": 3.0}, 2, "auto") == "a,b,step\n1.0,,0\n2.0,,1\n,3.0,2\n"
     assert log({"a": 4.0}, 0, None) == "a,step\n4.0,0\n"
+
+
+def test_a_run_that_goes_on_is_the_same_run_on_wandb(tmp_path: Path) -> None:
+    from atrl.tracking import _run_id
+
+    first = _run_id(tmp_path, goes_on=True)
+    assert len(first) == 8 and _run_id(tmp_path, goes_on=True) == first
+    assert _run_id(tmp_path, goes_on=False) != first

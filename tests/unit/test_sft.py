@@ -85,7 +85,9 @@ def test_the_best_weights_are_kept_and_the_last_step_is_always_scored():
     prompts = numbered_prompts(10)
     calls = [{f"p{n}": [RIGHT if n < right else WRONG] for n in range(10)} for right in (2, 5, 5, 1)]
     policy = torch.nn.Linear(1, 1, bias=False)
-    module = SimpleNamespace(policy=policy, settings=SimpleNamespace(steps=7), log=lambda *args, **options: None)
+    module = SimpleNamespace(
+        policy=policy, settings=SimpleNamespace(steps=7), log=lambda *args, **options: None, first_step=0
+    )
     trainer = SimpleNamespace(loggers=[], lightning_module=module, fit_loop=SimpleNamespace(total_batch_idx=0))
     reward = WeightedReward(parts={"exact": ExactAnswer()})
     selection = SelectBest(prompts, Scripted(*calls), Sampling(group_size=1), reward, every=2)

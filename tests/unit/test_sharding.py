@@ -40,10 +40,10 @@ def batch_of(checkpoint: Path, *names: str):
 def divided(checkpoint: Path):
     from torch.distributed.device_mesh import init_device_mesh
 
-    from atrl.sharding import shard
+    from atrl.sharding import Sharding, shard
 
     policy = policy_of(checkpoint)
-    shard(policy, init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    shard(policy, init_device_mesh("cpu", (torch.distributed.get_world_size(),)), Sharding())
     return policy
 
 
@@ -140,3 +140,26 @@ def test_within_gathered_a_rank_runs_the_model_alone(checkpoint: Path) -> None:
     }
     assert first["state"].keys() == names
     assert all(torch.equal(value, policy.state_dict()[name]) for name, value in first["state"].items())
+
+
+def computed_in(checkpoint: Path) -> dict:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from atrl.models.policy import response_logits
+    from atrl.sharding import Sharding, shard
+
+    policy = policy_of(checkpoint)
+    shard(policy, init_device_mesh("cpu", (2,)), Sharding(compute_dtype=torch.bfloat16))
+    logits = response_logits(policy, batch_of(checkpoint, "square"))
+    logits.float().square().mean().backward()
+    parameters = list(policy.parameters())
+    return {
+        "logits": logits.dtype,
+        "held": {parameter.dtype for parameter in parameters},
+        "gradients": {parameter.grad.dtype for parameter in parameters},
+    }
+
+
+def test_it_computes_in_bfloat16_and_keeps_float32(checkpoint: Path) -> None:
+    expected = {"logits": torch.bfloat16, "held": {torch.float32}, "gradients": {torch.float32}}
+    assert run_ranks(computed_in, checkpoint) == [expected, expected]

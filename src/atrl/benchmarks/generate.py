@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,8 +181,7 @@ def _finished(path: Path, job: dict[str, Any], samples: int) -> dict[str, list[s
             except ValueError:
                 break  # the line that was being written
             found.setdefault(row["id"], []).append(row["response"])
-    counts = Counter({problem_id: len(texts) for problem_id, texts in found.items()})
-    whole = {problem_id: found[problem_id] for problem_id, count in counts.items() if count == samples}
+    whole = {problem_id: texts for problem_id, texts in found.items() if len(texts) == samples}
     note.write_text(wanted, encoding="utf-8")
     path.write_text("".join(_line(name, text) for name, texts in whole.items() for text in texts), encoding="utf-8")
     return whole

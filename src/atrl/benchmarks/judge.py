@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from atrl.benchmarks.base import Item
+
 if TYPE_CHECKING:
-    from atrl.benchmarks.base import Answer, Item, Scored
+    from atrl.benchmarks.base import Answer, Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,11 @@ def judge_all(benchmark: Judged, judge: Judge, pairs: Sequence[tuple[Item, Answe
     ]
 
 
-def prompt_hash(benchmark: Judged, item: Item) -> str:
-    """SHA-256 of the first question about an empty response to `item`: changes with the judge's wording."""
-    request = benchmark.request(item, "", ())
-    return hashlib.sha256((request.text if request else "").encode()).hexdigest()
+def prompt_hash(benchmark: Judged) -> str:
+    """SHA-256 of the judge's first two questions about an empty problem: changes with their wording and nothing else.
+
+    A benchmark has no more than two kinds of question.
+    """
+    item = Item(id="", gold="", row={})
+    asked = [benchmark.request(item, "", replies) for replies in ((), ("",))]
+    return hashlib.sha256("\n".join(request.text for request in asked if request).encode()).hexdigest()

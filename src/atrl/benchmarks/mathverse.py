@@ -59,7 +59,8 @@ _COMPARE = (
 
 @dataclass(frozen=True, kw_only=True)
 class MathVerse(Benchmark):
-    """Testmini has 788 problems in each version; the headline is the share that is right over the five versions."""
+    """Testmini has 788 problems in each version; the headline is the share that is right over the five versions,
+    whose rows are not tied together: intervals draw each by itself."""
 
     name = "mathverse"
     headline = "accuracy"
@@ -114,10 +115,6 @@ class MathVerse(Benchmark):
             *units.means_by("version/", score, versions),
             *units.means_by("subject/", score, subjects),
         ]
-
-    def unit(self, item: Item) -> str:
-        """A row by itself; the versions of one problem are not tied together, as the headline treats them alike."""
-        return item.id
 
 
 def _judgement(reply: str) -> float | None:

@@ -59,16 +59,27 @@ def parse_choice(response: str, options: Mapping[str, str]) -> str | None:
     ``(A)`` anywhere, else `` A `` between spaces, else, in a response of more than five words, an option's text. Of
     several candidates the one whose last occurrence comes last.
     """
+    return last_choice(response, options, (("({})", "({})"), (" {} ", " {} ")))
+
+
+def last_choice(response: str, options: Mapping[str, str], patterns: Sequence[tuple[str, str]]) -> str | None:
+    """The letter whose pattern, else whose text, stands last in a response; the first pattern that is found counts.
+
+    Args:
+        response: its marks at either end are left out.
+        options: texts by letter.
+        patterns: how a letter is looked for, and how those found are placed.
+    """
     for mark in _MARKS:
         response = response.strip(mark)
     padded = f" {response} "
-    lowered = padded.lower()
-    for pattern in ("({})", " {} "):
+    for pattern, placed in patterns:
         candidates = [letter for letter in options if pattern.format(letter) in padded]
         if candidates:
-            return max(candidates, key=lambda letter: padded.rfind(pattern.format(letter)))
+            return max(candidates, key=lambda letter: padded.rfind(placed.format(letter)))
     if len(padded.split()) <= 5:
         return None
+    lowered = padded.lower()
     named = [letter for letter, text in options.items() if text.lower() in lowered]
     return max(named, key=lambda letter: lowered.rfind(options[letter].lower()), default=None)
 

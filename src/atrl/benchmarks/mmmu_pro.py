@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from atrl.benchmarks.base import Columns, Item
-from atrl.benchmarks.mmmu import _MARKS, MMMU, options_of
+from atrl.benchmarks.mmmu import MMMU, last_choice, options_of
 
 _COLUMNS: Columns = {
     "id": "id",
@@ -35,18 +35,7 @@ def parse_choice(response: str, options: Mapping[str, str]) -> str | None:
         named = [letter for letter in options if letter in after.strip()]
         if len(named) == 1:
             return named[0]
-    for mark in _MARKS:
-        response = response.strip(mark)
-    padded = f" {response} "
-    for pattern, placed in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        candidates = [letter for letter in options if pattern.format(letter) in padded]
-        if candidates:
-            return max(candidates, key=lambda letter: padded.rfind(placed.format(letter)))
-    if len(padded.split()) <= 5:
-        return None
-    lowered = padded.lower()
-    named = [letter for letter, text in options.items() if text.lower() in lowered]
-    return max(named, key=lambda letter: lowered.rfind(options[letter].lower()), default=None)
+    return last_choice(response, options, (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def make_stamp(
     prompts = hashlib.sha256("\n".join(benchmark.prompt(item) for item in items).encode("utf-8", "replace"))
     return {
         "judge": RULES if judge is None else judge.name,
-        "judge_prompt_sha256": prompt_hash(benchmark, items[0]) if judge and isinstance(benchmark, Judged) else None,
+        "judge_prompt_sha256": prompt_hash(benchmark) if judge and isinstance(benchmark, Judged) else None,
         "prompt_sha256": prompts.hexdigest() if asked else None,
         "decoding": dict(decoding) if decoding is not None else None,
         "min_pixels": (pixels or {}).get("min_pixels"),

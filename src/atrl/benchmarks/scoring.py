@@ -75,19 +75,16 @@ class JudgeScorer:
         self._benchmark, self._judge, self._rule = benchmark, judge, rule
 
     def score(self, pairs: Sequence[Pair]) -> list[Scored | None]:
-        places = {True: [], False: []}
-        for place, (_, answer) in enumerate(pairs):
-            places[answer.extraction is None].append(place)
-        verdicts: dict[int, Scored | None] = {}
-        for judged, scored in (
-            (True, judge_all(self._benchmark, self._judge, [pairs[place] for place in places[True]])),
-            (False, self._rule.score([pairs[place] for place in places[False]])),
-        ):
-            verdicts.update(zip(places[judged], scored, strict=True))
-        return [verdicts[place] for place in range(len(pairs))]
+        by_judge = iter(judge_all(self._benchmark, self._judge, [pair for pair in pairs if _is_response(pair)]))
+        by_rule = iter(self._rule.score([pair for pair in pairs if not _is_response(pair)]))
+        return [next(by_judge if _is_response(pair) else by_rule) for pair in pairs]
 
     def close(self) -> None:
         self._rule.close()
+
+
+def _is_response(pair: Pair) -> bool:
+    return pair[1].extraction is None
 
 
 def scorer_for(benchmark: Benchmark, judge: Judge | None, *, workers: int | None) -> Scorer:

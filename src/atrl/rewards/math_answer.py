@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atrl.rewards import math_worker
-from atrl.rewards.base import RewardPart, Verdict
+from atrl.rewards.base import Verdict
+from atrl.rewards.bounded import BoundedPart
 from atrl.rewards.extract import final_answer, last_line
 from atrl.rewards.notation import (
     MAX_ANSWER,
@@ -21,7 +22,6 @@ from atrl.rewards.notation import (
     same_words,
     to_latex,
 )
-from atrl.rewards.workers import KillableWorkers
 
 if TYPE_CHECKING:
     from atrl.types import Problem
@@ -42,7 +42,7 @@ class _Question:
     prose: bool
 
 
-class MathAnswer(RewardPart):
+class MathAnswer(BoundedPart):
     """1 where the extracted answer equals the gold, else 0.
 
     A gold answer is a multiple-choice letter, words or mathematics (`notation.Kind`). Mathematics is compared
@@ -73,20 +73,11 @@ class MathAnswer(RewardPart):
         memory_gib: float = 1.0,
         workers: int = 2,
     ) -> None:
-        super().__init__(weight=weight)
-        for key, value in {"cpu_seconds": cpu_seconds, "memory_gib": memory_gib, "workers": workers}.items():
-            if not value > 0:
-                raise ValueError(f"reward.parts.math.{key} must be > 0, got {value}: leave it at its default")
+        super().__init__(weight=weight, cpu_seconds=cpu_seconds, memory_gib=memory_gib, workers=workers)
         if not 0 <= float_rounding <= 15:
             raise ValueError(f"reward.parts.math.float_rounding must be in [0, 15], got {float_rounding}: use 6, say")
         self.require_boxed = require_boxed
         self.float_rounding = float_rounding
-        self._workers = KillableWorkers(
-            workers=workers,
-            cpu_seconds=cpu_seconds,
-            memory_bytes=int(memory_gib * 2**30),
-            prepare=math_worker.prepare,
-        )
 
     def gold_faults(self, problems: Sequence[Problem]) -> list[str | None]:
         """A gold answer must be a letter, words, or mathematics that math-verify reads within the limits."""
@@ -136,10 +127,6 @@ class MathAnswer(RewardPart):
         if len(given) != len(golds):
             return [_WRONG]
         return [_compare(*pair) for pair in zip(golds, given, strict=True)]
-
-    def close(self) -> None:
-        """Stop the worker processes; the next call starts new ones."""
-        self._workers.close()
 
 
 def _compare(gold: str, answer: str) -> Verdict | _Question:

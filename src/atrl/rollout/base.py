@@ -95,6 +95,20 @@ def request_seed(seed: str, key: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def check_prompt(prompt: Prompt, ids: Sequence[int], by: str) -> None:
+    """Raises ValueError, in one line, unless `by` (an engine, a server) made exactly the trainer's prompt."""
+    if list(ids) == prompt.token_ids:
+        return
+    both = zip(ids, prompt.token_ids, strict=False)
+    same = min(len(ids), len(prompt.token_ids))
+    place = next((place for place, (there, here) in enumerate(both) if there != here), same)
+    raise ValueError(
+        f"problem {prompt.problem.id}: {by} expands the prompt to {len(ids)} tokens and the trainer's processor to "
+        f"{len(prompt.token_ids)}, and they differ from token {place} on: it must have the checkpoint whose processor "
+        "made the prompt"
+    )
+
+
 def check_rollout(rollout: Rollout, prompt: Prompt, banned_ids: Sequence[int]) -> Rollout:
     """`rollout` itself, once it is certain that it can be trained on."""
     banned = set(banned_ids).intersection(rollout.token_ids)

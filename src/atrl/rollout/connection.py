@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from requests import PreparedRequest, Response, Session
+    from httpx import Client, Response
 
 START_COMMAND = "python -m atrl.rollout.serve MODEL"
 """Starts a server with everything that atrl asks of it."""
@@ -56,7 +56,7 @@ class ServerConnection:
     timeout_seconds: float = 600.0
     retries: int = 3
     connections: int = 64
-    _session: Session = field(init=False, repr=False, compare=False)
+    _client: Client = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -78,7 +78,7 @@ class ServerConnection:
         if self.connections < 1:
             raise ValueError(f"rollout.sampler.max_concurrent_requests must be at least 1, got {self.connections}")
         object.__setattr__(self, "url", self.url.rstrip("/"))
-        object.__setattr__(self, "_session", self._open())
+        object.__setattr__(self, "_client", self._open())
 
     def get(self, path: str) -> Any:
         """The JSON that the server answers to a GET of `path`.
@@ -102,13 +102,13 @@ class ServerConnection:
         Raises:
             ValueError: in one line, if it does not within `seconds`, or is no vLLM server.
         """
-        import requests
+        import httpx
 
         deadline, pause = time.monotonic() + seconds, FIRST_PAUSE
         while True:
             try:
                 response = self._send("GET", "/health", None)
-            except requests.RequestException as error:
+            except httpx.RequestError as error:
                 cause = _cause(error)
             else:
                 if response.status_code == 200:
@@ -126,22 +126,23 @@ class ServerConnection:
 
     def close(self) -> None:
         """Close what is open; a later request opens it again."""
-        self._session.close()
+        self._client.close()
+        object.__setattr__(self, "_client", self._open())
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        import requests
+        import httpx
 
         pause = FIRST_PAUSE
         for left in range(self.retries, -1, -1):
             try:
                 response = self._send(method, path, body)
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            except httpx.TransportError as error:
                 if not left:
                     raise self._unreachable(path, error) from error
-            except requests.RequestException as error:
+            except httpx.RequestError as error:
                 raise self._unreachable(path, error) from error
             else:
-                if response.ok and response.status_code < 300:
+                if response.is_success:
                     return self._json(path, response)
                 if response.status_code not in PASSING or not left:
                     raise self._refused(path, response)
@@ -150,20 +151,9 @@ class ServerConnection:
         raise AssertionError("the last try either returns or raises")
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Response:
-        return self._session.request(
-            method,
-            self.url + path,
-            json=body,
-            timeout=(10.0, self.timeout_seconds),
-            allow_redirects=False,  # the key must not follow one elsewhere
-            auth=self._authorise,
-        )
-
-    def _authorise(self, request: PreparedRequest) -> PreparedRequest:
         key = os.environ.get(self.api_key_variable)
-        if key:
-            request.headers["Authorization"] = f"Bearer {key}"
-        return request
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return self._client.request(method, self.url + path, json=body, headers=headers)
 
     def _json(self, path: str, response: Response) -> Any:
         if not response.content:
@@ -189,10 +179,10 @@ class ServerConnection:
         )
 
     def _unreachable(self, path: str, error: Exception) -> ValueError:
-        import requests
+        import httpx
 
         tries = self.retries + 1
-        if isinstance(error, requests.Timeout):
+        if isinstance(error, httpx.TimeoutException):
             remedy = "raise rollout.sampler.timeout_seconds, or lower rollout.sampler.max_concurrent_requests"
         else:
             remedy = "is the server still running? Its own log says more"
@@ -201,15 +191,14 @@ class ServerConnection:
             f"({_cause(error)}): {remedy}"
         )
 
-    def _open(self) -> Session:
-        import requests
-        from requests.adapters import HTTPAdapter
+    def _open(self) -> Client:
+        import httpx
 
-        session = requests.Session()
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self.connections)
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
-        return session
+        return httpx.Client(
+            timeout=httpx.Timeout(self.timeout_seconds, connect=10.0),
+            limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
+            follow_redirects=False,  # the key must not follow one elsewhere
+        )
 
 
 def _has_usable_port(url: str) -> bool:
@@ -221,13 +210,13 @@ def _has_usable_port(url: str) -> bool:
 
 def _cause(error: BaseException) -> str:
     """What happened, in a few words: those of the first of the errors that led to `error`."""
-    import requests
+    import httpx
 
-    if isinstance(error, requests.Timeout):
-        return "no connection in time" if isinstance(error, requests.ConnectTimeout) else "no answer in time"
+    if isinstance(error, httpx.TimeoutException):
+        return "no connection in time" if isinstance(error, httpx.ConnectTimeout) else "no answer in time"
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _detail(response: Response) -> str:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from atrl import parallel
 from atrl.models.families import check_vllm
-from atrl.rollout.base import ModelHandle, Sampling
+from atrl.rollout.base import ModelHandle, Sampling, check_prompt
 from atrl.rollout.connection import START_COMMAND, ServerConnection
 from atrl.rollout.transformers import end_token_ids, rollout_group
-from atrl.rollout.vllm import LOWEST_TEMPERATURE
+from atrl.rollout.vllm_sampling import check_temperature
 from atrl.rollout.weight_transfer import NcclBroadcast, SharedFolder, Transfer, WeightTransfer, model_shape
-from atrl.rollout.wire import check_prompt, generate_request, read_rollout
+from atrl.rollout.wire import generate_request, read_rollout
 from atrl.types import Prompt, RolloutGroup
 from atrl.weight_sync import named_parameters
 
@@ -135,10 +135,7 @@ class VllmServerSampler:
                 weights than it was given, or if the temperature is one that vLLM would change.
         """
         assert self._handle is not None, "the server sampler was not started"
-        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
-            raise ValueError(
-                f"rollout.temperature must be 0 or at least {LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
-            )
+        check_temperature(sampling)
         pool = ThreadPoolExecutor(self.server.connections, thread_name_prefix="rollout")
         try:
             answers = [pool.submit(self._answer, prompt, sampling, seed) for prompt in prompts]

@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from atrl.models.families import check_vllm
-from atrl.rollout.base import ModelHandle, Sampling, request_seed
+from atrl.rollout.base import ModelHandle, Sampling, check_prompt
 from atrl.rollout.transformers import end_token_ids, rollout_group
+from atrl.rollout.vllm_sampling import check_temperature, sampling_options
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-
-LOWEST_TEMPERATURE = 0.01
-"""vLLM raises smaller ones to this, which would falsify the log-probabilities."""
 
 
 class VllmSampler:
@@ -122,10 +120,7 @@ class VllmSampler:
         import torch
 
         assert self._llm is not None and self._handle is not None, "the vLLM sampler was not started"
-        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
-            raise ValueError(
-                f"rollout.temperature must be 0 or at least {LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
-            )
+        check_temperature(sampling)
         requests = [_request(prompt) for prompt in prompts]
         parameters = [self._sampling_parameters(prompt, sampling, seed) for prompt in prompts]
         try:
@@ -192,28 +187,12 @@ class VllmSampler:
         from vllm.sampling_params import RequestOutputKind
 
         assert self._handle is not None
-        return SamplingParams(
-            n=sampling.group_size,
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_response_tokens,
-            seed=request_seed(seed, prompt.key),
-            stop_token_ids=list(end_token_ids(self._handle)),
-            # A bias of -inf is one vectorised addition. `allowed_token_ids` would list the whole vocabulary in every
-            # request (newer engines refuse more than 1024), and `bad_words` loops over requests in Python.
-            logit_bias={token: -float("inf") for token in self._handle.banned_ids},
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        options = sampling_options(prompt, sampling, self._handle, seed, banned_bias=-float("inf"))
+        return SamplingParams(**options, output_kind=RequestOutputKind.FINAL_ONLY)
 
     def _group(self, prompt: Prompt, output: RequestOutput) -> RolloutGroup:
         assert self._handle is not None
-        if output.prompt_token_ids != prompt.token_ids:
-            raise ValueError(
-                f"problem {prompt.problem.id}: vLLM expands the prompt to {len(output.prompt_token_ids or [])} tokens "
-                f"and the trainer's processor to {len(prompt.token_ids)}: the processor in {self._handle.folder} is "
-                "not the one that made the prompt"
-            )
+        check_prompt(prompt, output.prompt_token_ids or [], "vLLM")
         ends = end_token_ids(self._handle)
         rollouts = []
         for completion in output.outputs:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from atrl.rollout.base import ModelHandle, Sampling, request_seed
-from atrl.rollout.transformers import end_token_ids
+from atrl.rollout.base import ModelHandle, Sampling
+from atrl.rollout.vllm_sampling import sampling_options
 from atrl.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -24,34 +24,11 @@ def generate_request(prompt: Prompt, sampling: Sampling, handle: ModelHandle, se
     request: dict[str, Any] = {
         "token_ids": prompt.engine_token_ids,
         "return_token_ids": True,
-        "sampling_params": {
-            "n": sampling.group_size,
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_response_tokens,
-            "seed": request_seed(seed, prompt.key),
-            "stop_token_ids": list(end_token_ids(handle)),
-            "logit_bias": {str(token): BANNED_BIAS for token in handle.banned_ids},
-            "logprobs": 0,
-            "detokenize": False,
-        },
+        "sampling_params": sampling_options(prompt, sampling, handle, seed, banned_bias=BANNED_BIAS),
     }
     if prompt.images:
         request["content_parts"] = [{"type": "image_url", "url": data_url(image)} for image in prompt.images]
     return request
-
-
-def check_prompt(prompt: Prompt, ids: Sequence[int], url: str) -> None:
-    """Raises ValueError, in one line, unless the server made exactly the trainer's prompt of what it was sent."""
-    if list(ids) == prompt.token_ids:
-        return
-    both = zip(ids, prompt.token_ids, strict=False)
-    same = min(len(ids), len(prompt.token_ids))
-    place = next((place for place, (there, here) in enumerate(both) if there != here), same)
-    raise ValueError(
-        f"problem {prompt.problem.id}: {url} expands the prompt to {len(ids)} tokens and the trainer's processor to "
-        f"{len(prompt.token_ids)}, and they differ from token {place} on: serve the checkpoint whose processor made "
-        "the prompt"
-    )
 
 
 def read_rollout(choice: dict[str, Any], ends: Sequence[int], problem: str) -> Rollout:

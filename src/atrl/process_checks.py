@@ -1,0 +1,53 @@
+"""What must hold between the number of processes and the rest of a config; `config.CHECKS` lists these rules."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def _processes(config: DictConfig) -> int | None:
+    """How many processes the config asks for; None where that depends on the machine, or is not in it."""
+    devices, nodes = OmegaConf.select(config, "trainer.devices"), OmegaConf.select(config, "trainer.num_nodes")
+    return devices * (nodes or 1) if isinstance(devices, int) else None
+
+
+def processes_have_work(config: DictConfig) -> str | None:
+    """Every process takes its share of each batch's prompts."""
+    processes = _processes(config)
+    if processes is None:
+        return None
+    for key in ("rollout.prompts_per_step", "sft.batch_size"):
+        size = OmegaConf.select(config, key)
+        if size is not None and size < processes:
+            return f"{key} must be at least {processes}, got {size}: each of {processes} processes takes a share of it"
+    return None
+
+
+def sharded_ranks_work_alike(config: DictConfig) -> str | None:
+    """Ranks that divide a model run it equally often, and the reference must be copied before it is divided."""
+    if OmegaConf.select(config, "trainer.strategy") != "fsdp":
+        return None
+    processes, prompts = _processes(config), OmegaConf.select(config, "rollout.prompts_per_step")
+    if processes is not None and prompts is not None and prompts % processes:
+        return (
+            f"rollout.prompts_per_step must be a multiple of {processes}, the processes that divide the policy "
+            f"(trainer.strategy=fsdp), got {prompts}"
+        )
+    has_reference = (OmegaConf.select(config, "algorithm.kl_coefficient") or 0) > 0
+    if has_reference and OmegaConf.select(config, "stage") == "sft_rl":
+        return (
+            "stage=sft_rl with algorithm.kl_coefficient > 0 and trainer.strategy=fsdp would copy a divided model: run "
+            "stage=sft first, and stage=rl with model.path set to the model that it leaves"
+        )
+    return None
+
+
+def one_process_draws(config: DictConfig) -> str | None:
+    """Which prompts are drawn again would depend on the split over processes."""
+    if OmegaConf.select(config, "algorithm.dynamic_sampling") is None:
+        return None
+    for key in ("trainer.devices", "trainer.num_nodes"):
+        value = OmegaConf.select(config, key)
+        if value not in (None, 1):
+            return f"{key} must be 1 with dynamic sampling, got {value}: or set algorithm.dynamic_sampling=null"
+    return None
