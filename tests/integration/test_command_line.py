@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.integration.conftest import REPOSITORY, needs_vllm
@@ -85,7 +86,6 @@ def test_every_rollout_is_written_with_weights_that_average_one(finished: Path) 
 
 
 def test_the_exported_model_loads_and_is_the_trained_one(finished: Path) -> None:
-    import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -143,6 +143,32 @@ def test_two_processes_train_like_one(finished: Path, tmp_path: Path, strategy: 
     ]
     for key in ("accuracy", "tokens", "rewards", "steps"):
         assert summaries[0][key] == summaries[1][key]
+
+
+def test_a_divided_vision_tower_that_no_rank_needs_is_left_alone(tmp_path: Path) -> None:
+    """As in one process: weight decay would move parameters whose gradients are zeros."""
+    from safetensors.torch import load_file
+
+    rows = [{"id": str(n), "problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(40)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+    data = (
+        "data=jsonl",
+        "data.path=sums.jsonl",
+        "data.images_column=null",
+        "optimizer.weight_decay=0.5",
+        "optimizer.learning_rate=1e-2",
+    )
+    done = run(
+        "train.py", "rollout=transformers", "hydra.run.dir=text", *where, *problems, *optimizer, *SMALL, folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        load_file(folder / "model.safetensors")
+        for folder in (REPOSITORY / "src" / "atrl" / "models" / "tiny", tmp_path / "text" / "model")
+    )
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved and not any("visual" in name for name in moved)
 
 
 def test_a_sweep_does_not_start_several_processes(tmp_path: Path) -> None:
