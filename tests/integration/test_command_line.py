@@ -152,16 +152,9 @@ def test_a_divided_vision_tower_that_no_rank_needs_is_left_alone(tmp_path: Path)
     rows = [{"id": str(n), "problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(40)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     where = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
-    data = (
-        "data=jsonl",
-        "data.path=sums.jsonl",
-        "data.images_column=null",
-        "optimizer.weight_decay=0.5",
-        "optimizer.learning_rate=1e-2",
-    )
-    done = run(
-        "train.py", "rollout=transformers", "hydra.run.dir=text", *where, *problems, *optimizer, *SMALL, folder=tmp_path
-    )
+    problems = ("data=jsonl", "data.path=sums.jsonl", "data.images_column=null")
+    options = ("optimizer.weight_decay=0.5", "optimizer.learning_rate=1e-2", "hydra.run.dir=text", *problems, *SMALL)
+    done = run("train.py", "rollout=transformers", *where, *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     before, after = (
         load_file(folder / "model.safetensors")

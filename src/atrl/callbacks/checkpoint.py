@@ -88,8 +88,6 @@ class CheckpointCallback(Callback):
 
     def save(self, trainer, pl_module: PolicyModule) -> None:
         """Write the state after the steps that are done, all ranks together."""
-        for logger in trainer.loggers:
-            logger.save()
         done = self._saved = pl_module.steps_done
         scored = self._score_of(done)
         if scored is not None:
