@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from atrl import parallel
+from atrl.callbacks.anchor_credit import AnchorCreditCallback
+from atrl.credit.atrl import AtrlCredit
 from atrl.credit.calibration import HeadCalibration
 from tests.unit.ranks import run_ranks
 
@@ -37,3 +40,17 @@ def test_all_ranks_take_the_choice_of_the_first():
 def test_all_ranks_stop_where_the_first_finds_none():
     """Or the others would wait for its choice."""
     assert run_ranks(found_with, None) == ["rank 0 finds no head"] * 2
+
+
+def test_a_run_that_goes_on_keeps_its_heads(policy, processor):
+    """The policy has changed since they were found, and may now prefer others."""
+    callback = AnchorCreditCallback(AtrlCredit(heads="auto"), processor, calibration=None)
+    callback.load_state_dict({"fractions": [0.1], "recalls": [], "heads": [[1, 2], [0, 3]]})
+    module = SimpleNamespace(policy=policy, credit=None)
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    try:
+        callback.on_train_start(trainer, module)
+        assert callback.scheme.heads == module.credit.scheme.heads == ((1, 2), (0, 3))
+    finally:
+        callback.teardown(trainer, module, "fit")
+    assert callback.state_dict()["heads"] == ((1, 2), (0, 3))
