@@ -24,8 +24,7 @@ from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, processes
 from atrl.prompt_module import PromptModule
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
-from atrl.sharding import Sharding
-from atrl.strategy import strategy_of
+from atrl.strategy import precision_of, sharding_of, strategy_of
 
 if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint
@@ -196,20 +195,16 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
 
 def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Sequence[Callback], **options) -> None:
     """Train by Lightning's trainer; its loops are as long as the loader, and checkpoints are our own callback's."""
-    import torch
-
     settings = parts.trainer
     if settings.activation_checkpointing:
         module.policy.gradient_checkpointing_enable({"use_reentrant": False})
-    compute_dtype = torch.bfloat16 if settings.precision == "bf16-mixed" else None
-    module.sharding = Sharding(compute_dtype=compute_dtype, offload=settings.cpu_offload)
+    module.sharding = sharding_of(settings)
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=strategy_of(settings, processes(settings)),
-        # A sharded model computes in bfloat16 by itself: under autocast whole float32 parameters would be gathered.
-        precision="32-true" if settings.strategy == "fsdp" else settings.precision,
+        precision=precision_of(settings),
         max_epochs=1,
         logger=parts.logger or False,
         callbacks=list(callbacks),

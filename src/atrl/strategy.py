@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from atrl.sharding import Sharding
 
 if TYPE_CHECKING:
     from atrl.config import TrainerSettings
@@ -18,6 +21,20 @@ def strategy_of(settings: TrainerSettings, processes: int) -> Strategy | str:
             data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     return ReplicatedStrategy() if processes > 1 else "auto"
+
+
+def sharding_of(settings: TrainerSettings) -> Sharding:
+    """How `trainer.strategy=fsdp` divides a model."""
+    compute_dtype = torch.bfloat16 if settings.precision == "bf16-mixed" else None
+    return Sharding(compute_dtype=compute_dtype, offload=settings.cpu_offload)
+
+
+def precision_of(settings: TrainerSettings) -> str:
+    """What Lightning is to do about `trainer.precision`.
+
+    A divided model computes in bfloat16 by itself: under autocast whole float32 parameters would be gathered.
+    """
+    return "32-true" if settings.strategy == "fsdp" else settings.precision
 
 
 class ReplicatedStrategy(DDPStrategy):
