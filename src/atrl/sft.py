@@ -52,7 +52,7 @@ class SupervisedModule(PromptModule):
 
     def on_after_backward(self) -> None:
         """Ranks have different answers; their gradients add up to the batch's."""
-        parallel.add_gradients(self.policy.parameters())
+        parallel.add_gradients(list(self.policy.parameters()))
 
     def configure_optimizers(self):
         """AdamW, warmed up linearly and then decayed by a cosine to 5 % of the peak."""
@@ -77,7 +77,14 @@ def mean_target_logprob(
     device = policy.device
     input_ids, attention_mask, mask = collate(prompts, answers, pad_id=tokenizer.pad_token_id, device=device)
     pixels = [{name: tensor.to(device) for name, tensor in prompt.pixels.items()} for prompt in prompts]
-    batch = Experience(input_ids, attention_mask, mask, pixels, sampler_logprobs=torch.zeros(mask.shape, device=device))
+    batch = Experience(
+        input_ids,
+        attention_mask,
+        mask,
+        pixels,
+        sampler_logprobs=torch.zeros(mask.shape, device=device),
+        pictures_somewhere=any(parallel.gather(any(pixels))),
+    )
     logprobs = token_logprobs(
         process_logits(response_logits(policy, batch), temperature=1.0), input_ids[:, batch.prompt_length :]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, Trainer
 
@@ -21,11 +21,13 @@ from atrl.data.prompts import banned_token_ids
 from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
-from atrl.pipeline import Data, Parts, several_processes
+from atrl.pipeline import Data, Parts, processes
+from atrl.prompt_module import PromptModule, Sharding
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
-from atrl.strategy import ReplicatedStrategy
+from atrl.strategy import strategy_of
 
 if TYPE_CHECKING:
+    from atrl.checkpoint import Checkpoint
     from atrl.data.prompts import PromptBuilder
     from atrl.models.load import LoadedModel
 
@@ -83,14 +85,23 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
         return score(sampler, held_out, parts.reward, sampling, seed=seed) if held_out else None
 
     before = held_out_score()
-    build_trainer(parts, [selection, StepProgressBar()], gradient_clip_val=1.0).fit(module, loader)
+    fit(parts, module, loader, [selection, StepProgressBar()], gradient_clip_val=1.0)
     return WarmUpOutcome(selection.history, time.perf_counter() - start, before, held_out_score())
 
 
-def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequence[Callback] = ()) -> TrainingOutcome:
+def reinforce(
+    parts: Parts,
+    data: Data,
+    loaded: LoadedModel,
+    *,
+    settings: dict[str, Any] | None = None,
+    start: Checkpoint | None = None,
+    watchers: Sequence[Callback] = (),
+) -> TrainingOutcome:
     """Train `loaded.model` by reinforcement learning, in place, scoring it before and after.
 
-    `watchers` are callbacks of the caller's own, which see every step's record.
+    Training goes on from `start`, if there is one. Checkpoints hold `settings`, by which a later part of the run is
+    known to be one. `watchers` are callbacks of the caller's own, which see every step's record.
     """
     builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
     loader = PromptLoader(
@@ -120,11 +131,19 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         controls = build_controls(held_out.prompts[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
         if controls.true:
             grounding = GroundingCallback(controls, evaluate, parts.folder)
-    saving = CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)
-    callbacks = [rollout, credit, evaluate, grounding, record, saving]
+    saving = CheckpointCallback(
+        parts.folder,
+        every=parts.trainer.checkpoint_every,
+        keep_best=parts.trainer.keep_best,
+        loader=loader,
+        evaluation=evaluate,
+        settings=settings or {},
+        started=parts.started,
+        start=start,
+    )
+    callbacks = [saving, rollout, credit, evaluate, grounding, record]
     bound = [entry for entry in callbacks if entry is not None]
-    trainer = build_trainer(parts, [*bound, *watchers, StepProgressBar()])
-    trainer.fit(module, loader)
+    fit(parts, module, loader, [*bound, *watchers, StepProgressBar()])
     return TrainingOutcome(
         module=module,
         record=record,
@@ -168,15 +187,22 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
     )
 
 
-def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Trainer:
-    """Lightning's trainer; its loops are as long as the loader, and checkpoints are our own callback's."""
+def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Sequence[Callback], **options) -> None:
+    """Train by Lightning's trainer; its loops are as long as the loader, and checkpoints are our own callback's."""
+    import torch
+
     settings = parts.trainer
-    return Trainer(
+    if settings.activation_checkpointing:
+        module.policy.gradient_checkpointing_enable({"use_reentrant": False})
+    compute_dtype = torch.bfloat16 if settings.precision == "bf16-mixed" else None
+    module.sharding = Sharding(compute_dtype=compute_dtype, offload=settings.cpu_offload)
+    trainer = Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=ReplicatedStrategy() if several_processes(settings) else "auto",
-        precision=settings.precision,
+        strategy=strategy_of(settings, processes(settings)),
+        # A sharded model computes in bfloat16 by itself: under autocast whole float32 parameters would be gathered.
+        precision="32-true" if settings.strategy == "fsdp" else settings.precision,
         max_epochs=1,
         logger=parts.logger or False,
         callbacks=list(callbacks),
@@ -188,3 +214,4 @@ def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Tra
         use_distributed_sampler=False,
         **options,
     )
+    trainer.fit(module, loader)

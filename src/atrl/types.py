@@ -139,6 +139,8 @@ class Experience:
     old_logprobs: Float[Tensor, "rollout response"] | None = None
     """Under the policy before this batch's updates; None when one update makes them the current ones."""
     reference_logprobs: Float[Tensor, "rollout response"] | None = None
+    pictures_somewhere: bool = True
+    """Whether any rank's batch has a picture: then a sharded vision tower must run on all ranks."""
 
     @property
     def size(self) -> int:
@@ -168,6 +170,7 @@ class Experience:
             reading=None if self.reading is None else self.reading[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
+            pictures_somewhere=self.pictures_somewhere,
         )
 
 

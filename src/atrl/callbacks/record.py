@@ -41,6 +41,16 @@ class RecordCallback(Callback):
         self.generated_tokens = self.trained_tokens = 0
         self.peak_host_bytes = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """The counts so far."""
+        counts = {"generated_tokens": self.generated_tokens, "trained_tokens": self.trained_tokens}
+        return counts | {"statuses": {status.value: count for status, count in self.statuses.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Count on from there."""
+        self.generated_tokens, self.trained_tokens = state["generated_tokens"], state["trained_tokens"]
+        self.statuses = Counter({Status(name): count for name, count in state["statuses"].items()})
+
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
         """Time spent before the first step is not the first step's."""
         (self._folder / "samples").mkdir(exist_ok=True)

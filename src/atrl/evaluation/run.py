@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from atrl.config import EvaluateSettings, check_config, read_section
-from atrl.evaluation.grounding import Controls, build_controls, in_short, swapped
+from atrl.evaluation.grounding import Controls, build_controls, swapped
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
 
 MODES = ("greedy", "sampled")
@@ -94,9 +94,9 @@ def _grounding(controls: Controls, scores: dict[str, Score]) -> dict[str, Any]:
     """Greedy accuracies of the same problems; "true" is not that of "greedy" where some have no partner."""
     true = on_problems(scores["greedy"], {prompt.problem.id for prompt in controls.true})
     return {
-        "true": in_short(true),
-        "blank": in_short(scores["blank"]),
-        "swapped": in_short(scores["swapped"]),
+        "true": true.in_short(),
+        "blank": scores["blank"].in_short(),
+        "swapped": scores["swapped"].in_short(),
         "left_out": controls.left_out,
         "same_answer": controls.same_answer,
     }

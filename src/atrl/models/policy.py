@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from atrl.sharding import is_sharded
 from atrl.types import Experience
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
 
     Only the rows from the last prompt token to the last-but-one response token reach the vocabulary head.
     """
+    # Before the rest, as where there are pictures: ranks must run a sharded model's blocks in the same order.
+    idle = is_sharded(model) and batch.pictures_somewhere and not any(batch.pixels)
+    nothing = idle_vision(model) if idle else None
     output = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -29,7 +34,23 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
         logits_to_keep=batch.response_length + 1,
         **picture_inputs(model, batch.input_ids, batch.pixels),
     )
-    return output.logits[:, :-1]
+    logits = output.logits[:, :-1]
+    return logits if nothing is None else logits + nothing
+
+
+def idle_vision(model: PreTrainedModel) -> Float[Tensor, ""]:
+    """0, by way of the vision tower, with a gradient of 0 for all of its parameters.
+
+    A rank without a picture runs the tower on a black one, because the others wait for its part of the parameters, and
+    of the gradients.
+    """
+    vision = model.config.vision_config
+    side = vision.spatial_merge_size
+    width = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.zeros(side * side, width, device=model.device)
+    grid = torch.tensor([[1, side, side]], device=model.device)
+    encoded = model.get_image_features(pixels, grid, return_dict=True)
+    return 0.0 * torch.cat(tuple(encoded.pooler_output)).sum().float()
 
 
 def picture_inputs(
@@ -49,12 +70,14 @@ def picture_inputs(
         return_dict=True,
     )
     counts = [len(entry["image_grid_thw"]) for entry in unique.values()]
-    features = iter(encoded.pooler_output)
-    by_entry = {key: [next(features) for _ in range(count)] for key, count in zip(unique, counts, strict=True)}
+    pooled = iter(encoded.pooler_output)
+    by_entry = {key: [next(pooled) for _ in range(count)] for key, count in zip(unique, counts, strict=True)}
     rows = [entry for entry in pixels if entry]
-    encoded.pooler_output = tuple(feature for entry in rows for feature in by_entry[id(entry)])
+    # Not in transformers' own type: FSDP would find the features in it, take them for the model's input, and divide
+    # its parameters again, and their gradients, once more than on a rank without a picture.
+    features = SimpleNamespace(pooler_output=tuple(feature for entry in rows for feature in by_entry[id(entry)]))
     return {
-        "mm_encoder_outputs": {"image": encoded},
+        "mm_encoder_outputs": {"image": features},
         "image_grid_thw": torch.cat([entry["image_grid_thw"] for entry in rows]),
         "mm_token_type_ids": (input_ids == model.config.image_token_id).int(),
     }

@@ -12,6 +12,7 @@ import torch
 
 from atrl.models.policy import evaluating
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
+from atrl.sharding import gathered
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TransformersSampler:
         assert self._handle is not None, "the transformers sampler was not started"
         at_a_time = max(1, self.max_batch_sequences // sampling.group_size)
         groups: list[RolloutGroup] = []
-        with evaluating(self._handle.model):
+        with evaluating(self._handle.model), gathered(self._handle.model):
             for first in range(0, len(prompts), at_a_time):
                 chunk = prompts[first : first + at_a_time]
                 rollouts = _sample(self._handle, chunk, sampling, _uniforms(chunk, sampling, seed))
