@@ -139,10 +139,16 @@ class EvaluateSettings:
     threads: int | None = None  # null for all cores
     seed: int = 0
     verbose: bool = False
+    predictions: str | None = None  # a file of recorded answers, to be scored instead of a checkpoint's
+    extract_again: bool = False  # True reads recorded responses even where an extraction is recorded too
+    missing: Literal["refuse", "skip"] = "refuse"  # what to do about problems that the file has no answer to
+    compare: list[str] | None = None  # two finished evaluations, to be compared
 
     def __post_init__(self) -> None:
         """Raises ValueError for a count that is too small, or a seed that the random generators refuse."""
         check_seed(self.seed)
+        if self.compare is not None and len(self.compare) != 2:
+            raise ValueError(f"compare must name two results, got {len(self.compare)}: write compare=[FOLDER,FOLDER]")
         if self.threads is not None:
             at_least("threads", self.threads, 1, "null takes all cores")
         at_least("samples", self.samples, 0, "0 scores greedily alone")
@@ -161,7 +167,9 @@ SECTIONS: dict[str, type] = {
 ROOTS: dict[str, dict[str, type]] = {"train": SECTIONS, "evaluate": {"": EvaluateSettings}}
 """The sections of each primary config, by its name in ``conf/``."""
 
-COMPONENTS: tuple[str, ...] = ("algorithm", "callbacks", "credit", "data", "logger", "model", "reward", "rollout")
+COMPONENTS: tuple[str, ...] = (
+    *("algorithm", "benchmark", "callbacks", "credit", "data", "judge", "logger", "model", "reward", "rollout"),
+)
 """The groups that hold components: nodes with a ``_target_``, or lists or named sets of such."""
 
 
