@@ -12,9 +12,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from atrl.models.load import LoadedModel
 from atrl.models.policy import evaluating
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
 from atrl.rollout.server import VllmServerSampler
+from atrl.rollout.settings import RolloutSettings
 from atrl.rollout.transformers import (
     TransformersSampler,
     draw,
@@ -70,6 +72,15 @@ def test_sampling_checks_its_ranges(options: dict, message: str) -> None:
 def test_samplers_check_their_options(sampler: type, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sampler(**options)
+
+
+@pytest.mark.parametrize(("pictures", "most"), [([1, 3, 2], 3), ([0, 0], 1), ([], 1)])
+def test_the_engine_is_told_of_the_most_pictures_of_any_problem(checkpoint, processor, policy, pictures, most) -> None:
+    problems = [Problem(id=str(n), question="?", answer="!", images=(Path("a.png"),) * n) for n in pictures]
+    settings = RolloutSettings(sampler=None)
+    loaded = LoadedModel(policy, processor, checkpoint)
+    assert settings.handle(loaded, problems).max_images == most
+    assert settings.handle(loaded, tuple(problems)).max_images == 1  # generated problems are not looked through
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,6 @@ class RecordCallback(Callback):
         self._moments = {1 + round(moment * (max_steps - 1) / last) for moment in range(_SAMPLE_MOMENTS)}
         self.statuses: Counter[Status] = Counter()
         self.generated_tokens = self.trained_tokens = 0
-        self.peak_host_bytes = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The counts so far."""
