@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from lightning import Callback
 
-from atrl.data.prompts import banned_token_ids
+from atrl.data.templates import banned_token_ids
 from atrl.models.policy import response_logits
 from tests.integration.test_training import TRANSFORMERS, Watch
 
@@ -130,11 +131,10 @@ class Moments(Callback):
     """What is on the disk, and what was logged, after each step."""
 
     def __init__(self, folder) -> None:
-        self.saved, self.path = [], folder / "checkpoints" / "last.ckpt"
+        self.saved, self.path = [], folder / "checkpoints" / "last" / "state.json"
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        saved = torch.load(self.path, weights_only=True)["global_step"] if self.path.exists() else 0
-        self.saved.append(saved)
+        self.saved.append(json.loads(self.path.read_text())["step"] if self.path.exists() else 0)
 
 
 def test_checkpoints_and_scores_come_when_they_are_due(train, tmp_path) -> None:
@@ -144,7 +144,8 @@ def test_checkpoints_and_scores_come_when_they_are_due(train, tmp_path) -> None:
         "trainer.grounding_samples=0",
         watch=moments,
     )
-    assert moments.saved == [0, 2, 2, 4, 5]
+    assert moments.saved == [0, 0, 2, 2, 4]  # a step is saved when the next one begins
+    assert json.loads(moments.path.read_text())["step"] == 5
     with (run.folder / "metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row.get("eval/accuracy")]
     assert steps == [2]  # after the third step; Lightning counts from 0

@@ -40,7 +40,7 @@ def test_it_is_the_cross_entropy_of_the_answer_and_its_end(policy, processor, an
         kinds = (ids == policy.config.image_token_id).int()
         with torch.no_grad():
             expected = policy(input_ids=ids, labels=labels, mm_token_type_ids=kinds, **prompt.pixels).loss
-            found = mean_target_logprob(policy, tokenizer, [prompt])
+            found = mean_target_logprob(policy, tokenizer, [prompt], tokenizer.eos_token_id)
         torch.testing.assert_close(-found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -48,8 +48,8 @@ def test_every_answer_token_of_the_batch_counts_the_same(policy, processor, answ
     """Not every answer: the mean over all tokens, so a long answer weighs more than a short one."""
     tokenizer = processor.tokenizer
     with torch.no_grad():
-        alone = [mean_target_logprob(policy, tokenizer, [prompt]) for prompt in answered]
-        together = mean_target_logprob(policy, tokenizer, answered)
+        alone = [mean_target_logprob(policy, tokenizer, [prompt], tokenizer.eos_token_id) for prompt in answered]
+        together = mean_target_logprob(policy, tokenizer, answered, tokenizer.eos_token_id)
     lengths = [len(tokens(prompt, tokenizer)) for prompt in answered]
     assert len(set(lengths)) == 3
     expected = sum(length * mean for length, mean in zip(lengths, alone, strict=True)) / sum(lengths)
@@ -62,12 +62,13 @@ def share_of_the_loss(checkpoint: Path, answered: list) -> float:
 
     policy = AutoModelForImageTextToText.from_pretrained(checkpoint, attn_implementation="sdpa").eval()
     with torch.no_grad():
-        return mean_target_logprob(policy, AutoTokenizer.from_pretrained(checkpoint), parallel.share(answered)).item()
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        return mean_target_logprob(policy, tokenizer, parallel.share(answered), tokenizer.eos_token_id).item()
 
 
 def test_the_shares_of_ranks_add_up_to_the_batchs_mean(policy, processor, checkpoint, answered):
     with torch.no_grad():
-        whole = mean_target_logprob(policy, processor.tokenizer, answered).item()
+        whole = mean_target_logprob(policy, processor.tokenizer, answered, processor.tokenizer.eos_token_id).item()
     assert sum(run_ranks(share_of_the_loss, checkpoint, answered)) == pytest.approx(whole, rel=1e-5)
 
 
@@ -85,7 +86,7 @@ def test_the_best_weights_are_kept_and_the_last_step_is_always_scored():
     calls = [{f"p{n}": [RIGHT if n < right else WRONG] for n in range(10)} for right in (2, 5, 5, 1)]
     policy = torch.nn.Linear(1, 1, bias=False)
     module = SimpleNamespace(policy=policy, settings=SimpleNamespace(steps=7), log=lambda *args, **options: None)
-    trainer = SimpleNamespace(loggers=[], fit_loop=SimpleNamespace(total_batch_idx=0))
+    trainer = SimpleNamespace(loggers=[], lightning_module=module, fit_loop=SimpleNamespace(total_batch_idx=0))
     reward = WeightedReward(parts={"exact": ExactAnswer()})
     selection = SelectBest(prompts, Scripted(*calls), Sampling(group_size=1), reward, every=2)
     for index in range(7):
