@@ -110,7 +110,8 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
     listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
     handle = parts.rollout.handle(loaded, listed)
-    rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
+    saving = CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)
+    rollout = RolloutCallback(parts.rollout, handle, folder=parts.folder, rescue=saving.rescue)
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
@@ -120,7 +121,6 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         controls = build_controls(held_out.prompts[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
         if controls.true:
             grounding = GroundingCallback(controls, evaluate, parts.folder)
-    saving = CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)
     callbacks = [rollout, credit, evaluate, grounding, record, saving]
     bound = [entry for entry in callbacks if entry is not None]
     trainer = build_trainer(parts, [*bound, *watchers, StepProgressBar()])

@@ -115,3 +115,14 @@ def banned_token_ids(processor: ProcessorMixin) -> tuple[int, ...]:
     extra: Sequence[str] = [getattr(processor, name, None) for name in ("image_token", "video_token")]
     known = tokenizer.get_vocab()
     return tuple(sorted({known[name] for name in (*names, *extra) if name in known}))
+
+
+def pixel_limits(processor: ProcessorMixin) -> dict[str, dict[str, int]]:
+    """Keyword arguments that make another processor of the same class resize pictures as `processor` does.
+
+    Empty where pictures aren't resized to a number of pixels; Qwen-VL keeps those limits as edges of a `size`.
+    """
+    pictures = processor.image_processor
+    if not hasattr(pictures, "merge_size"):
+        return {}
+    return {"images_kwargs": {"min_pixels": pictures.size["shortest_edge"], "max_pixels": pictures.size["longest_edge"]}}
