@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
-from atrl.preflight import check_devices, check_layers, check_reading
+from atrl.preflight import check_devices, check_engine, check_layers, check_reading, process_count
 
 if TYPE_CHECKING:
     from atrl.data.base import ProblemSource
@@ -71,12 +71,7 @@ def prepare_process(parts: Parts) -> None:
 
 def several_processes(settings: TrainerSettings) -> bool:
     """Whether the settings ask for more than one process."""
-    import torch
-
-    devices = settings.devices
-    if devices == "auto":  # every GPU; on the CPU one process
-        devices = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1
-    return devices * settings.num_nodes > 1
+    return process_count(settings) > 1
 
 
 def refuse_in_a_sweep() -> None:
@@ -131,6 +126,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     parts.model.check()
     if parts.run.stage != "sft":
         check_layers(parts.credit, parts.model)
+        check_engine(parts.rollout.sampler, parts.credit, parts.trainer)
     check_devices(parts.trainer)
     return parts
 

@@ -25,6 +25,31 @@ def check_devices(settings: TrainerSettings) -> None:
         )
 
 
+def process_count(settings: TrainerSettings) -> int:
+    """How many processes the settings ask for, over all nodes."""
+    import torch
+
+    devices = settings.devices
+    if devices == "auto":  # every GPU; on the CPU one process
+        devices = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1
+    return devices * settings.num_nodes
+
+
+def check_engine(sampler: Any, scheme: Any, settings: TrainerSettings) -> None:
+    """Raises ValueError, in one line, where machine or run don't suit an engine inside the training process.
+
+    Other samplers pass.
+    """
+    if not hasattr(sampler, "check_machine"):
+        return
+    sampler.check_machine(process_count(settings))
+    if sampler.tensor_parallel_size > 1 and scheme is not None and scheme.head_search is not None:
+        raise ValueError(
+            "credit.heads=auto needs rollout.sampler.tensor_parallel_size=1: one process alone samples what the heads "
+            "are found with; name the heads, as heads.json of an earlier run lists them"
+        )
+
+
 def check_layers(scheme: Any, model: PretrainedModel | ScratchModel) -> None:
     """Raises ValueError, in one line, where `scheme` names a layer or head that the model hasn't, or an empty list.
 

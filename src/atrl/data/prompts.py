@@ -117,7 +117,7 @@ def banned_token_ids(processor: ProcessorMixin) -> tuple[int, ...]:
     return tuple(sorted({known[name] for name in (*names, *extra) if name in known}))
 
 
-def pixel_limits(processor: ProcessorMixin) -> dict[str, dict[str, int]]:
+def pixel_limits(processor: ProcessorMixin) -> dict[str, dict[str, dict[str, int]]]:
     """Keyword arguments that make another processor of the same class resize pictures as `processor` does.
 
     Empty where pictures aren't resized to a number of pixels; Qwen-VL keeps those limits as edges of a `size`.
@@ -125,4 +125,4 @@ def pixel_limits(processor: ProcessorMixin) -> dict[str, dict[str, int]]:
     pictures = processor.image_processor
     if not hasattr(pictures, "merge_size"):
         return {}
-    return {"images_kwargs": {"min_pixels": pictures.size["shortest_edge"], "max_pixels": pictures.size["longest_edge"]}}
+    return {"images_kwargs": {"size": {edge: pictures.size[edge] for edge in ("shortest_edge", "longest_edge")}}}

@@ -61,7 +61,7 @@ class ModelHandle:
     max_prompt_tokens: int
     max_response_tokens: int
     max_images: int
-    pixel_limits: dict[str, dict[str, int]] = field(default_factory=dict)
+    pixel_limits: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     training_bytes: int = 0
 
 

