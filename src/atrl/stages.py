@@ -121,7 +121,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         controls = build_controls(held_out.prompts[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
         if controls.true:
             grounding = GroundingCallback(controls, evaluate, parts.folder)
-    callbacks = [rollout, credit, evaluate, grounding, record, saving]
+    callbacks = [saving, rollout, credit, evaluate, grounding, record]
     bound = [entry for entry in callbacks if entry is not None]
     trainer = build_trainer(parts, [*bound, *watchers, StepProgressBar()])
     trainer.fit(module, loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 
 import pytest
@@ -58,12 +59,22 @@ def test_real_loop_with_vllm(train) -> None:
 
 
 @needs_vllm
-def test_without_the_sync_the_log_probs_come_apart(train, monkeypatch) -> None:
+def test_without_the_sync_the_log_probs_come_apart_and_the_run_says_so(train, monkeypatch, caplog) -> None:
     from atrl.callbacks.rollout import BoundRollouts
 
+    options = ("trainer.max_steps=2", "optimizer.learning_rate=1e-3", "trainer.evaluate_samples=0")
+    train(*options, "rollout.check_sync_every=1", name="honest")
+    assert "from the trainer's" not in caplog.text
     monkeypatch.setattr(BoundRollouts, "update_weights", lambda self, parameters, version: list(parameters))
+    train(*options, "rollout.check_sync_every=3", name="unchecked")  # but for the first step, which is right
+    assert "from the trainer's" not in caplog.text
     watch = Watch()
-    train("trainer.max_steps=2", "optimizer.learning_rate=1e-3", "trainer.evaluate_samples=0", watch=watch)
+    run = train(*options, "rollout.check_sync_every=2", watch=watch)
+    (line,) = [record.getMessage() for record in caplog.records if "from the trainer's" in record.getMessage()]
+    assert line.startswith("step 2, rollout=vllm: ") and "try rollout=transformers" in line
+    with (run.folder / "metrics.csv").open() as file:
+        first, second = (row for row in csv.DictReader(file) if row["rollout/sampler_trainer_kl"])
+    assert float(first["rollout/sampler_trainer_kl"]) < 1e-9 < 1e-5 < float(second["rollout/sampler_trainer_kl"])
     record = watch.records[1]
     gap = (record.logprobs - record.experience.sampler_logprobs)[record.experience.response_mask].abs()
     assert float(gap.max()) > 1e-2
@@ -191,3 +202,30 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(train) -> None:
     assert discarded > 0
     assert sum(run.trained.record.statuses.values()) == 3 * 16 + 4 * discarded
     assert run.trained.record.generated_tokens > run.trained.record.trained_tokens
+
+
+def test_a_run_that_breaks_off_within_an_update_keeps_the_checkpoint_before_it(train, monkeypatch, caplog) -> None:
+    """Of two updates a batch the second breaks at the second step: the weights are those of no step."""
+    import torch.optim
+
+    original, calls = torch.optim.AdamW.step, []
+
+    def step(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("in the middle")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    options = (TRANSFORMERS, "algorithm.updates_per_batch=2", "trainer.evaluate_samples=0")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train(*options, "trainer.checkpoint_every=1", name="saved")
+    assert "last.ckpt holds step 1" in caplog.text
+    calls.clear()
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train(*options, name="unsaved")
+    assert "the run broke off; no finished step could be saved" in caplog.text
+    calls[:] = [1, 1]  # it breaks at the second update of the first step
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train(*options, name="first")
+    assert caplog.text.count("no finished step could be saved") == 2
