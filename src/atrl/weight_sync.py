@@ -48,8 +48,8 @@ def _without_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             changed = adapter is not None and key == "weight"
             if changed and uses[id(parameter)] > 1:
                 raise ValueError(
-                    f"the LoRA adapter on {name} changes a weight that another layer shares (a tied output head), which "
-                    "no sampler can take over: leave it out of the adapter's target modules"
+                    f"the LoRA adapter on {name} changes a weight that another layer shares (a tied output head), "
+                    "which no sampler can take over: leave it out of the adapter's target modules"
                 )
             if id(parameter) in seen:
                 continue
@@ -85,7 +85,7 @@ def _unwrapped(module: nn.Module, name: str) -> tuple[nn.Module, LoraLayer | Non
             )
         return module.base_layer, module
     if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        raise ValueError(f"{name} has an adapter of the kind {type(module).__name__}: samplers can take over LoRA alone")
+        raise ValueError(f"{name} has an adapter of the kind {type(module).__name__}: samplers take over LoRA alone")
     return module, None
 
 

@@ -138,5 +138,4 @@ def test_a_killed_process_of_a_shared_engine_ends_the_run(tmp_path: Path) -> Non
     assert done.returncode != 0
     log = (tmp_path / "train.log").read_text()
     assert "the run breaks off: " in log and "last.ckpt holds step 2" in log, done.stderr
-    print(log)
     assert load(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2

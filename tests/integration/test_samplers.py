@@ -353,7 +353,7 @@ def test_no_room_to_wake_is_named_with_the_remedy(engine: VllmSampler, policy, m
     engine.rest()
     wake_up = engine._llm.wake_up
     monkeypatch.setattr(engine._llm, "wake_up", lambda tags: torch.empty(2**60))
-    with pytest.raises(RuntimeError, match=r"no room for the engine's weights after the update .*lower rollout\.sampler"):
+    with pytest.raises(RuntimeError, match=r"no room for the engine's weights after .*: lower rollout\.sampler"):
         engine.update_weights(policy.named_parameters(), version=1)
     monkeypatch.setattr(engine._llm, "wake_up", wake_up)
     engine.update_weights(policy.named_parameters(), version=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -80,3 +78,12 @@ def test_each_process_gets_its_own_prompts_responses(checkpoint: Path) -> None:
         assert rank["first"] < TOLERANCE and rank["after the sync"] < TOLERANCE < 0.02 < rank["old weights"]
         assert rank["ids"] == rank["expected"] and rank["group spared"]
     assert found[0]["ids"] != found[1]["ids"]
+
+
+def test_an_engine_for_more_processes_than_there_are_is_refused_before_a_model_loads(tmp_path: Path) -> None:
+    from atrl import pipeline
+    from tests.integration.conftest import compose_config
+
+    config = compose_config(tmp_path, "rollout.sampler.tensor_parallel_size=2")
+    with pytest.raises(ValueError, match=r"rollout.sampler.tensor_parallel_size=2 must divide"):
+        pipeline.instantiate_parts(config, tmp_path)

@@ -55,9 +55,9 @@ class RolloutCallback(Callback):
 
     Each of its calls is watched: one that hangs ends the run, with the cause in the log. Every
     `settings.check_sync_every` steps, and at the first, the log-probs of the step's rollouts are compared between
-    sampler and trainer. They were drawn after the last sync and scored before the next update, so they differ by no more
-    than rounding if every weight arrived; the step's own forward pass scored them, so it costs nothing, and thousands of
-    tokens of the run's own prompts are a wider probe than a prompt set aside.
+    sampler and trainer. They were drawn after the last sync and scored before the next update, so they differ by no
+    more than rounding if every weight arrived. The step's own forward pass scored them, so that costs nothing, and
+    thousands of tokens of the run's own prompts are a wider probe than a prompt set aside.
 
     Args:
         settings: the sampler, not yet started, and how training rollouts are drawn.
@@ -105,8 +105,9 @@ class RolloutCallback(Callback):
 
     def _exact(self, trainer: Trainer, pl_module: PolicyModule) -> bool:
         """Whether neither side rounds to less than float32."""
-        whole = all(parameter.dtype == torch.float32 for parameter in pl_module.policy.parameters())
-        return whole and trainer.precision == "32-true" and getattr(self._settings.sampler, "dtype", "float32") == "float32"
+        sampler = getattr(self._settings.sampler, "dtype", "float32")  # one without works with the policy's
+        policy = {parameter.dtype for parameter in pl_module.policy.parameters()}
+        return sampler == "float32" and policy == {torch.float32} and trainer.precision == "32-true"
 
 
 def disagreement(gap: SamplerGap, *, exact: bool) -> str | None:

@@ -33,7 +33,7 @@ def check_engine_memory(*, share: float, free: int, total: int, training: int) -
     fitting = math.floor(100 * room / total) / 100
     if fitting > 0:
         raise ValueError(asks + f"try {fitting:g}")
-    raise ValueError(asks + "nothing is left for an engine; free the GPU (nvidia-smi shows who holds it), or train less")
+    raise ValueError(asks + "nothing is left for an engine; free the GPU (nvidia-smi shows who holds it)")
 
 
 def training_bytes(policy: nn.Module) -> int:

@@ -25,8 +25,8 @@ class RolloutSettings:
         temperature: of the softmax.
         max_response_tokens: a response is cut there.
         max_prompt_tokens: a prompt that is longer, image tokens included, is dropped.
-        timeout_s: seconds that a call of the sampler may take before it counts as hung and the run is ended: to sample a
-            step's rollouts, to start, to take over weights. Calls for more rollouts get as much more.
+        timeout_s: seconds that a call of the sampler may take before it counts as hung and the run is ended: to sample
+            a step's rollouts, to start, to take over weights. Calls for more rollouts get as much more.
         check_sync_every: training steps between looks at whether sampler and trainer still agree on the log-probs of a
             step's rollouts; 0 is never.
     """

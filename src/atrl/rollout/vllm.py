@@ -114,7 +114,7 @@ class VllmSampler(EngineOptions):
             ) from error
 
     def _answer(self, requests: list[tuple[dict[str, Any], SamplingParams]]) -> list[RequestOutput]:
-        """The engine's output for each request; where processes share it, it answers the requests of all in one call."""
+        """The engine's output for each request; processes that share it have all theirs answered in one call."""
         import torch
 
         assert self._llm is not None
@@ -178,7 +178,7 @@ def _request(prompt: Prompt) -> dict[str, Any]:
 
 
 def _gather(requests: list[Any]) -> tuple[int, list[Any]]:
-    """The requests of all processes that share this one's engine, in order of rank, and how many come before its own."""
+    """How many requests come before this process's, and those of all that share its engine, in order of rank."""
     import torch.distributed
     from vllm.distributed.parallel_state import get_tp_group
 

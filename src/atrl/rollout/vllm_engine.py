@@ -80,8 +80,8 @@ class EngineOptions:
         if processes % self.tensor_parallel_size:
             raise ValueError(
                 f"rollout.sampler.tensor_parallel_size={self.tensor_parallel_size} must divide the run's number of "
-                f"processes, which is {processes}: the engine has none of its own, it runs in those that train; set it to "
-                f"1, or trainer.devices to a multiple of {self.tensor_parallel_size}"
+                f"processes, which is {processes}: the engine has none of its own, it runs in those that train; set it "
+                f"to 1, or trainer.devices to a multiple of {self.tensor_parallel_size}"
             )
 
 
@@ -206,8 +206,8 @@ def keep_weights_replaceable() -> None:
 def _talk_through_the_process_group() -> None:
     """Make processes of the CPU build that share an engine talk as the trainer does, and not through shared memory.
 
-    A private name: with "external_launcher" the shared memory has the same name for every run on a machine, outlives the
-    engine, and is waited on for ever where the other process was killed. The process group raises an error then.
+    A private name: with "external_launcher" the shared memory has the same name for every run on a machine, outlives
+    the engine, and is waited on for ever where the other process was killed. The process group raises an error then.
     """
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 

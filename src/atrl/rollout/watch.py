@@ -89,8 +89,8 @@ class Watch:
             saved = f"saving failed ({type(error).__name__}: {error})"
         try:
             log.critical(
-                "%s did not return in %g s, so the run is ended; %s. Where it hung is in %s. If it was only slow, raise "
-                "rollout.timeout_s",
+                "%s did not return in %g s, so the run is ended; %s. Where it hung is in %s. If it was only slow, "
+                "raise rollout.timeout_s",
                 what, seconds, saved, self.traceback_file,
             )  # fmt: skip
             for child in psutil.Process().children(recursive=True):  # workers, other ranks: nobody would tell them
@@ -129,8 +129,9 @@ class WatchedSampler:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: str) -> list[RolloutGroup]:
         """As the sampler's."""
         first = f" (the first is problem {prompts[0].problem.id})" if prompts else ""
-        what = f"rollout={self.name}: generating {sampling.group_size} responses to each of {len(prompts)} prompts{first}"
-        with self.watch.over(what, times=len(prompts) * sampling.group_size / self.usual_rollouts):
+        what = f"generating {sampling.group_size} responses to each of {len(prompts)} prompts{first}"
+        times = len(prompts) * sampling.group_size / self.usual_rollouts
+        with self.watch.over(f"rollout={self.name}: {what}", times=times):
             return self.sampler.generate(prompts, sampling, seed=seed)
 
     def rest(self) -> None:
