@@ -57,9 +57,13 @@ def prepare_process(parts: Parts) -> None:
 
     Every random choice of a run has a generator of its own; the global ones are seeded for libraries that use them.
     """
+    import faulthandler
+
     import torch
     from lightning import seed_everything
 
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in C code says where it was
     if several_processes(parts.trainer):
         refuse_in_a_sweep()
     if parts.trainer.threads is not None:

@@ -23,6 +23,10 @@ def hang_with_the_lock() -> None:
     ctypes.PyDLL(None).sleep(3600)
 
 
+def segmentation_fault() -> None:
+    ctypes.string_at(0)
+
+
 def crash() -> None:
     raise RuntimeError("the engine died")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,10 +123,17 @@ def test_the_run_ends_with_its_cause_and_its_last_finished_step(
         assert "the engine died" in done.stderr and not (tmp_path / "hung.txt").exists()
 
 
-def test_a_call_that_keeps_pythons_lock_ends_the_run_too(tmp_path: Path, regular: Path) -> None:
-    done = break_run(tmp_path, "generate", "hang_with_the_lock", "trainer.checkpoint_every=2")
-    assert done.returncode == 1
-    assert "Timeout (" in done.stderr and "in hang_with_the_lock" in done.stderr
+@pytest.mark.parametrize(
+    ("how", "code", "cause"),
+    [("hang_with_the_lock", 1, "Timeout ("), ("segmentation_fault", -signal.SIGSEGV, "Segmentation fault")],
+)
+def test_where_no_python_code_can_run_the_cause_is_still_said(
+    tmp_path: Path, regular: Path, how: str, code: int, cause: str
+) -> None:
+    """What is left is the last regular checkpoint."""
+    done = break_run(tmp_path, "generate", how, "trainer.checkpoint_every=2")
+    assert done.returncode == code
+    assert cause in done.stderr and f"in {how}" in done.stderr
     assert_same(load(tmp_path / "checkpoints" / "last.ckpt"), load(regular / "2.ckpt"))
 
 

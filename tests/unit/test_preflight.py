@@ -132,7 +132,7 @@ def test_processes_are_those_of_all_nodes(monkeypatch, devices, nodes, accelerat
 
 def test_an_engine_of_two_processes_needs_them():
     engine, one = VllmSampler(tensor_parallel_size=2), TrainerSettings(accelerator="cpu")
-    with pytest.raises(ValueError, match="tensor_parallel_size=2 must divide the run's .* processes, which is 1"):
+    with pytest.raises(ValueError, match=r"tensor_parallel_size=2 must divide the run's .* processes, which is 1"):
         check_engine(engine, None, one)
     two = TrainerSettings(accelerator="cpu", devices=2)
     check_engine(engine, AtrlCredit(), two)

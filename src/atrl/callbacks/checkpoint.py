@@ -84,9 +84,7 @@ class CheckpointCallback(Callback):
         try:
             log.error("the run broke off; %s", self.rescue())
         except Exception as error:  # the first one matters more
-            log.error(
-                "the run broke off, and its last finished step can't be saved: %s: %s", type(error).__name__, error
-            )
+            log.error("the run broke off; its last finished step can't be saved: %s: %s", type(error).__name__, error)
 
     def _save_last_finished(self, trainer: Trainer) -> None:
         found = self._last_finished(trainer)

@@ -16,7 +16,6 @@ from atrl.module import PolicyModule
 from atrl.rollout.base import ModelHandle, Sampler, Sampling
 from atrl.rollout.memory import training_bytes
 from atrl.rollout.settings import RolloutSettings
-from atrl.rollout.watch import Watch, WatchedSampler
 from atrl.types import Prompt, RolloutGroup
 from atrl.weight_sync import named_parameters
 
@@ -70,9 +69,7 @@ class RolloutCallback(Callback):
         self, settings: RolloutSettings, handle: ModelHandle, *, folder: Path, rescue: Callable[[], str]
     ) -> None:
         self._settings, self._handle = settings, handle
-        watch = Watch(seconds=settings.timeout_s, traceback_file=folder / "hung.txt", rescue=rescue)
-        usual = settings.prompts_per_step * settings.group_size
-        self.sampler = WatchedSampler(sampler=settings.sampler, watch=watch, usual_rollouts=usual)
+        self.sampler = settings.watched_sampler(folder, rescue)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start and bind. The policy isn't on its device yet: an engine starts on an empty one."""

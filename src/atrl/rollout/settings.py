@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrl.data.prompts import PromptBuilder, banned_token_ids, pixel_limits
 from atrl.rollout.base import ModelHandle, Sampling
+from atrl.rollout.watch import Watch, WatchedSampler
 from atrl.types import Problem
 
 if TYPE_CHECKING:
@@ -58,6 +60,17 @@ class RolloutSettings:
         """What the sampler is told for a training step."""
         return Sampling(
             group_size=self.group_size, temperature=self.temperature, max_response_tokens=self.max_response_tokens
+        )
+
+    def watched_sampler(self, folder: Path, rescue: Callable[[], str]) -> WatchedSampler:
+        """The sampler, whose calls end the process where they hang; see `Watch` for `rescue`.
+
+        Where it hung is then in `hung.txt` in `folder`.
+        """
+        return WatchedSampler(
+            sampler=self.sampler,
+            watch=Watch(seconds=self.timeout_s, traceback_file=folder / "hung.txt", rescue=rescue),
+            usual_rollouts=self.prompts_per_step * self.group_size,
         )
 
     def prompt_builder(self, loaded: LoadedModel, instruction: str) -> PromptBuilder:
