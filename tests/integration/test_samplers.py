@@ -370,6 +370,18 @@ def test_a_weight_that_the_loader_does_not_know_is_no_sync(engine: VllmSampler, 
         engine.update_weights(some, version=1)
 
 
+def test_adapters_reach_the_engine_merged(engine: VllmSampler, checkpoint: Path, handle: ModelHandle, prompts) -> None:
+    from atrl.weight_sync import named_parameters
+    from tests.unit.test_weight_sync import adapted
+
+    policy = adapted(checkpoint)
+    engine.update_weights(named_parameters(policy), version=3)
+    groups = engine.generate(prompts, Sampling(group_size=2, max_response_tokens=8), seed="0/1")
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
+    with policy.disable_adapter():
+        assert worst_difference(policy, groups, handle.banned_ids) > 0.02
+
+
 def test_what_was_computed_for_a_step_is_dropped_at_the_sync(engine: VllmSampler, policy, prompts) -> None:
     engine.generate(prompts, Sampling(group_size=2, max_response_tokens=4), seed="0/1")
     runner = engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner

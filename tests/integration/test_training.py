@@ -80,6 +80,26 @@ def test_without_the_sync_the_log_probs_come_apart_and_the_run_says_so(train, mo
     assert float(gap.max()) > 1e-2
 
 
+def test_the_sampler_rests_from_the_last_rollouts_to_the_sync(train, monkeypatch) -> None:
+    from atrl.callbacks.rollout import BoundRollouts
+    from atrl.rollout.watch import WatchedSampler
+
+    called = []
+    for name in ("generate", "rest", "update_weights"):
+        plain = getattr(BoundRollouts, name)
+
+        def record(self, *arguments, name=name, plain=plain, **options):
+            called.append(name)
+            return plain(self, *arguments, **options)
+
+        monkeypatch.setattr(BoundRollouts, name, record)
+    monkeypatch.setattr(WatchedSampler, "rest", lambda self: called.append("asleep"))
+    train(TRANSFORMERS, "algorithm=dapo", "algorithm.dynamic_sampling.max_draws=2", "trainer.evaluate_samples=0")
+    assert [name for name, last in zip(called, [None, *called], strict=False) if name != last] == [
+        "generate", "rest", "asleep", "update_weights",
+    ] * 2  # fmt: skip
+
+
 def test_uniform_credit_is_bit_identical_to_none(train) -> None:
     with_uniform = train(TRANSFORMERS, "credit=uniform", name="uniform")
     without = train(TRANSFORMERS, "credit=none", name="none")

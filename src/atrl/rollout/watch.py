@@ -56,26 +56,20 @@ class Watch:
     def over(self, what: str, *, times: float = 1.0) -> Iterator[None]:
         """Give the block `times` the usual seconds; `what` names it in the message."""
         seconds = self.seconds * max(1.0, times)
-        done, deciding = threading.Event(), threading.Lock()
-        monitor = threading.Thread(
-            target=self._wait, args=(what, seconds, done, deciding), name="atrl-watch", daemon=True
-        )
+        done = threading.Event()
+        monitor = threading.Thread(target=self._wait, args=(what, seconds, done), name="atrl-watch", daemon=True)
         faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True, file=sys.__stderr__)
         monitor.start()
         try:
             yield
         finally:
-            with deciding:  # once time is up the policy must not move on: it is being saved
-                done.set()
+            done.set()
+            monitor.join()  # for ever if time is up: the policy is being saved then and must not move on
             faulthandler.cancel_dump_traceback_later()
-            monitor.join()
 
-    def _wait(self, what: str, seconds: float, done: threading.Event, deciding: threading.Lock) -> None:
-        if done.wait(seconds):
-            return
-        with deciding:
-            if not done.is_set():
-                self._end(what, seconds)
+    def _wait(self, what: str, seconds: float, done: threading.Event) -> None:
+        if not done.wait(seconds):
+            self._end(what, seconds)
 
     def _end(self, what: str, seconds: float) -> None:
         try:
