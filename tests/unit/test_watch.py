@@ -141,7 +141,7 @@ def test_a_rescue_that_fails_or_hangs_does_not_keep_the_run_alive(tmp_path: Path
     done = run(failing + "with watch.over('stuck'):\n    time.sleep(600)", tmp_path)
     assert done.returncode == module_exit()
     assert "stuck did not return in 0.5 s" in done.stderr and "saving failed (ZeroDivisionError" in done.stderr
-    hanging = failing.replace("1 / 0", "time.sleep(600)") + "module.RESCUE_S = 1\n"
+    hanging = failing.replace("1 / 0", "time.sleep(600)") + "module.RESCUE_S, module.GRACE_S = 1, 600\n"
     done = run(hanging + "with watch.over('stuck'):\n    time.sleep(600)", tmp_path)
     assert done.returncode == 1 and "Timeout (" in done.stderr
 
