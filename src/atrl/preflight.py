@@ -25,24 +25,14 @@ def check_devices(settings: TrainerSettings) -> None:
         )
 
 
-def process_count(settings: TrainerSettings) -> int:
-    """How many processes the settings ask for, over all nodes."""
-    import torch
-
-    devices = settings.devices
-    if devices == "auto":  # every GPU; on the CPU one process
-        devices = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1
-    return devices * settings.num_nodes
-
-
-def check_engine(sampler: Any, scheme: Any, settings: TrainerSettings) -> None:
-    """Raises ValueError, in one line, where machine or run don't suit an engine inside the training process.
+def check_engine(sampler: Any, scheme: Any, processes: int) -> None:
+    """Raises ValueError, in one line, where the machine or so many `processes` don't suit an engine inside them.
 
     Other samplers pass.
     """
     if not hasattr(sampler, "check_machine"):
         return
-    sampler.check_machine(process_count(settings))
+    sampler.check_machine(processes)
     if sampler.tensor_parallel_size > 1 and scheme is not None and scheme.head_search is not None:
         raise ValueError(
             "credit.heads=auto needs rollout.sampler.tensor_parallel_size=1: one process alone samples what the heads "

