@@ -45,7 +45,7 @@ def own_prompts(builder, rank: int):
 
 
 def sample_on_each_rank(checkpoint: Path) -> dict:
-    from atrl.data.prompts import banned_token_ids
+    from atrl.data.templates import banned_token_ids
     from atrl.weight_sync import named_parameters
     from tests.integration.test_samplers import worst_difference
 
