@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
-from atrl.callbacks.rollout import RolloutCallback, disagreement
+from atrl.callbacks.rollout import RolloutCallback, disagreement, held_bytes
 from atrl.metrics import SamplerGap
+from atrl.prompt_module import Sharding
 from atrl.rollout.settings import RolloutSettings
 
 
@@ -45,15 +47,17 @@ def callback(tmp_path, every: int, dtype: str = "float32") -> RolloutCallback:
     return RolloutCallback(settings, handle=None, folder=tmp_path, rescue=str)
 
 
-def steps_warned_at(bound: RolloutCallback, caplog, *, precision: str = "32-true", dtype=torch.float32) -> list[int]:
+def steps_warned_at(
+    bound: RolloutCallback, caplog, *, precision: str = "32-true", dtype=torch.float32, computing=None
+) -> list[int]:
     """Of six steps whose rollouts are 0.01 nats off: k3 of that is 5e-5."""
     experience = SimpleNamespace(response_mask=torch.tensor([[True]]), sampler_logprobs=torch.tensor([[-1.0]]))
     step = SimpleNamespace(experience=experience, logprobs=torch.tensor([[-1.01]]))
-    policy = torch.nn.Linear(1, 1).to(dtype)
+    policy, sharding = torch.nn.Linear(1, 1).to(dtype), Sharding(compute_dtype=computing)
     warned = []
     for index in range(6):
         caplog.clear()
-        module = SimpleNamespace(last_step=step, steps_done=index + 1, policy=policy)
+        module = SimpleNamespace(last_step=step, steps_done=index + 1, policy=policy, sharding=sharding)
         bound.on_train_batch_end(SimpleNamespace(precision=precision), module, None, None, index)
         warned += [index + 1] * ("nats at a token" in caplog.text)
     return warned
@@ -66,9 +70,20 @@ def test_the_first_step_and_every_so_many_are_looked_at(tmp_path, caplog, every:
 
 @pytest.mark.parametrize(
     "rounded",
-    [{"dtype": torch.bfloat16}, {"precision": "bf16-mixed"}, {"engine": "bfloat16"}],
+    [{"dtype": torch.bfloat16}, {"precision": "bf16-mixed"}, {"engine": "bfloat16"}, {"computing": torch.bfloat16}],
     ids=lambda value: str(value),
 )
 def test_sixteen_bits_on_either_side_are_no_alarm(tmp_path, caplog, rounded: dict) -> None:
     bound = callback(tmp_path, 1, rounded.pop("engine", "float32"))
     assert steps_warned_at(bound, caplog, **rounded) == []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "offload", "expected"),
+    [("whole", False, 120), (ModelParallelStrategy(), False, 60), (ModelParallelStrategy(), True, 0)],
+)
+def test_each_rank_holds_its_part_of_a_divided_policy(strategy, offload: bool, expected: int) -> None:
+    """Ten float32 weights and two moments each: 3 · 40 bytes, halved among two ranks."""
+    policy = torch.nn.Linear(10, 1, bias=False)
+    module = SimpleNamespace(policy=policy, sharding=Sharding(offload=offload))
+    assert held_bytes(SimpleNamespace(strategy=strategy, world_size=2), module) == expected

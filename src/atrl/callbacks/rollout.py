@@ -74,9 +74,7 @@ class RolloutCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start and bind. The policy isn't on its device yet: an engine starts on an empty one."""
         assert isinstance(pl_module, PolicyModule)
-        shards = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
-        held = training_bytes(pl_module.policy) // shards
-        self.sampler.start(replace(self._handle, training_bytes=held))
+        self.sampler.start(replace(self._handle, training_bytes=held_bytes(trainer, pl_module)))
         self.sampler.update_weights(named_parameters(pl_module.policy), version=pl_module.steps_done)
         pl_module.rollouts = BoundRollouts(self.sampler, self._settings.sampling)
 
@@ -104,7 +102,16 @@ class RolloutCallback(Callback):
         """Whether neither side rounds to less than float32."""
         sampler = getattr(self._settings.sampler, "dtype", "float32")  # one without works with the policy's
         policy = {parameter.dtype for parameter in pl_module.policy.parameters()}
-        return sampler == "float32" and policy == {torch.float32} and trainer.precision == "32-true"
+        computing = trainer.precision == "32-true" and pl_module.sharding.compute_dtype is None
+        return sampler == "float32" and policy == {torch.float32} and computing
+
+
+def held_bytes(trainer: Trainer, module: PolicyModule) -> int:
+    """What training `module` will hold of this process's GPU for good, its rank's share where the policy is divided."""
+    if module.sharding.offload:
+        return 0
+    shards = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
+    return training_bytes(module.policy) // shards
 
 
 def disagreement(gap: SamplerGap, *, exact: bool) -> str | None:
