@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
-from atrl.preflight import check_devices, check_layers, check_reading
+from atrl.preflight import check_devices, check_engine, check_layers, check_reading
 
 if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint
@@ -58,9 +58,13 @@ def prepare_process(parts: Parts) -> None:
 
     Every random choice of a run has a generator of its own; the global ones are seeded for libraries that use them.
     """
+    import faulthandler
+
     import torch
     from lightning import seed_everything
 
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in C code says where it was
     if processes(parts.trainer) > 1:
         refuse_in_a_sweep()
     if parts.trainer.threads is not None:
@@ -132,6 +136,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     parts.model.check()
     if parts.run.stage != "sft":
         check_layers(parts.credit, parts.model)
+        check_engine(parts.rollout.sampler, parts.credit, processes(parts.trainer))
         parts.rollout.sampler.check(parts.model.model_type())
     check_devices(parts.trainer)
     return parts

@@ -127,7 +127,6 @@ def reinforce(
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
     listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
     handle = parts.rollout.handle(loaded, listed)
-    rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
@@ -147,6 +146,7 @@ def reinforce(
         started=parts.started,
         start=start,
     )
+    rollout = RolloutCallback(parts.rollout, handle, folder=parts.folder, rescue=saving.rescue)
     callbacks = [saving, rollout, credit, evaluate, grounding, record]
     bound = [entry for entry in callbacks if entry is not None]
     fit(parts, module, loader, [*bound, *watchers, StepProgressBar()])

@@ -14,7 +14,10 @@ from atrl.credit.product import ProductCredit
 from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.data.geometry import GeometryProblems
 from atrl.models.load import PretrainedModel, ScratchModel
-from atrl.preflight import check_devices, check_layers, check_reading
+from atrl.pipeline import processes
+from atrl.preflight import check_devices, check_engine, check_layers, check_reading
+from atrl.rollout.transformers import TransformersSampler
+from atrl.rollout.vllm import VllmSampler
 from atrl.types import Problem
 
 TINY = PretrainedModel()
@@ -111,3 +114,30 @@ def test_an_attention_kernel_that_is_not_installed(monkeypatch):
 def test_evaluation_refuses_what_is_out_of_range(option):
     with pytest.raises(ValueError, match=f"^{next(iter(option))} must be"):
         EvaluateSettings(checkpoint="tiny", **option)
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "accelerator", "gpus", "expected"),
+    [
+        (1, 1, "cpu", 0, 1),
+        (2, 3, "cpu", 0, 6),
+        ("auto", 2, "cpu", 4, 2),
+        ("auto", 2, "cuda", 4, 8),
+        ("auto", 1, "auto", 0, 1),
+    ],
+)
+def test_processes_are_those_of_all_nodes(monkeypatch, devices, nodes, accelerator, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert processes(TrainerSettings(devices=devices, num_nodes=nodes, accelerator=accelerator)) == expected
+
+
+def test_an_engine_of_two_processes_needs_them():
+    engine, one, two = VllmSampler(tensor_parallel_size=2), 1, 2
+    with pytest.raises(ValueError, match=r"tensor_parallel_size=2 must divide the run's .* processes, which is 1"):
+        check_engine(engine, None, one)
+    check_engine(engine, AtrlCredit(), two)
+    check_engine(TransformersSampler(), AtrlCredit(heads="auto"), one)
+    check_engine(VllmSampler(), AtrlCredit(heads="auto"), two)
+    for scheme in (AtrlCredit(heads="auto"), product(AtrlCredit(heads="auto"), EntropyCredit())):
+        with pytest.raises(ValueError, match=r"credit.heads=auto needs rollout.sampler.tensor_parallel_size=1"):
+            check_engine(engine, scheme, two)

@@ -135,3 +135,14 @@ class PromptBatch:
 
     prompts: list[Prompt] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+
+
+def pixel_limits(processor: ProcessorMixin) -> dict[str, dict[str, dict[str, int]]]:
+    """Keyword arguments that make another processor of the same class resize pictures as `processor` does.
+
+    Empty where pictures aren't resized to a number of pixels; Qwen-VL keeps those limits as edges of a `size`.
+    """
+    pictures = processor.image_processor
+    if not hasattr(pictures, "merge_size"):
+        return {}
+    return {"images_kwargs": {"size": {edge: pictures.size[edge] for edge in ("shortest_edge", "longest_edge")}}}

@@ -72,7 +72,7 @@ def _answer(
     builder = rollout.prompt_builder(loaded, model.instruction)
     built = builder.build_all(problems)
     controls = build_controls(built.prompts, builder, seed=settings.seed) if settings.grounding else None
-    sampler = rollout.sampler
+    sampler = rollout.watched_sampler(folder, lambda: "nothing was scored")
     sampler.start(rollout.handle(loaded, problems))
     try:
         greedy = held_out_sampling(rollout.sampling, samples=1, greedy=True)

@@ -146,6 +146,14 @@ class VllmServerSampler:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def rest(self) -> None:
+        """The server's memory is none of the trainer's."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the server's weights; empty before the start."""
+        return self._dtype
+
     def update_weights(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the server's weights and drop what it computed with the old ones.
 

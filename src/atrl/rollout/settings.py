@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrl.data.prompts import PromptBuilder
+from atrl.data.prompts import PromptBuilder, pixel_limits
 from atrl.data.templates import banned_token_ids, turn_end_ids
 from atrl.rollout.base import ModelHandle, Sampling
+from atrl.rollout.watch import Watch, WatchedSampler
 from atrl.types import Problem
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ class RolloutSettings:
         temperature: of the softmax.
         max_response_tokens: a response is cut there.
         max_prompt_tokens: a prompt that is longer, image tokens included, is dropped.
+        timeout_s: seconds that a call of the sampler may take before it counts as hung and the run is ended: to sample
+            a step's rollouts, to start, to take over weights. Calls for more rollouts get as much more.
+        check_sync_every: training steps between looks at whether sampler and trainer still agree on the log-probs of a
+            step's rollouts; 0 is never.
     """
 
     sampler: Any
@@ -34,6 +40,8 @@ class RolloutSettings:
     temperature: float = 1.0
     max_response_tokens: int = 64
     max_prompt_tokens: int = 256
+    timeout_s: float = 1800.0
+    check_sync_every: int = 20
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -43,12 +51,27 @@ class RolloutSettings:
         for name in ("prompts_per_step", "max_prompt_tokens", "max_response_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
+        if self.timeout_s <= 0:
+            raise ValueError(f"rollout.timeout_s must be above 0, got {self.timeout_s}: seconds, 1800 is usual")
+        if self.check_sync_every < 0:
+            raise ValueError(f"rollout.check_sync_every must be 0 (never) or more, got {self.check_sync_every}")
 
     @property
     def sampling(self) -> Sampling:
         """What the sampler is told for a training step."""
         return Sampling(
             group_size=self.group_size, temperature=self.temperature, max_response_tokens=self.max_response_tokens
+        )
+
+    def watched_sampler(self, folder: Path, rescue: Callable[[], str]) -> WatchedSampler:
+        """The sampler, whose calls end the process where they hang; see `Watch` for `rescue`.
+
+        Where it hung is then in `hung.txt` in `folder`.
+        """
+        return WatchedSampler(
+            sampler=self.sampler,
+            watch=Watch(seconds=self.timeout_s, traceback_file=folder / "hung.txt", rescue=rescue),
+            usual_rollouts=self.prompts_per_step * self.group_size,
         )
 
     def prompt_builder(self, loaded: LoadedModel, instruction: str) -> PromptBuilder:
@@ -72,4 +95,5 @@ class RolloutSettings:
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens,
             max_images=max((len(problem.images) for problem in listed), default=1) or 1,
+            pixel_limits=pixel_limits(loaded.processor),
         )

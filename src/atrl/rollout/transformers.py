@@ -69,6 +69,9 @@ class TransformersSampler:
                     groups.append(rollout_group(self._handle, prompt, members, self._version))
         return groups
 
+    def rest(self) -> None:
+        """Nothing is held that could be given back."""
+
     def update_weights(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Note the version; the sampler generates with the very parameters that were trained."""
         self._version = version
