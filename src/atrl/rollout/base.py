@@ -50,6 +50,7 @@ class ModelHandle:
         max_prompt_tokens: the longest prompt, in expanded tokens, that will be asked for.
         max_response_tokens: the longest response.
         max_images: the most pictures in one prompt.
+        max_videos: the most videos in one prompt.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class ModelHandle:
     max_prompt_tokens: int
     max_response_tokens: int
     max_images: int
+    max_videos: int = 0
 
 
 class Sampler(Protocol):

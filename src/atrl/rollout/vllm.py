@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from atrl.data.frames import frame_array, frame_metadata
 from atrl.rollout.base import ModelHandle, Sampling, request_seed
 from atrl.rollout.transformers import end_token_ids, rollout_group
 from atrl.types import Prompt, Rollout, RolloutGroup
@@ -155,7 +156,7 @@ class VllmSampler:
             "enforce_eager": self.enforce_eager,
             "max_model_len": length,
             "max_num_seqs": self.max_num_seqs,
-            "limit_mm_per_prompt": {"image": handle.max_images, "video": 0},
+            "limit_mm_per_prompt": {"image": handle.max_images, "video": handle.max_videos},
             "skip_mm_profiling": True,
             "mm_processor_cache_gb": 0,  # a picture comes once an epoch: a cache of them would only grow
             "logprobs_mode": "processed_logprobs",  # after temperature and ban, as the trainer computes them
@@ -221,9 +222,11 @@ class VllmSampler:
 
 def _request(prompt: Prompt) -> dict[str, Any]:
     request: dict[str, Any] = {"prompt_token_ids": prompt.engine_token_ids}
-    if prompt.images:
-        request["multi_modal_data"] = {"image": list(prompt.images)}
-    return request
+    media: dict[str, Any] = {"image": list(prompt.images)} if prompt.images else {}
+    if prompt.videos:
+        media["video"] = [(frame_array(frames), frame_metadata(frames)) for frames in prompt.videos]
+        request["mm_processor_kwargs"] = {"do_sample_frames": False}  # the frames are chosen already
+    return request | ({"multi_modal_data": media} if media else {})
 
 
 def _cause(error: BaseException) -> str:
