@@ -159,12 +159,13 @@ def _held_out(parts: Parts) -> Sequence[Problem]:
 
 
 def load_data(parts: Parts) -> Data:
-    """Load the problems and make sure that every picture and every answer can be read.
+    """Load the problems and make sure that every picture, video and answer can be read.
 
     Raises:
         ValueError: if one can't be, naming it; if a split that is needed is empty; if credit needs what they don't say.
     """
     from atrl.data.images import check_images
+    from atrl.data.videos import check_videos
 
     warms_up = parts.run.stage != "rl"
     splits = {
@@ -176,6 +177,7 @@ def load_data(parts: Parts) -> Data:
         # Generated problems are right by construction, and drawing all of them just to look would take long.
         if isinstance(problems, list):
             check_images(problems)
+            check_videos(problems)
             parts.reward.check(problems)
     if parts.run.stage != "sft":
         check_reading(parts.credit, splits["train"])

@@ -46,7 +46,7 @@ class ReadingRule:
         return [match.span(group) for match in matches for group in range(1, match.re.groups + 1)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Video:
     """A video: a file, the bytes of one, or its frames in order, evenly spaced.
 
@@ -105,9 +105,9 @@ class Prompt:
     token_ids: list[int]
     """[prompt] with every placeholder repeated once per image or video token."""
     pixels: dict[str, Tensor]
-    """The processor's tensors (Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3], for videos
-    ``pixel_values_videos`` [patches, dim], ``video_grid_thw`` [videos, 3] and, from Qwen2.5-VL's, ``second_per_grid_ts``
-    [videos], seconds between two of a video's temporal patches)."""
+    """The processor's tensors (Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3]; for videos
+    ``pixel_values_videos`` [patches, dim], ``video_grid_thw`` [videos, 3] and, with Qwen2.5-VL,
+    ``second_per_grid_ts`` [videos], the seconds from one temporal patch of a video to the next)."""
     images: tuple[Image, ...]
     engine_token_ids: list[int]
     """[shorter prompt] with one placeholder per picture or video, as an inference engine wants it."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from atrl.data.frames import FrameSampler
 from atrl.data.prompts import PromptBuilder
 from atrl.evaluation.grounding import blanked, build_controls, swapped
 from atrl.evaluation.score import Score, on_problems
@@ -37,7 +38,7 @@ def test_a_blank_has_the_pictures_size_and_mean_colour():
     # Means over the four pixels: (0 + 10 + 20 + 30)/4 = 15, (0 + 0 + 0 + 255)/4 = 63.75, (1 + 1 + 1 + 2)/4 = 1.25.
     pixels = [[[0, 0, 1], [10, 0, 1]], [[20, 0, 1], [30, 255, 2]]]
     given_problem = problem("p", Image.fromarray(np.array(pixels, dtype=np.uint8)), picture(9, (5, 3)))
-    (blank,) = blanked([given_problem])
+    (blank,) = blanked([given_problem], FrameSampler())
     assert [image.size for image in blank.images] == [(2, 2), (5, 3)]
     assert [image.getcolors() for image in blank.images] == [[(4, (15, 64, 1))], [(15, (9, 0, 7))]]
     assert (blank.id, blank.question, blank.answer) == ("p", "<image><image>?", "1")
@@ -50,7 +51,7 @@ def test_a_file_is_blanked_upright_and_transparency_is_white(tmp_path):
     Image.new("RGB", (6, 2), (10, 20, 30)).save(tmp_path / "lying.png", exif=exif)
     Image.new("RGBA", (3, 3), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     written = [(tmp_path / name).read_bytes() for name in ("lying.png", "clear.png")]
-    (blank,) = blanked([problem("p", tmp_path / "lying.png", tmp_path / "clear.png")])
+    (blank,) = blanked([problem("p", tmp_path / "lying.png", tmp_path / "clear.png")], FrameSampler())
     assert [(image.size, image.getpixel((0, 0))) for image in blank.images] == [
         ((2, 6), (10, 20, 30)), ((3, 3), (255, 255, 255)),
     ]  # fmt: skip

@@ -60,9 +60,7 @@ class PromptBuilder:
         self._check_placeholders(prompt)
         return prompt
 
-    def _process(
-        self, problem_id: str, text: str, images: Sequence[Image], videos: Sequence[Frames]
-    ) -> BatchFeature:
+    def _process(self, problem_id: str, text: str, images: Sequence[Image], videos: Sequence[Frames]) -> BatchFeature:
         """The processor's tensors; it must not choose among the frames again."""
         media = {"images": list(images)} if images else {}
         if videos:

@@ -11,6 +11,7 @@ from atrl.data.base import Split, assign_split, check_fraction, check_limit, see
 from atrl.data.images import check_images
 from atrl.data.rows import RowFormat
 from atrl.data.tables import Table, numbered, one_line, read_file
+from atrl.data.videos import check_videos
 from atrl.suggest import did_you_mean
 from atrl.types import Problem
 
@@ -54,7 +55,7 @@ class RowProblems(RowFormat, ABC):
         """The table of this name, which the configuration key `key` gave."""
 
     def load(self, split: Split) -> Sequence[Problem]:
-        """The problems of `split`, their pictures checked.
+        """The problems of `split`, their pictures and videos checked.
 
         Raises:
             ValueError: as `ProblemSource.load`.
@@ -72,6 +73,7 @@ class RowProblems(RowFormat, ABC):
             raise ValueError(self._empty(split, table))
         chosen = seeded_subset(problems, self.limit, seed=self.seed)
         check_images(chosen)
+        check_videos(chosen)
         return chosen
 
     def baseline(self) -> None:
@@ -150,7 +152,7 @@ class TabularProblems(RowProblems):
 class HubProblems(RowProblems):
     """Problems from a Hugging Face dataset, or from a local folder that `datasets` can read.
 
-    Pictures stay encoded, in memory, until they are used. Datasets that need code of their own are refused.
+    Pictures and videos stay encoded, in memory, until they are used. Datasets that need code of their own are refused.
 
     Args:
         name: on the Hub ("owner/name"), or a folder.

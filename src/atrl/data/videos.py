@@ -90,9 +90,7 @@ def _check_list(source: tuple[Path | Image.Image, ...], problem_id: str, *, deco
         raise ValueError(f"problem {problem_id}: frame {missing} is missing: restore it, or leave the problem out")
 
 
-def _from_list(
-    source: tuple[Path | Image.Image, ...], fps: float, sampler: FrameSampler, problem_id: str
-) -> Frames:
+def _from_list(source: tuple[Path | Image.Image, ...], fps: float, sampler: FrameSampler, problem_id: str) -> Frames:
     _check_list(source, problem_id, decode=False)
     times = [index / fps for index in range(len(source))]
     chosen = sampler.choose(times, len(source) / fps)

@@ -34,11 +34,12 @@ def position_ids(
     - What follows a video starts after the largest position in it, temporal ones included, as in Qwen's own code and in
       vLLM. transformers (5.3 to 5.19 at least) counts on from the larger of height and width, so that the text after a
       long video would stand at the same positions as its frames.
-    - Temporal positions are ⌊patch · seconds per patch · tokens per second⌋ in float64, again as in vLLM: float32 rounds
-      some of them up.
+    - Temporal positions are ⌊patch · seconds per patch · tokens per second⌋ in float64, again as in vLLM: float32
+      rounds some of them up.
 
     Args:
-        grids: of all rows, in order: ``image_grid_thw``, ``video_grid_thw``, ``second_per_grid_ts``, where there are any.
+        grids: of all rows, in order: ``image_grid_thw``, ``video_grid_thw``, ``second_per_grid_ts``; without those
+            that there are none of.
     """
     if not hasattr(model.base_model, "get_rope_index"):
         return (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from atrl.data.frames import FrameSampler
 from atrl.data.prompts import PromptBuilder, banned_token_ids
 from atrl.rollout.base import ModelHandle, Sampling
 from atrl.types import Problem
@@ -24,7 +25,9 @@ class RolloutSettings:
         prompts_per_step: prompts per training step.
         temperature: of the softmax.
         max_response_tokens: a response is cut there.
-        max_prompt_tokens: a prompt that is longer, image tokens included, is dropped.
+        max_prompt_tokens: a prompt that is longer, image and video tokens included, is dropped.
+        video_frames: frames that are shown of a video: all of a shorter one, else so many, evenly spread.
+        video_rate: frames per second that are shown instead, `video_frames` at most; None goes by number.
     """
 
     sampler: Any
@@ -33,6 +36,8 @@ class RolloutSettings:
     temperature: float = 1.0
     max_response_tokens: int = 64
     max_prompt_tokens: int = 256
+    video_frames: int = 16
+    video_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -42,6 +47,7 @@ class RolloutSettings:
         for name in ("prompts_per_step", "max_prompt_tokens", "max_response_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
+        _ = self.frames  # refuses what is out of range
 
     @property
     def sampling(self) -> Sampling:
@@ -50,18 +56,26 @@ class RolloutSettings:
             group_size=self.group_size, temperature=self.temperature, max_response_tokens=self.max_response_tokens
         )
 
+    @property
+    def frames(self) -> FrameSampler:
+        """Which frames of a video are shown."""
+        return FrameSampler(count=self.video_frames, rate=self.video_rate)
+
     def prompt_builder(self, loaded: LoadedModel, instruction: str) -> PromptBuilder:
         """How problems become prompts for this model."""
         return PromptBuilder(
-            processor=loaded.processor, instruction=instruction, max_prompt_tokens=self.max_prompt_tokens
+            processor=loaded.processor,
+            instruction=instruction,
+            max_prompt_tokens=self.max_prompt_tokens,
+            frames=self.frames,
         )
 
     def handle(self, loaded: LoadedModel, problems: Sequence[Problem]) -> ModelHandle:
         """What the sampler must know of the policy to answer `problems`.
 
-        Generated problems are not looked through one by one: they have one picture each.
+        Generated problems are not looked through one by one: they have as many pictures and videos as the first.
         """
-        listed = problems if isinstance(problems, list) else []
+        listed = problems if isinstance(problems, list) else problems[:1]
         return ModelHandle(
             folder=loaded.folder,
             model=loaded.model,
@@ -70,4 +84,5 @@ class RolloutSettings:
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens,
             max_images=max((len(problem.images) for problem in listed), default=1) or 1,
+            max_videos=max((len(problem.videos) for problem in listed), default=0),
         )
