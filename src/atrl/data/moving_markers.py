@@ -1,9 +1,9 @@
 """Moving markers: short videos of two markers on a grid, and questions that only one moment of the video answers.
 
 Each second both markers stand still, then each tries a step left, right, up or down, and stays where that would leave
-the grid. So every place is about as likely at every second, and a question says nothing of its answer. A bar at the
-bottom edge shows how much of the video has passed. The splits have no pair of ways in common, not even with the
-markers exchanged.
+the grid. So every place is about as likely at every second, and a question says nothing of its answer. It grows
+dark meanwhile, by which a model can tell the seconds from each other that can't yet tell them by their positions. The
+splits have no pair of ways in common, not even with the markers exchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Way = tuple[Point, ...]
 
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, 1), "down": (0, -1)}
 STAYED = "stayed"
-_BAR = "#333333"
+_DUSK = 192
+"""Brightness of the last second's white; the first second's is 255."""
 _SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.7), "selection": (0.7, 0.8), "test": (0.8, 1.0)}
 _QUESTIONS: dict[Kind, tuple[str, ...]] = {
     "where": ("Where is {asked} at second {at}?", "What are the coordinates of {asked} at second {at}?"),
@@ -138,11 +139,12 @@ class MovingMarkersProblems:
         )
 
     def _moment(self, scene: Scene, second: int) -> Image:
+        from PIL import Image, ImageChops
+
         places = {marker: way[second] for marker, way in scene.ways.items()}
         picture = draw(places, self.grid, self.cell_pixels)
-        passed = round(picture.width * (second + 1) / self.seconds)
-        picture.paste(_BAR, (0, picture.height - max(2, self.cell_pixels // 8), passed, picture.height))
-        return picture
+        light = round(255 - (255 - _DUSK) * second / (self.seconds - 1))
+        return ImageChops.multiply(picture, Image.new("RGB", picture.size, (light,) * 3))
 
     def _size(self, split: Split) -> int:
         return {"train": self.train_size, "selection": self.selection_size, "test": self.test_size}[split]

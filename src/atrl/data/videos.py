@@ -83,11 +83,11 @@ def check_videos(problems: Sequence[Problem], *, decode_at_most: int = 64) -> No
 def _check_list(source: tuple[Path | Image.Image, ...], problem_id: str, *, decode: bool) -> None:
     if not source:
         raise ValueError(f"problem {problem_id}: a video has no frames: restore it, or leave the problem out")
-    for frame in source[:1] if decode else ():
-        open_image(frame, problem_id=problem_id)
     missing = next((frame for frame in source if isinstance(frame, Path) and not frame.is_file()), None)
     if missing is not None:
         raise ValueError(f"problem {problem_id}: frame {missing} is missing: restore it, or leave the problem out")
+    if decode:
+        open_image(source[0], problem_id=problem_id)
 
 
 def _from_list(source: tuple[Path | Image.Image, ...], fps: float, sampler: FrameSampler, problem_id: str) -> Frames:
@@ -191,7 +191,7 @@ def _unreadable(where: str, problem_id: str, error: Exception) -> ValueError:
     import av
 
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, av.error.InvalidDataError):
+    if isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):  # the latter: of another format
         reason = f"it is no sound file of {', '.join(FORMATS)}; convert or restore it"
     elif isinstance(error, av.error.FFmpegError):
         reason = f"{reason}; save it again, or leave the problem out"
