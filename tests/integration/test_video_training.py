@@ -24,7 +24,7 @@ def test_schemes_train_on_videos(train, scheme: str) -> None:
     assert run.trained.module.trainer.callback_metrics["rollout/logprob_gap_max"] < 1e-4
     rows = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
     assert all(row["timestamps"] == [[0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]] for row in rows)
-    if scheme == "atrl":  # eight frames of 3×3 tokens, side by side
+    if scheme == "atrl":  # eight frames of 4×4 tokens, side by side
         assert all(
             len(token) == 3 and len(token[0]) == 3 * MAX_COLUMNS for row in rows for token in row["attention"][0]
         )
@@ -37,4 +37,4 @@ def test_more_frames_than_there_are_and_fewer(train) -> None:
     for frames, patches in ((4, 2), (64, 4)):
         run = train(*OVERRIDES, f"rollout.video_frames={frames}", "trainer.max_steps=1", name=f"run{frames}")
         grids = [pixels["video_grid_thw"].tolist() for pixels in run.trained.module.last_step.experience.pixels]
-        assert grids == [[[patches, 6, 6]]] * 16
+        assert grids == [[[patches, 8, 8]]] * 16

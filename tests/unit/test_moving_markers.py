@@ -114,20 +114,22 @@ def test_splits_have_no_pair_of_ways_in_common_also_with_the_markers_exchanged()
 
 
 def test_guessing_is_poor_and_the_baseline_says_how_poor():
-    """A place is 1 of 9. A step is left out at the edge: 3 of 9 places border on each side, so 1 in 3 has stayed."""
-    baseline = SOURCE.baseline()
+    """Of 3 × 3 a place is 1 of 9; a step is left out at the edge, on which 3 of 9 places lie: 1 in 3 has stayed."""
+    baseline = MovingMarkersProblems(grid=3).baseline()
     expected = 0.5 * 1 / 9 + 0.5 * 1 / 3
     assert abs(baseline["accuracy"] - expected) < 0.06 and baseline["problems"] == 512
-    where = MovingMarkersProblems(kinds=("where",)).baseline()
-    answers = Counter(problem.answer for problem in MovingMarkersProblems(kinds=("where",)).load("test"))
-    assert where["accuracy"] == max(answers.values()) / 512 < 0.16
+    where = MovingMarkersProblems(grid=3, kinds=("where",))
+    answers = Counter(problem.answer for problem in where.load("test"))
+    assert where.baseline()["accuracy"] == max(answers.values()) / 512 < 0.16
     assert len(answers) == 9
+    # Of 7 × 7: half of 1 in 49, and half of 6 in 28, which is each direction's share.
+    assert SOURCE.baseline()["accuracy"] < 0.16
 
 
 def test_a_question_alone_does_not_tell_its_answer():
     """For no question is one answer much likelier than over all questions of its kind."""
     answers: dict[str, Counter[str]] = {}
-    for problem in MovingMarkersProblems(train_size=3000, kinds=("where",)).load("train"):
+    for problem in MovingMarkersProblems(grid=3, train_size=3000, kinds=("where",)).load("train"):
         answers.setdefault(problem.question, Counter())[problem.answer] += 1
     for counts in answers.values():
         assert max(counts.values()) / sum(counts.values()) < 0.25

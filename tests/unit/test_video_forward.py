@@ -149,9 +149,9 @@ def test_the_probe_reads_attention_on_video_tokens(policy, processor):
     image, video = policy.config.image_token_id, policy.config.video_token_id
     visual = torch.isin(batch.input_ids, torch.tensor([image, video]))
     regions = padded_regions(batch, visual_token_ids(policy.config))
-    # 84 pixels are 3×3 tokens, 8 frames 4 patches; a mixed prompt has 3 and 3 patches and a picture of 2×5 or 5×2.
+    # 112 pixels are 4×4 tokens, 8 frames 4 patches; a mixed prompt has 3 and 3 patches and a picture of 2×5 or 5×2.
     assert regions.column_mask.sum(dim=1).tolist() == visual.sum(dim=1).tolist()
-    assert (visual & (batch.input_ids == video)).sum(dim=1).tolist()[:3] == [36, 0, 0]
+    assert (visual & (batch.input_ids == video)).sum(dim=1).tolist()[:3] == [64, 0, 0]
     assert (batch.input_ids == video).sum(dim=1)[3] > 0 < (batch.input_ids == image).sum(dim=1)[3]
     # `assert_agrees` looks for image tokens: here each visual token is one to it.
     renamed = Experience(

@@ -34,12 +34,12 @@ def runs(tokens: list[int], *kinds: int) -> list[tuple[int, int]]:
 
 
 def test_placeholders_are_as_many_as_features_and_in_the_order_of_the_marks(processor, builder):
-    """84 pixels are 6·6 patches, 3·3 tokens; two frames make a temporal patch, a fifth frame a third."""
+    """112 pixels are 8·8 patches, 4·4 tokens; two frames make a temporal patch, a fifth frame a third."""
     image, video = processor.image_token_id, processor.video_token_id
     prompt = builder.build(problem("<video> <image> <video>?", clip(8), clip(5), images=1))
-    assert prompt.pixels["video_grid_thw"].tolist() == [[4, 6, 6], [3, 6, 6]]
-    assert runs(prompt.token_ids, image, video) == [(video, 36), (image, 16), (video, 27)]
-    assert prompt.pixels["pixel_values_videos"].shape[0] == 7 * 36 and len(prompt.pixels["pixel_values"]) == 64
+    assert prompt.pixels["video_grid_thw"].tolist() == [[4, 8, 8], [3, 8, 8]]
+    assert runs(prompt.token_ids, image, video) == [(video, 64), (image, 16), (video, 48)]
+    assert prompt.pixels["pixel_values_videos"].shape[0] == 7 * 64 and len(prompt.pixels["pixel_values"]) == 64
     assert [len(frames.images) for frames in prompt.videos] == [8, 5] and len(prompt.images) == 1
     other = builder.build(problem("<image><video><video>", clip(8), clip(5), images=1))
     assert [kind for kind, _ in runs(other.token_ids, image, video)] == [image, video, video]
@@ -59,16 +59,16 @@ def test_the_engines_prompt_has_one_placeholder_a_video(processor, builder):
 def test_as_many_frames_as_asked_for_and_no_more_than_there_are(processor, count, shown, patches):
     prompt = PromptBuilder(processor=processor, frames=FrameSampler(count=count)).build(problem("<video>", clip(40)))
     assert len(prompt.videos[0].images) == shown and prompt.pixels["video_grid_thw"][0, 0] == patches
-    assert prompt.token_ids.count(processor.video_token_id) == 9 * patches
+    assert prompt.token_ids.count(processor.video_token_id) == 16 * patches
 
 
 def test_the_processor_sees_the_chosen_frames(processor):
     """Frame by frame: white is 0 for this processor, and each temporal patch holds two frames' values."""
     shades = [255, 0, 255, 0, 0, 0, 0, 0, 255]
-    frames = tuple(Image.new("RGB", (84, 84), (shade,) * 3) for shade in shades)
+    frames = tuple(Image.new("RGB", (112, 112), (shade,) * 3) for shade in shades)
     builder = PromptBuilder(processor=processor, frames=FrameSampler(count=3))  # frames 0, 4 and 8
     values = builder.build(problem("<video>", Video(frames, 1.0))).pixels["pixel_values_videos"]
-    by_frame = values.reshape(2, 36, 3, 2, 14 * 14)[:, 0, 0, :, 0]
+    by_frame = values.reshape(2, 64, 3, 2, 14 * 14)[:, 0, 0, :, 0]
     assert by_frame.tolist() == [[0, -4], [0, 0]]  # the third is repeated to fill its patch
 
 
@@ -100,7 +100,7 @@ def test_a_checkpoints_own_choice_of_frames_is_not_made_as_well(checkpoint, tmp_
     config["video_processor"] |= {"do_sample_frames": True, "num_frames": 2}
     (folder / "processor_config.json").write_text(json.dumps(config))
     prompt = PromptBuilder(processor=AutoProcessor.from_pretrained(folder)).build(problem("<video>", clip(8)))
-    assert prompt.pixels["video_grid_thw"].tolist() == [[4, 6, 6]]
+    assert prompt.pixels["video_grid_thw"].tolist() == [[4, 8, 8]]
     assert prompt.pixels["second_per_grid_ts"].tolist() == [1.0]
 
 
@@ -123,12 +123,12 @@ def test_a_video_that_can_not_be_read_names_the_problem(builder, tmp_path):
         builder.build(problem("<video>", Video(tmp_path / "gone.mp4")))
 
 
-@pytest.mark.parametrize("placeholders", [35, 37])
+@pytest.mark.parametrize("placeholders", [63, 65])
 def test_a_wrong_number_of_placeholders_names_the_problem(processor, builder, placeholders):
     prompt = builder.build(problem("<video>", clip(8)))
     miscounted = replace(prompt, token_ids=[processor.video_token_id] * placeholders)
     with pytest.raises(
-        ValueError, match=f"problem p7: the prompt holds {placeholders} video tokens .* give 36 features"
+        ValueError, match=f"problem p7: the prompt holds {placeholders} video tokens .* give 64 features"
     ):
         builder._check_placeholders(miscounted)
 

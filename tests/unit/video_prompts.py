@@ -9,7 +9,7 @@ from PIL import Image
 from atrl.types import Problem, Video
 
 
-def clip(count: int, size: tuple[int, int] = (84, 84), fps: float = 2.0, *, start: int = 0) -> Video:
+def clip(count: int, size: tuple[int, int] = (112, 112), fps: float = 2.0, *, start: int = 0) -> Video:
     """`count` different frames: a gradient that turns."""
     turns = [Image.linear_gradient("L").rotate(17 * (start + index)) for index in range(count)]
     return Video(tuple(turn.resize(size).convert("RGB") for turn in turns), fps)

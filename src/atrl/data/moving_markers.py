@@ -78,8 +78,8 @@ class MovingMarkersProblems:
         seed: of the problems; the split of the ways does not depend on it.
     """
 
-    grid: int = 3
-    cell_pixels: int = 28
+    grid: int = 7
+    cell_pixels: int = 16
     seconds: int = 4
     fps: int = 2
     kinds: Sequence[Kind] = ("where", "move")

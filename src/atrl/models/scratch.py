@@ -85,10 +85,8 @@ def _corpus() -> Iterator[str]:
         yield from _GENERAL_TEXT
 
 
-def build_processor(image_pixels: int = 112, video_pixels: int = 84) -> ProcessorMixin:
+def build_processor(image_pixels: int = 112) -> ProcessorMixin:
     """The stock Qwen2.5-VL processor; every picture is scaled to about `image_pixels` x `image_pixels`.
-
-    A frame of a video is scaled to `video_pixels` x `video_pixels`, because there are many of them.
 
     White is 0: on a white ground only what is drawn reaches the patch embedding, without which a model of this size
     does not learn to read within a thousand steps.
@@ -99,11 +97,11 @@ def build_processor(image_pixels: int = 112, video_pixels: int = 84) -> Processo
 
     tokenizer = build_tokenizer()
     scale = {"image_mean": [1.0, 1.0, 1.0], "image_std": [0.25, 0.25, 0.25]}
-    size, frame_size = ({"shortest_edge": side**2, "longest_edge": side**2} for side in (image_pixels, video_pixels))
+    size = {"shortest_edge": image_pixels**2, "longest_edge": image_pixels**2}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size, **scale),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=frame_size, cap_pixels_per_frame=False, **scale),
+        video_processor=Qwen2VLVideoProcessor(size=size, **scale),
         chat_template=CHAT_TEMPLATE,
     )
 
