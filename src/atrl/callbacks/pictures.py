@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from atrl.data.prompts import IMAGE_MARK, MARKS
+from atrl.data.prompts import IMAGE_MARK, marks_of
 from atrl.types import Frames, Prompt
 
 MAX_TILE_SIDE = 256
@@ -30,7 +30,7 @@ class Shown:
 def shown_pictures(prompt: Prompt) -> list[Shown]:
     """The prompt's pictures and videos in the order of their marks."""
     images, videos = iter(prompt.images), iter(prompt.videos)
-    marks = MARKS.findall(prompt.problem.question)
+    marks = marks_of(prompt.problem)
     return [Shown(next(images), None) if mark == IMAGE_MARK else strip(next(videos)) for mark in marks]
 
 
@@ -48,7 +48,7 @@ def attention_on(
     grids = {kind: iter(pixels.get(f"{kind}_grid_thw", ())) for kind in ("image", "video")}
     videos = iter(prompt.videos)
     maps, start = [], 0
-    for mark in MARKS.findall(prompt.problem.question):
+    for mark in marks_of(prompt.problem):
         patches, height, width = next(grids["image" if mark == IMAGE_MARK else "video"]).tolist()
         rows, columns = height // merge_size, width // merge_size
         end = start + patches * rows * columns

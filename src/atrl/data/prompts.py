@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atrl.data.frames import FrameSampler, frame_array, frame_metadata
 from atrl.data.images import open_image
+from atrl.data.templates import feature_token_id, missing_bos, render, special_tokens
 from atrl.data.videos import sample_video
-from atrl.types import Frames, Problem, Prompt
+from atrl.types import Frames, Problem, Prompt, Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
     from transformers import BatchFeature, ProcessorMixin
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
-MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
-_PIXELS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+_MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What a processor returns of the text; all else belongs to pictures and videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,36 +44,41 @@ class PromptBuilder:
     def build(self, problem: Problem) -> Prompt:
         """The prompt of `problem`, of any length.
 
+        The chat template's text is tokenised here and never again: sampler and trainer get ids.
+
         Raises:
-            ValueError: if the marks in the question differ in number from the pictures or videos, one of these can't
-                be read, or the text spells out one of the model's control tokens.
+            ValueError: if the marks in the texts differ in number from the pictures or videos, one of these can't be
+                read, the text spells out one of the model's control tokens, the chat template doesn't admit the
+                conversation, or the model takes no videos.
         """
         text = self._chat_text(problem)
         images = tuple(open_image(image, problem_id=problem.id) for image in problem.images)
         videos = tuple(sample_video(video, self.frames, problem_id=problem.id) for video in problem.videos)
+        tokenizer, first = self.processor.tokenizer, missing_bos(self.processor.tokenizer, text)
         inputs = self._process(problem.id, text, images, videos)
         prompt = Prompt(
             problem=problem,
-            token_ids=inputs["input_ids"][0].tolist(),
-            pixels={name: inputs[name] for name in _PIXELS if name in inputs},
+            token_ids=first + inputs["input_ids"][0].tolist(),
+            pixels={name: inputs[name] for name in inputs if name not in _PER_TOKEN},
             images=images,
             videos=videos,
-            engine_token_ids=self.processor.tokenizer(text, add_special_tokens=False)["input_ids"],
+            engine_token_ids=first + tokenizer(text, add_special_tokens=False)["input_ids"],
         )
         self._check_placeholders(prompt)
         return prompt
 
     def _process(self, problem_id: str, text: str, images: Sequence[Image], videos: Sequence[Frames]) -> BatchFeature:
         """The processor's tensors; it must not choose among the frames again."""
-        media = {"images": list(images)} if images else {}
+        media: dict[str, Any] = {"images": list(images)} if images else {}
         if videos:
             metadata = [frame_metadata(frames) for frames in videos]
             media["videos"] = [frame_array(frames) for frames in videos]
             media["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
         try:
-            return self.processor(text=[text], return_tensors="pt", **media)
+            return self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
         except ValueError as error:  # a shape that the model can't take
-            raise ValueError(f"problem {problem_id}: the model's processor refuses it: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"problem {problem_id}: the model's processor refuses it: {reason}") from error
 
     def build_all(self, problems: Iterable[Problem]) -> PromptBatch:
         """The prompts that fit, and the ids of the problems that do not."""
@@ -84,27 +92,36 @@ class PromptBuilder:
         return batch
 
     def _chat_text(self, problem: Problem) -> str:
+        turns = [*problem.history, Turn("user", problem.question)]
         for mark, kind, media in ((IMAGE_MARK, "image", problem.images), (VIDEO_MARK, "video", problem.videos)):
-            if (marks := problem.question.count(mark)) != len(media):
+            if (marks := marks_of(problem).count(mark)) != len(media):
                 raise ValueError(
                     f"problem {problem.id}: {marks} {mark} marks for {len(media)} {kind}s; give the question one mark "
                     f"per {kind}"
                 )
-        *pieces, last = MARKS.split(problem.question)
-        pieces.append(f"{last.rstrip()} {self.instruction}" if self.instruction else last)
-        self._check_text(problem.id, pieces)
-        kinds = {IMAGE_MARK: "image", VIDEO_MARK: "video"}
+        if self.instruction:
+            turns[-1] = Turn("user", f"{problem.question.rstrip()} {self.instruction}")
+        messages = [self._message(problem.id, turn) for turn in turns]
+        try:
+            return render(self.processor, messages)
+        except Exception as error:  # templates are programs, and refuse what they don't know
+            raise ValueError(
+                f"problem {problem.id}: the chat template does not admit its turns "
+                f"({', '.join(turn.role for turn in turns)}): {' '.join(str(error).split())}"
+            ) from error
+
+    def _message(self, problem_id: str, turn: Turn) -> dict[str, Any]:
+        pieces, kinds = _MARKS.split(turn.text), {IMAGE_MARK: "image", VIDEO_MARK: "video"}
+        self._check_text(problem_id, [piece for piece in pieces if piece not in kinds])
         content = [
             {"type": kinds[piece]} if piece in kinds else {"type": "text", "text": piece} for piece in pieces if piece
         ]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        return {"role": turn.role, "content": content}
 
     def _check_text(self, problem_id: str, pieces: Sequence[str]) -> None:
-        tokenizer = self.processor.tokenizer
-        placeholders = [getattr(self.processor, name, None) for name in ("image_token", "video_token")]
-        for token in (*tokenizer.all_special_tokens, *filter(None, placeholders)):
+        video_token = getattr(self.processor, "video_token", None)
+        placeholders = [self.processor.image_token, *([video_token] if video_token else [])]
+        for token in (*special_tokens(self.processor.tokenizer), *placeholders):
             if any(token in piece for piece in pieces):
                 raise ValueError(
                     f"problem {problem_id}: its text contains {token!r}, which the model would take for a control "
@@ -112,18 +129,34 @@ class PromptBuilder:
                 )
 
     def _check_placeholders(self, prompt: Prompt) -> None:
-        for kind, things in (("image", "pictures"), ("video", "videos")):
-            grid = prompt.pixels.get(f"{kind}_grid_thw")
-            if grid is None and kind == "video":
-                continue
-            merged = getattr(self.processor, f"{kind}_processor").merge_size ** 2
-            features = 0 if grid is None else int(grid.prod(dim=1).sum()) // merged
-            placeholders = prompt.token_ids.count(getattr(self.processor, f"{kind}_token_id"))
+        processor, things = self.processor, {"image": "pictures", "video": "videos"}
+        tokens = {"image": (processor.image_token_id, feature_token_id(processor))}
+        if prompt.videos:
+            tokens["video"] = (processor.video_token_id, processor.video_token_id)
+        for kind, (mark, feature) in tokens.items():
+            marks, wanted = prompt.engine_token_ids.count(mark), len(getattr(prompt, f"{kind}s"))
+            if marks != wanted:
+                raise ValueError(
+                    f"problem {prompt.problem.id}: the chat template leaves {marks} of its {wanted} {things[kind]} "
+                    "in the prompt: put them where the template takes them, usually into the first question"
+                )
+            placeholders = prompt.token_ids.count(feature)
+            features = self._features(kind, prompt.pixels, placeholders)
             if placeholders != features:
                 raise ValueError(
-                    f"problem {prompt.problem.id}: the prompt holds {placeholders} {kind} tokens but its {things} give "
-                    f"{features} features; does the processor come from the same checkpoint as the model?"
+                    f"problem {prompt.problem.id}: the prompt holds {placeholders} {kind} tokens but its "
+                    f"{things[kind]} give {features} features; does the processor come from the same checkpoint as "
+                    "the model?"
                 )
+
+    def _features(self, kind: str, pixels: Mapping[str, Tensor], placeholders: int) -> int:
+        """Tokens that the pictures or videos give: by their grid of patches, else as many for each tile of one size."""
+        grid, tiles = pixels.get(f"{kind}_grid_thw"), pixels.get("pixel_values")
+        if grid is not None:
+            return int(grid.prod(dim=1).sum()) // getattr(self.processor, f"{kind}_processor").merge_size ** 2
+        if tiles is None:
+            return 0
+        return max(1, placeholders // len(tiles)) * len(tiles)
 
 
 @dataclass(slots=True)
@@ -134,10 +167,7 @@ class PromptBatch:
     dropped: list[str] = field(default_factory=list)
 
 
-def banned_token_ids(processor: ProcessorMixin) -> tuple[int, ...]:
-    """Ids that no response may contain: placeholders and boundaries of pictures and videos, if the model has them."""
-    tokenizer = processor.tokenizer
-    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-    extra: Sequence[str] = [getattr(processor, name, None) for name in ("image_token", "video_token")]
-    known = tokenizer.get_vocab()
-    return tuple(sorted({known[name] for name in (*names, *extra) if name in known}))
+def marks_of(problem: Problem) -> list[str]:
+    """The marks of the problem's pictures and videos, in the order of the prompt."""
+    texts = [turn.text for turn in problem.history] + [problem.question]
+    return [mark for text in texts for mark in _MARKS.findall(text)]

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from atrl.data.media import Media, shown
+from atrl.data.messages import read_messages
 from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.suggest import did_you_mean
-from atrl.types import Problem
+from atrl.types import Problem, Turn
 
 _COLUMN_KEYS = ("problem_column", "answer_column", "images_column", "videos_column", "id_column", "choices_column")
 _OPTIONAL_KEYS = ("videos_column", "id_column", "choices_column")
@@ -41,8 +42,9 @@ class RowFormat:
     """Which columns hold what, and how a row becomes a problem.
 
     Args:
-        problem_column: text of the question. Each ``<image>`` in it stands for one of the row's images and each
-            ``<video>`` for one of its videos, in order; where a kind has no mark at all, one for each is put in front.
+        problem_column: text of the question, or a list of messages that ends with it (`read_messages`). Each
+            ``<image>`` in the texts stands for one of the row's images and each ``<video>`` for one of its videos, in
+            order; where a kind has no mark at all, one for each is put in front of the first thing that the user says.
         answer_column: text, number or truth value; numbers and truth values are written as in JSON.
         images_column: one image or a list: a path (relative to the table's file), a Hugging Face
             ``{"bytes", "path"}``, or encoded bytes. None for problems without pictures. Where there are videos, no
@@ -128,7 +130,7 @@ class RowFormat:
                 or videos differ in number.
         """
         where = f"problem {problem_id} ({row.place})"
-        question = self._text(row, self.problem_column, where)
+        history, question = self._conversation(row, where)
         answer = self._text(row, self.answer_column, where).strip()
         choices = row.values.get(self.choices_column) if self.choices_column else None
         if choices is not None:
@@ -137,9 +139,22 @@ class RowFormat:
         media = Media(problem_id, where, folder, self.frame_rate)
         images = tuple(media.image(value) for value in _listed(row, self.images_column, "an image", where))
         videos = tuple(media.video(value) for value in _listed(row, self.videos_column, "a video", where))
-        question = _with_marks(question, VIDEO_MARK, len(videos), where)
-        question = _with_marks(question, IMAGE_MARK, len(images), where)
-        return Problem(id=problem_id, question=question, answer=answer, images=images, videos=videos)
+        turns = _with_marks([*history, Turn("user", question)], VIDEO_MARK, len(videos), where)
+        *history, last = _with_marks(turns, IMAGE_MARK, len(images), where)
+        return Problem(
+            id=problem_id, question=last.text, answer=answer, images=images, videos=videos, history=tuple(history)
+        )
+
+    def _conversation(self, row: Row, where: str) -> tuple[tuple[Turn, ...], str]:
+        value = row.values.get(self.problem_column)
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            return (), self._text(row, self.problem_column, where)
+        history, question = read_messages(value, f"{where}: {self.problem_column}")
+        for turn in (*history, Turn("user", question)):
+            _encodable(turn.text, self.problem_column, where)
+        if not question.strip():
+            raise ValueError(f"{where}: {self.problem_column} ends with an empty question: fill it in")
+        return history, question
 
     def _text(self, row: Row, column: str, where: str) -> str:
         text = _as_text(row.values.get(column), column, where)
@@ -179,17 +194,19 @@ def _listed(row: Row, column: str | None, what: str, where: str) -> list[Any]:
     raise ValueError(f"{where}: {column} must be {what} or a list of {what.split()[1]}s, got {shown(value)}")
 
 
-def _with_marks(question: str, mark: str, count: int, where: str) -> str:
-    """`question` with as many marks as there are things to stand for; all in front if it has none."""
-    marks, kind = question.count(mark), mark.strip("<>")
+def _with_marks(turns: Sequence[Turn], mark: str, count: int, where: str) -> list[Turn]:
+    """`turns` with as many marks as there are things to stand for; if they have none, all where the user begins."""
+    marks, kind = sum(turn.text.count(mark) for turn in turns), mark.strip("<>")
     if marks == 0:
-        return mark * count + question
+        first = next(index for index, turn in enumerate(turns) if turn.role == "user")
+        marked = Turn("user", mark * count + turns[first].text)
+        return [*turns[:first], marked, *turns[first + 1 :]]
     if marks != count:
         raise ValueError(
             f"{where}: the text has {marks} {mark} mark{'s' * (marks != 1)} for {count} "
             f"{kind}{'s' * (count != 1)}: write one mark for each {kind}, or none at all"
         )
-    return question
+    return list(turns)
 
 
 def _as_text(value: Any, what: str, where: str) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from atrl.models.positions import position_ids
+from atrl.models.positions import GRIDS, position_ids, token_types
+from atrl.sharding import is_sharded
 from atrl.types import Experience
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-
-_GRIDS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+_OF_VIDEOS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
 def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, "rollout response vocabulary"]:
@@ -26,6 +28,9 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
 
     Only the rows from the last prompt token to the last-but-one response token reach the vocabulary head.
     """
+    # Before the rest, as where there are pictures: ranks must run a sharded model's blocks in the same order.
+    idle = is_sharded(model) and batch.pictures_somewhere and not any(batch.pixels)
+    nothing = idle_vision(model) if idle else None
     output = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -33,7 +38,29 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
         logits_to_keep=batch.response_length + 1,
         **picture_inputs(model, batch.input_ids, batch.attention_mask, batch.pixels),
     )
-    return output.logits[:, :-1]
+    logits = output.logits[:, :-1]
+    return logits if nothing is None else logits + nothing
+
+
+def idle_vision(model: PreTrainedModel) -> Float[Tensor, ""]:
+    """0, by way of the vision tower, with a gradient of 0 for all of its parameters.
+
+    A rank without a picture runs the tower on a black one, because the others wait for its part of the parameters, and
+    of the gradients.
+    """
+    vision = model.config.vision_config
+    channels = getattr(vision, "in_channels", getattr(vision, "num_channels", 3))
+    side = getattr(vision, "spatial_merge_size", None)
+    if side is None:  # pictures, or tiles of them, of one size
+        size = vision.image_size if isinstance(vision.image_size, (list, tuple)) else [vision.image_size] * 2
+        inputs = {"pixel_values": torch.zeros(1, channels, *size, device=model.device)}
+    else:  # patches, for which a grid says where they lie
+        patch = torch.zeros(side * side, channels * vision.temporal_patch_size * vision.patch_size**2)
+        grid = torch.tensor([[1, side, side]], device=model.device)
+        inputs = {"pixel_values": patch.to(model.device), "image_grid_thw": grid}
+    encoded = model.get_image_features(**inputs, return_dict=True)
+    outputs = [*encoded.pooler_output, *(part for layer in _deepest(encoded) for part in layer)]
+    return 0.0 * sum(part.float().sum() for part in outputs)
 
 
 def picture_inputs(
@@ -45,39 +72,67 @@ def picture_inputs(
     """Keyword arguments that give `model` the pictures and videos of every row, and where its tokens stand.
 
     A picture or video is encoded once, however many rows share its tensors (the responses of a group do); gradients of
-    all those rows flow into that one encoding.
+    all those rows flow into that one encoding. All of a batch go through the vision tower together: Qwen's makes no
+    difference between a picture and a video, and ranks of a sharded model must run it equally often.
     """
-    found = {name: [entry[name] for entry in pixels if name in entry] for name in _GRIDS}
-    grids = {name: torch.cat(rows) for name, rows in found.items() if rows}
-    encoded = {}
-    if "image_grid_thw" in grids:
-        encoded["image"] = _encoded(model.get_image_features, pixels, "pixel_values", "image_grid_thw")
-    if "video_grid_thw" in grids:
-        encoded["video"] = _encoded(model.get_video_features, pixels, "pixel_values_videos", "video_grid_thw")
-    positions = {"position_ids": position_ids(model, input_ids, attention_mask, grids)}
-    return positions | ({"mm_encoder_outputs": encoded} if encoded else {})
+    rows = [entry for entry in pixels if entry]
+    found = {name: [entry[name] for entry in rows if name in entry] for name in GRIDS}
+    grids = {name: torch.cat(tensors) for name, tensors in found.items() if tensors}
+    inputs = {"position_ids": position_ids(model, input_ids, attention_mask, grids)}
+    if not rows:
+        return inputs
+    parts = {(id(entry), kind): part for entry in rows for kind, part in _parts(entry).items()}
+    tensors = {name: torch.cat([part[name] for part in parts.values()]) for name in next(iter(parts.values()))}
+    encoded = model.get_image_features(tensors.pop("pixel_values"), **tensors, return_dict=True)
 
-
-def _encoded(encode: Callable[..., Any], pixels: Sequence[dict[str, Tensor]], values: str, grid: str) -> Any:
-    """The vision tower's output for all rows, in order, each different picture or video having gone through it once."""
-    rows = [entry for entry in pixels if values in entry]
-    unique = {id(entry): entry for entry in rows}
-    output = encode(
-        torch.cat([entry[values] for entry in unique.values()]),
-        torch.cat([entry[grid] for entry in unique.values()]),
-        return_dict=True,
-    )
-    counts = [len(entry[grid]) for entry in unique.values()]
-
-    def for_all_rows(features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def dealt(features: Sequence[Tensor], kind: str) -> list[Tensor]:
         each = iter(features)
-        by_entry = {key: [next(each) for _ in range(count)] for key, count in zip(unique, counts, strict=True)}
-        return tuple(feature for entry in rows for feature in by_entry[id(entry)])
+        by_part = {key: [next(each) for _ in range(_encodings(part))] for key, part in parts.items()}
+        return [feature for entry in rows for feature in by_part.get((id(entry), kind), ())]
 
-    output.pooler_output = for_all_rows(output.pooler_output)
-    if getattr(output, "deepstack_features", None) is not None:  # Qwen3-VL: one set of features a layer
-        output.deepstack_features = [for_all_rows(features) for features in output.deepstack_features]
-    return output
+    own, deeper = encoded.pooler_output, _deepest(encoded)
+    # Not in transformers' own type: FSDP would find the features in it, take them for the model's input, and divide
+    # its parameters again, and their gradients, once more than on a rank without a picture.
+    outputs = {
+        kind: SimpleNamespace(
+            pooler_output=torch.stack(dealt(own, kind)) if isinstance(own, Tensor) else tuple(dealt(own, kind)),
+            deepstack_features=[tuple(dealt(layer, kind)) for layer in deeper] or None,
+        )
+        for kind in dict.fromkeys(kind for _, kind in parts)
+    }
+    return inputs | {"mm_encoder_outputs": outputs} | token_kinds(model, input_ids)
+
+
+def _parts(entry: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A prompt's pictures and its videos, each as `get_image_features` takes pictures."""
+    parts = {}
+    if "pixel_values" in entry:
+        parts["image"] = {name: tensor for name, tensor in entry.items() if name not in _OF_VIDEOS}
+    if "pixel_values_videos" in entry:
+        parts["video"] = {"pixel_values": entry["pixel_values_videos"], "image_grid_thw": entry["video_grid_thw"]}
+    return parts
+
+
+def token_kinds(
+    model: PreTrainedModel, input_ids: Int[Tensor, "rollout tokens"]
+) -> dict[str, Int[Tensor, "rollout tokens"]]:
+    """1 where a picture's features go and 2 where a video's do, under the name that `model` asks for it by, if it does.
+
+    Gemma 3 needs it for its mask: the tokens of a picture see each other in both directions.
+    """
+    asked = inspect.signature(model.forward).parameters
+    kinds = token_types(model, input_ids)
+    return {name: kinds for name in ("mm_token_type_ids", "token_type_ids") if name in asked}
+
+
+def _deepest(encoded: Any) -> Sequence[Sequence[Tensor]]:
+    """The features that Qwen3-VL's inner layers take as well; of other models none."""
+    return getattr(encoded, "deepstack_features", None) or ()
+
+
+def _encodings(entry: dict[str, Tensor]) -> int:
+    """How many tensors of features a prompt's pictures or videos become: one a picture of a grid, else one a tile."""
+    return len(entry["image_grid_thw"] if "image_grid_thw" in entry else entry["pixel_values"])
 
 
 @contextmanager

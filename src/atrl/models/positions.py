@@ -11,6 +11,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+GRIDS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+"""The processor's names for the shapes of pictures and videos."""
+
 
 def token_types(model: PreTrainedModel, input_ids: Int[Tensor, "row column"]) -> Int[Tensor, "row column"]:
     """What transformers calls ``mm_token_type_ids``: 1 on image tokens, 2 on video tokens, 0 on text."""

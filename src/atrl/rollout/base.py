@@ -51,6 +51,7 @@ class ModelHandle:
         max_response_tokens: the longest response.
         max_images: the most pictures in one prompt.
         max_videos: the most videos in one prompt.
+        turn_end_ids: tokens that close an answer in the chat template.
     """
 
     folder: Path
@@ -61,12 +62,18 @@ class ModelHandle:
     max_response_tokens: int
     max_images: int
     max_videos: int = 0
+    turn_end_ids: tuple[int, ...] = ()
 
 
 class Sampler(Protocol):
     """Draws responses. `start` comes first, `close` last; `update_weights` after every optimizer step."""
 
     name: str
+    takes_videos: bool
+
+    def check(self, model_type: str) -> None:
+        """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""
+        ...
 
     def start(self, handle: ModelHandle) -> None:
         """Make ready; leaves the global random state and the number of torch threads as they were."""
