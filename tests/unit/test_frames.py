@@ -54,6 +54,8 @@ def test_by_number_it_is_the_benchmarks_rule(count):
         (30, 30.0, 1.0, [0]),
         (31, 30.0, 1.0, [0, 30]),
         (5, 30.0, 0.5, [0]),  # shorter than the distance
+        (10, 7.0, 7 / 3, [0, 3, 6, 9]),  # every third, though 9/7 and 3/(7/3) are not the same number
+        (9, 7.0, 7 / 3, [0, 3, 6]),  # three times 3/7 are the end and not a moment before it
         (90, 29.97, 3.0, [0, 9, 19, 29, 39, 49, 59, 69, 79, 89]),
     ],
 )
@@ -68,7 +70,8 @@ def test_by_rate_unevenly_spaced_frames_are_chosen_by_their_times():
 
 def test_more_frames_than_the_limit_by_rate_are_chosen_by_number():
     assert FrameSampler(count=4, rate=5.0).choose(*even(10, 5.0)) == [0, 3, 6, 9]
-    assert FrameSampler(count=10, rate=5.0).choose(*even(10, 5.0)) == list(range(10))
+    assert FrameSampler(count=4, rate=2.0).choose(*even(10, 5.0)) == [0, 2, 5, 7]  # just as many
+    assert FrameSampler(count=3, rate=2.0).choose(*even(10, 5.0)) == [0, 4, 9]
 
 
 @given(

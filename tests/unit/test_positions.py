@@ -88,6 +88,18 @@ def test_rows_of_all_kinds_have_their_own_grids(policy, image, video):
     assert found[2].tolist() == [[0, 1]] * 3 and found[3].tolist() == [[0, 1, 2]] * 3
 
 
+def test_each_of_several_videos_moves_all_that_follows(policy, video):
+    """Patches 4 apart: the first ends at 4, text at 5, the second is at 6 and 10, text at 11."""
+    (found,) = positions(
+        policy,
+        [[video, video, TEXT, video, video, TEXT]],
+        video_grid_thw=[[2, 2, 2], [2, 2, 2]],
+        second_per_grid_ts=[1.0, 1.0],
+    )
+    assert found[0].tolist() == [0, 4, 5, 6, 10, 11]
+    assert found[1].tolist() == found[2].tolist() == [0, 0, 5, 6, 6, 11]
+
+
 def test_videos_without_times_count_patches(policy, video):
     """Qwen2-VL's processor gives no seconds: then a patch is a second of 4 tokens, as transformers has it."""
     (found,) = positions(policy, [[video, video, TEXT]], video_grid_thw=[[2, 2, 2]])

@@ -81,6 +81,39 @@ def test_where_the_file_announces_other_frames_than_it_has_those_that_decode_cou
         assert shades(frames.images) == list(frames.indices) == [0, 3, 6, 9] and frames.total == 10
 
 
+def test_a_sound_file_is_decoded_once(tmp_path, monkeypatch):
+    calls, decode = [], videos._decode
+    monkeypatch.setattr(videos, "_decode", lambda *arguments: calls.append(1) or decode(*arguments))
+    for name, codec in (("a.mp4", "libx264"), ("a.mkv", "mpeg4"), ("a.ts", "mpeg2video")):
+        sample(encode(tmp_path / name, fps=25, codec=codec))
+    assert len(calls) == 3
+
+
+def test_more_frames_than_were_announced_are_limited_too(tmp_path, monkeypatch):
+    counted = videos._packet_times
+    monkeypatch.setattr(videos, "_packet_times", lambda video, name: counted(video, name)[:3])
+    monkeypatch.setattr(videos, "MAX_FRAMES", 12)
+    path = encode(tmp_path / "a.mp4", 12)
+    assert sample(path).total == 12
+    monkeypatch.setattr(videos, "MAX_FRAMES", 11)
+    with pytest.raises(ValueError, match="it has more than 11 frames"):
+        sample(path)
+
+
+def test_a_file_put_together_of_two_goes_by_its_rate(tmp_path):
+    """The times of the second part begin again."""
+    part = encode(tmp_path / "a.ts", 5, fps=25, codec="libx264").read_bytes()
+    frames = sample(part + part)
+    assert shades(frames.images) == [0, 1, 2, 3, 4] * 2
+    assert frames.timestamps == pytest.approx([index / 25 for index in range(10)]) and frames.fps == 25.0
+
+
+def test_frames_that_change_in_size_within_a_file_are_refused(tmp_path):
+    parts = [encode(tmp_path / f"{side}.ts", 5, fps=25, codec="libx264", size=(side, 48)) for side in (64, 80)]
+    with pytest.raises(ValueError, match="can't be read: its frames change in size; save it with one size"):
+        sample(b"".join(part.read_bytes() for part in parts))
+
+
 def test_a_recording_that_was_held_sideways_is_turned_upright():
     """A quarter turn counter-clockwise takes the right edge to the top."""
     picture = Image.new("RGB", (4, 2), "black")

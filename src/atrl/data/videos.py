@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,8 @@ MAX_DECODED_PIXELS = 500_000_000_000
 def sample_video(video: Video | Frames, sampler: FrameSampler, *, problem_id: str) -> Frames:
     """The frames of `video` that `sampler` chooses, upright, in RGB; frames that were chosen before stay as they are.
 
-    A file is read twice, once without decoding to learn how many frames it has. Where the decoder makes more or fewer
-    of it, those that it makes are the video.
+    A file is read twice, once without decoding to learn how many frames it has and when. Where the decoder makes others
+    of it, those that it makes are the video, and it is read once more.
 
     Args:
         problem_id: named in errors.
@@ -50,7 +51,7 @@ def sample_video(video: Video | Frames, sampler: FrameSampler, *, problem_id: st
         return _from_list(video.source, video.fps, sampler, problem_id)
     expected = _packet_times(video, problem_id)
     frames, decoded = _decode(video, sampler, expected, problem_id)
-    if len(decoded) != len(expected):
+    if decoded != expected:
         frames, decoded = _decode(video, sampler, decoded, problem_id)
     return frames
 
@@ -109,7 +110,7 @@ def _packet_times(video: Video, problem_id: str) -> list[Fraction | None]:
     times: list[Fraction | None] = []
     with _opened(video, problem_id) as (container, stream):
         for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
+            if packet.size:  # the last one only flushes the decoder
                 times.append(None if packet.pts is None else packet.pts * stream.time_base)
                 _check_length(times, stream)
     return sorted(times) if None not in times else times
@@ -146,9 +147,12 @@ def _decode(
 
 
 def _timestamps(times: Sequence[Fraction | None], stream: VideoStream) -> tuple[list[float], float]:
-    """Seconds from the first frame, and frames per second on average; by the announced rate where times are missing."""
+    """Seconds from the first frame, and frames per second on average; by the announced rate where times make no sense.
+
+    They do not where some are missing, or where they go back, as in files that were put together of several.
+    """
     steady = Fraction(stream.average_rate or stream.guessed_rate or 1)
-    if None in times or len(times) == 1 or times[-1] <= times[0]:
+    if None in times or len(times) == 1 or any(later <= earlier for earlier, later in pairwise(times)):
         return [float(index / steady) for index in range(len(times))], float(steady)
     return [float(time - times[0]) for time in times], float((len(times) - 1) / (times[-1] - times[0]))
 
