@@ -16,7 +16,7 @@ from atrl.data.geometry import GeometryProblems
 from atrl.data.moving_markers import MovingMarkersProblems
 from atrl.models.load import PretrainedModel, ScratchModel
 from atrl.preflight import check_devices, check_layers, check_reading, check_videos_taken
-from atrl.rollout.server import ServerSampler
+from atrl.rollout.server import VllmServerSampler
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
 from atrl.types import Problem, Video
@@ -131,8 +131,8 @@ def test_videos_that_they_do_not():
     with pytest.raises(ValueError, match=r"^problem film has a video, and a model of type gemma3 takes none: use"):
         check_videos_taken(FILM, "gemma3", TransformersSampler)
     with pytest.raises(ValueError, match=r"^problem film has a video, and rollout=server sends pictures alone"):
-        check_videos_taken(FILM, "qwen2_5_vl", ServerSampler)
+        check_videos_taken(FILM, "qwen2_5_vl", VllmServerSampler)
     with pytest.raises(ValueError, match=r"^problem train-0 has a video"):
         check_videos_taken(MovingMarkersProblems().load("train"), "llava", TransformersSampler)
-    check_videos_taken(FILM[:1], "gemma3", ServerSampler)
-    check_videos_taken(GeometryProblems().load("train"), "gemma3", ServerSampler)
+    check_videos_taken(FILM[:1], "gemma3", VllmServerSampler)
+    check_videos_taken(GeometryProblems().load("train"), "gemma3", VllmServerSampler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 
 import av
 import pytest
@@ -90,10 +91,10 @@ def test_a_sound_file_is_decoded_once(tmp_path, monkeypatch):
 
 
 def test_more_frames_than_were_announced_are_limited_too(tmp_path, monkeypatch):
-    counted = videos._packet_times
-    monkeypatch.setattr(videos, "_packet_times", lambda video, name: counted(video, name)[:3])
-    monkeypatch.setattr(videos, "MAX_FRAMES", 12)
     path = encode(tmp_path / "a.mp4", 12)
+    announced = videos._packet_times(Video(path), "p1")[:3]
+    monkeypatch.setattr(videos, "_packet_times", lambda video, name: announced)
+    monkeypatch.setattr(videos, "MAX_FRAMES", 12)
     assert sample(path).total == 12
     monkeypatch.setattr(videos, "MAX_FRAMES", 11)
     with pytest.raises(ValueError, match="it has more than 11 frames"):
@@ -106,6 +107,12 @@ def test_a_file_put_together_of_two_goes_by_its_rate(tmp_path):
     frames = sample(part + part)
     assert shades(frames.images) == [0, 1, 2, 3, 4] * 2
     assert frames.timestamps == pytest.approx([index / 25 for index in range(10)]) and frames.fps == 25.0
+
+
+def test_where_packets_and_frames_differ_in_time_the_frames_count(tmp_path, monkeypatch):
+    path = encode(tmp_path / "a.mp4")
+    monkeypatch.setattr(videos, "_packet_times", lambda video, name: [Fraction(index, 100) for index in range(10)])
+    assert sample(path).timestamps == pytest.approx([index / 10 for index in range(10)])
 
 
 def test_frames_that_change_in_size_within_a_file_are_refused(tmp_path):
