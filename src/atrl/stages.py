@@ -125,8 +125,8 @@ def reinforce(
         max_steps=parts.trainer.max_steps,
     )
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
-    listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
-    handle = parts.rollout.handle(loaded, listed)
+    looked_at = [split if isinstance(split, list) else split[:1] for split in (data.train, data.test)]
+    handle = parts.rollout.handle(loaded, [problem for split in looked_at for problem in split])
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:

@@ -13,12 +13,14 @@ from atrl.credit.oracle import OracleCredit
 from atrl.credit.product import ProductCredit
 from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.data.geometry import GeometryProblems
+from atrl.data.moving_markers import MovingMarkersProblems
 from atrl.models.load import PretrainedModel, ScratchModel
 from atrl.pipeline import processes
-from atrl.preflight import check_devices, check_engine, check_layers, check_reading
+from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
+from atrl.rollout.server import VllmServerSampler
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
-from atrl.types import Problem
+from atrl.types import Problem, Video
 
 TINY = PretrainedModel()
 
@@ -141,3 +143,24 @@ def test_an_engine_of_two_processes_needs_them():
     for scheme in (AtrlCredit(heads="auto"), product(AtrlCredit(heads="auto"), EntropyCredit())):
         with pytest.raises(ValueError, match=r"credit.heads=auto needs rollout.sampler.tensor_parallel_size=1"):
             check_engine(engine, scheme, two)
+
+
+FILM = [Problem("still", "?", "1"), Problem("film", "<video>?", "1", videos=(Video(b"film"),))]
+
+
+@pytest.mark.parametrize("problems", [FILM, MovingMarkersProblems().load("train")], ids=["listed", "generated"])
+def test_videos_that_model_and_sampler_take(problems):
+    for model in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        for sampler in (TransformersSampler, VllmSampler):
+            check_videos_taken(problems, model, sampler)
+
+
+def test_videos_that_they_do_not():
+    with pytest.raises(ValueError, match=r"^problem film has a video, and a model of type gemma3 takes none: use"):
+        check_videos_taken(FILM, "gemma3", TransformersSampler)
+    with pytest.raises(ValueError, match=r"^problem film has a video, and rollout=server sends pictures alone"):
+        check_videos_taken(FILM, "qwen2_5_vl", VllmServerSampler)
+    with pytest.raises(ValueError, match=r"^problem train-0 has a video"):
+        check_videos_taken(MovingMarkersProblems().load("train"), "llava", TransformersSampler)
+    check_videos_taken(FILM[:1], "gemma3", VllmServerSampler)
+    check_videos_taken(GeometryProblems().load("train"), "gemma3", VllmServerSampler)

@@ -50,6 +50,7 @@ class ModelHandle:
         max_prompt_tokens: the longest prompt, in expanded tokens, that will be asked for.
         max_response_tokens: the longest response.
         max_images: the most pictures in one prompt.
+        max_videos: the most videos in one prompt.
         turn_end_ids: tokens that close an answer in the chat template.
         pixel_limits: keyword arguments by which a processor resizes pictures as the trainer's does, by kind of media.
         training_bytes: what training the policy will hold of the GPU beside an engine; 0 where it isn't trained.
@@ -62,6 +63,7 @@ class ModelHandle:
     max_prompt_tokens: int
     max_response_tokens: int
     max_images: int
+    max_videos: int = 0
     turn_end_ids: tuple[int, ...] = ()
     pixel_limits: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     training_bytes: int = 0
@@ -71,6 +73,7 @@ class Sampler(Protocol):
     """Draws responses. `start` comes first, `close` last; `rest` before an update, `update_weights` after it."""
 
     name: str
+    takes_videos: bool
 
     def check(self, model_type: str) -> None:
         """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""

@@ -52,6 +52,7 @@ class VllmServerSampler:
     """
 
     name = "server"
+    takes_videos = False  # `/inference/v1/generate` has parts for pictures alone
 
     def __init__(
         self,

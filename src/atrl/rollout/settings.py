@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atrl.data.frames import FrameSampler
 from atrl.data.prompts import PromptBuilder, pixel_limits
 from atrl.data.templates import banned_token_ids, turn_end_ids
 from atrl.rollout.base import ModelHandle, Sampling
@@ -27,7 +28,9 @@ class RolloutSettings:
         prompts_per_step: prompts per training step.
         temperature: of the softmax.
         max_response_tokens: a response is cut there.
-        max_prompt_tokens: a prompt that is longer, image tokens included, is dropped.
+        max_prompt_tokens: a prompt that is longer, image and video tokens included, is dropped.
+        video_frames: frames that are shown of a video: all of a shorter one, else so many, evenly spread.
+        video_rate: frames per second that are shown instead, `video_frames` at most; None goes by number.
         timeout_s: seconds that a call of the sampler may take before it counts as hung and the run is ended: to sample
             a step's rollouts, to start, to take over weights. Calls for more rollouts get as much more.
         check_sync_every: training steps between looks at whether sampler and trainer still agree on the log-probs of a
@@ -42,6 +45,8 @@ class RolloutSettings:
     max_prompt_tokens: int = 256
     timeout_s: float = 1800.0
     check_sync_every: int = 20
+    video_frames: int = 16
+    video_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -55,6 +60,7 @@ class RolloutSettings:
             raise ValueError(f"rollout.timeout_s must be above 0, got {self.timeout_s}: seconds, 1800 is usual")
         if self.check_sync_every < 0:
             raise ValueError(f"rollout.check_sync_every must be 0 (never) or more, got {self.check_sync_every}")
+        _ = self.frames  # refuses what is out of range
 
     @property
     def sampling(self) -> Sampling:
@@ -74,18 +80,26 @@ class RolloutSettings:
             usual_rollouts=self.prompts_per_step * self.group_size,
         )
 
+    @property
+    def frames(self) -> FrameSampler:
+        """Which frames of a video are shown."""
+        return FrameSampler(count=self.video_frames, rate=self.video_rate)
+
     def prompt_builder(self, loaded: LoadedModel, instruction: str) -> PromptBuilder:
         """How problems become prompts for this model."""
         return PromptBuilder(
-            processor=loaded.processor, instruction=instruction, max_prompt_tokens=self.max_prompt_tokens
+            processor=loaded.processor,
+            instruction=instruction,
+            max_prompt_tokens=self.max_prompt_tokens,
+            frames=self.frames,
         )
 
     def handle(self, loaded: LoadedModel, problems: Sequence[Problem]) -> ModelHandle:
         """What the sampler must know of the policy to answer `problems`.
 
-        Generated problems are not looked through one by one: they have one picture each.
+        Generated problems are not looked through one by one: they have as many pictures and videos as the first.
         """
-        listed = problems if isinstance(problems, list) else []
+        listed = problems if isinstance(problems, list) else problems[:1]
         return ModelHandle(
             folder=loaded.folder,
             model=loaded.model,
@@ -96,4 +110,5 @@ class RolloutSettings:
             max_response_tokens=self.max_response_tokens,
             max_images=max((len(problem.images) for problem in listed), default=1) or 1,
             pixel_limits=pixel_limits(loaded.processor),
+            max_videos=max((len(problem.videos) for problem in listed), default=0),
         )

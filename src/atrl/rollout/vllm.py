@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from atrl.data.frames import frame_array, frame_metadata
 from atrl.models.families import check_vllm
 from atrl.rollout.base import ModelHandle, Sampling, request_seed
 from atrl.rollout.transformers import end_token_ids, rollout_group
@@ -29,6 +30,7 @@ class VllmSampler(EngineOptions):
     _shares_process_group = False
     _asleep = False
     _version = 0
+    takes_videos = True
 
     def check(self, model_type: str) -> None:
         """Raises ValueError if vLLM isn't installed (whether it can be imported shows at the start), or no help."""
@@ -183,9 +185,11 @@ class VllmSampler(EngineOptions):
 
 def _request(prompt: Prompt) -> dict[str, Any]:
     request: dict[str, Any] = {"prompt_token_ids": prompt.engine_token_ids}
-    if prompt.images:
-        request["multi_modal_data"] = {"image": list(prompt.images)}
-    return request
+    media: dict[str, Any] = {"image": list(prompt.images)} if prompt.images else {}
+    if prompt.videos:
+        media["video"] = [(frame_array(frames), frame_metadata(frames)) for frames in prompt.videos]
+        request["mm_processor_kwargs"] = {"do_sample_frames": False}  # the frames are chosen already
+    return request | ({"multi_modal_data": media} if media else {})
 
 
 def _gather(requests: list[Any]) -> tuple[int, list[Any]]:

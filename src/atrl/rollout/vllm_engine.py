@@ -161,7 +161,7 @@ def _arguments(options: EngineOptions, handle: ModelHandle, *, in_group: bool) -
         "enforce_eager": options.enforce_eager,
         "max_model_len": length,
         "max_num_seqs": options.max_num_seqs,
-        "limit_mm_per_prompt": {"image": handle.max_images, "video": 0},
+        "limit_mm_per_prompt": {"image": handle.max_images, "video": handle.max_videos},
         "mm_processor_kwargs": handle.pixel_limits,  # the trainer's, whatever the folder says
         "mm_processor_cache_gb": 0,  # a picture comes once an epoch: a cache of them would only grow
         "logprobs_mode": "processed_logprobs",  # after temperature and ban, as the trainer computes them
