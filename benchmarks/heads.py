@@ -47,7 +47,9 @@ def main(checkpoint: str) -> None:
     builder, source = PromptBuilder(processor=loaded.processor), GeometryProblems()
     prompts = PromptLoader(source.load("train"), builder, batch_size=1, steps=1, seed=0).take(RESPONSES)
     batch, _ = sampled(loaded, prompts)
-    blank = [builder.build(problem).pixels for problem in blanked(prompt.problem for prompt in prompts)]
+    blank = [
+        builder.build(problem).pixels for problem in blanked((prompt.problem for prompt in prompts), builder.frames)
+    ]
     searches = {name: search_by(name) for name in CRITERIA}
     scores = {name: calibrate(loaded.model, batch, search, blank=blank) for name, search in searches.items()}
 

@@ -1,108 +1,267 @@
-"""Speed of the samplers: `python benchmarks/rollout.py vllm` (or `transformers`, or `vllm-compiled`).
+"""Rollouts in numbers: speed of both samplers, of the sync and of pre-processing, agreement, and memory over a run.
 
-Prints one JSON line. Every call gets new pictures, as in training, and random weights, under which few responses end
-early. The first call is reported apart. CPU seconds say how fast it would be if nothing else used the cores.
+    python benchmarks/rollout.py [--prompts 16 --group-size 8] [--calls 8] [--steps 200] [--threads N] [--compiled]
+
+Each part runs in a process of its own. The last line is one JSON object:
+
+- `vllm_tokens_per_second`, `transformers_tokens_per_second`: the median over calls of one batch (16 × 8 = 128
+  rollouts), each of other pictures, the first left out; `vllm_share` is the one over the other. `…_per_cpu_second` says
+  how fast it would be if nothing else used the cores.
+- `sync_seconds`: handing the weights to vLLM, caches dropped, the median.
+- `logprob_max_difference`: between sampler and trainer, the largest of any token, each call after a sync of weights
+  that were changed at random.
+- `preprocess_ms_per_image`: making one prompt and its tensors for a group that shares them, and `…_unshared`: for each
+  of its responses again.
+- `memory_slope_bytes_per_step` and `memory_slope_ci95`: of resident memory over the steps of a real training run with
+  vLLM, the first quarter left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import math
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+BLOCKS = 10
+"""Neighbouring steps' memory is not independent, so that of a block of them counts as one value."""
+
+T_975 = 2.306
+"""Student's t at 97.5 % with BLOCKS - 2 = 8 degrees of freedom."""
 
 
 def main() -> None:
-    """Measure one sampler in a fresh process."""
+    """Run the parts one after the other, or the one that is named."""
+    from atrl.cli import ENVIRONMENT
+
+    for name, value in ENVIRONMENT.items():  # as `train.py` does: how threads wait matters most of all
+        os.environ.setdefault(name, value)
     arguments = _arguments()
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from atrl.data.geometry import GeometryProblems
-    from atrl.data.prompts import PromptBuilder
-    from atrl.data.templates import banned_token_ids
-    from atrl.models import scratch
-    from atrl.rollout.base import ModelHandle, Sampling
-
-    sampler = _sampler(arguments.sampler)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = scratch.build(Path(temporary))
-        processor = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        builder = PromptBuilder(processor=processor)
-        problems = GeometryProblems(train_size=arguments.prompts * arguments.calls).load("train")
-        prompts = [builder.build(problem) for problem in problems]
-        started = time.perf_counter()
-        sampler.start(
-            ModelHandle(
-                folder=folder, model=model, tokenizer=processor.tokenizer, banned_ids=banned_token_ids(processor),
-                max_prompt_tokens=256, max_response_tokens=arguments.tokens, max_images=1,
-            )
-        )  # fmt: skip
-        start_seconds = time.perf_counter() - started
-        sampling = Sampling(group_size=arguments.group_size, max_response_tokens=arguments.tokens)
-        calls = []
-        for call in range(arguments.calls):
-            batch = prompts[call * arguments.prompts : (call + 1) * arguments.prompts]
-            calls.append(_one_call(sampler, model, batch, sampling, call))
-        sampler.close()
-    first, *rest = calls
-    print(
-        json.dumps(
-            {
-                "sampler": arguments.sampler,
-                "threads": torch.get_num_threads(),
-                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
-                "start_seconds": round(start_seconds, 2),
-                "first_call_tokens_per_second": round(first["tokens"] / first["seconds"]),
-                "tokens_per_second": round(statistics.median(c["tokens"] / c["seconds"] for c in rest)),
-                "tokens_per_cpu_second": round(statistics.median(c["tokens"] / c["cpu"] for c in rest)),
-                "sync_seconds": round(statistics.median(c["sync"] for c in rest), 4),
-                "load_average": round(os.getloadavg()[0], 1),
-            }
-        )
-    )
+    if arguments.part:
+        print(json.dumps(PARTS[arguments.part](arguments)))
+        return
+    result: dict[str, object] = {}
+    for part in PARTS:
+        print(f"{part} …", file=sys.stderr, flush=True)
+        result |= _in_a_fresh_process(part)
+    result["vllm_share"] = round(result["vllm_tokens_per_second"] / result["transformers_tokens_per_second"], 3)
+    threads = arguments.threads or os.environ.get("OMP_NUM_THREADS")
+    print(json.dumps(result | {"threads": threads, "load_average": round(os.getloadavg()[0], 1)}))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sampler", choices=["vllm", "vllm-compiled", "transformers"])
-    parser.add_argument("--calls", type=int, default=8, help="calls to generate, the first apart (default 8)")
-    parser.add_argument("--prompts", type=int, default=16, help="prompts a call (default 16)")
+    parser.add_argument("--part", choices=list(PARTS), help="only this one, in this process")
+    parser.add_argument("--model", default="tiny", help="a checkpoint, as model.path (default tiny)")
+    parser.add_argument("--calls", type=int, default=8, help="calls to generate, the first left out (default 8)")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts a call and a step (default 16)")
     parser.add_argument("--group-size", type=int, default=8, help="responses a prompt (default 8)")
     parser.add_argument("--tokens", type=int, default=64, help="longest response (default 64)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps over which memory is looked at")
     parser.add_argument("--threads", type=int, help="torch threads (default: what OMP_NUM_THREADS gives)")
+    parser.add_argument("--compiled", action="store_true", help="vLLM with enforce_eager=False")
     arguments = parser.parse_args()
     if arguments.calls < 2:
-        parser.error("--calls must be at least 2: the first is reported apart")
+        parser.error("--calls must be at least 2: the first is left out")
+    if arguments.steps < 2 * BLOCKS:
+        parser.error(f"--steps must be at least {2 * BLOCKS}: the slope is that of {BLOCKS} blocks")
     return arguments
 
 
-def _sampler(name: str):
+def _in_a_fresh_process(part: str) -> dict[str, object]:
+    done = subprocess.run([sys.executable, *sys.argv, "--part", part], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def sampler_part(arguments: argparse.Namespace, name: str) -> dict[str, object]:
+    """Speed, sync and agreement of one sampler."""
+    import torch
+
+    from atrl.rollout.settings import RolloutSettings
     from atrl.rollout.transformers import TransformersSampler
     from atrl.rollout.vllm import VllmSampler
 
-    return TransformersSampler() if name == "transformers" else VllmSampler(enforce_eager=name == "vllm")
+    loaded = _load(arguments)
+    sampler = VllmSampler(enforce_eager=not arguments.compiled) if name == "vllm" else TransformersSampler()
+    settings = RolloutSettings(
+        sampler=sampler, group_size=arguments.group_size, max_response_tokens=arguments.tokens, max_prompt_tokens=256
+    )
+    prompts = _prompts(arguments, loaded, arguments.calls)
+    handle = settings.handle(loaded, [])
+    sampler.start(handle)
+    generator = torch.Generator().manual_seed(0)
+    calls = []
+    for call in range(arguments.calls):
+        batch = prompts[call * arguments.prompts : (call + 1) * arguments.prompts]
+        calls.append(_one_call(sampler, handle, batch, settings.sampling, call, generator))
+    sampler.close()
+    _, *rest = calls
+    found: dict[str, object] = {
+        f"{name}_tokens_per_second": round(statistics.median(c["tokens"] / c["seconds"] for c in rest)),
+        f"{name}_tokens_per_cpu_second": round(statistics.median(c["tokens"] / c["cpu"] for c in rest)),
+    }
+    if name == "vllm":
+        found["sync_seconds"] = round(statistics.median(c["sync"] for c in rest), 4)
+        found["logprob_max_difference"] = max(c["difference"] for c in calls)
+    return found
 
 
-def _one_call(sampler, model, prompts, sampling, call: int) -> dict[str, float]:
+def _one_call(sampler, handle, prompts, sampling, call: int, generator) -> dict[str, float]:
+    """New weights, a sync, a batch of rollouts, and the trainer's log-probs of them; only the middle two are timed."""
+    import torch
+
+    from atrl.weight_sync import named_parameters
+
+    with torch.no_grad():
+        for parameter in handle.model.parameters():  # as far as some steps of training move them
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(noise, alpha=0.01 * float(parameter.std()) if parameter.numel() > 1 else 0.0)
+    wall = time.perf_counter()
+    sampler.update_weights(named_parameters(handle.model), version=call)
+    sync = time.perf_counter() - wall
     wall, cpu = time.perf_counter(), time.process_time()
     groups = sampler.generate(prompts, sampling, seed=f"0/{call}")
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-    wall = time.perf_counter()
-    sampler.update_weights(model.named_parameters(), version=call + 1)
     return {
         "tokens": sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts),
         "seconds": seconds,
         "cpu": cpu_seconds,
-        "sync": time.perf_counter() - wall,
+        "sync": sync,
+        "difference": _largest_difference(handle, groups),
     }
+
+
+def _largest_difference(handle, groups) -> float:
+    import torch
+
+    from atrl.experience import build_experience, micro_batches
+    from atrl.forward import ForwardPass
+
+    experience = build_experience(groups, pad_id=0)
+    forward = ForwardPass(temperature=1.0, banned_ids=handle.banned_ids)
+    largest = 0.0
+    with torch.no_grad():
+        for rows in micro_batches(experience.size, 64):
+            batch = experience.rows(rows)
+            logprobs, _ = forward.logprobs(handle.model, batch)
+            difference = (logprobs - batch.sampler_logprobs)[batch.response_mask].abs().max()
+            largest = max(largest, float(difference))
+    return largest
+
+
+def preprocess_part(arguments: argparse.Namespace) -> dict[str, object]:
+    """Milliseconds to make one picture's prompt ready: once a group, and once a response."""
+    loaded = _load(arguments)
+    problems, builder = _problems(arguments, arguments.calls), _builder(loaded)
+    shared, unshared = [], []
+    for call in range(arguments.calls):
+        batch = problems[call * arguments.prompts : (call + 1) * arguments.prompts]
+        for times, found in ((1, shared), (arguments.group_size, unshared)):
+            wall = time.perf_counter()
+            for problem in batch:
+                for _ in range(times):
+                    builder.build(problem)
+            found.append(1000 * (time.perf_counter() - wall) / len(batch))
+    return {
+        "preprocess_ms_per_image": round(statistics.median(shared[1:]), 3),
+        "preprocess_ms_per_image_unshared": round(statistics.median(unshared[1:]), 3),
+    }
+
+
+def memory_part(arguments: argparse.Namespace) -> dict[str, object]:
+    """Resident memory over the steps of a real run with vLLM."""
+    from hydra import compose, initialize_config_dir
+
+    from atrl import pipeline, stages
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        overrides = [
+            "rollout=vllm", "logger=csv", f"logger.csv.save_dir='{folder}'", f"model.path={arguments.model}",
+            f"rollout.prompts_per_step={arguments.prompts}", f"rollout.group_size={arguments.group_size}",
+            f"rollout.max_response_tokens={arguments.tokens}", f"trainer.max_steps={arguments.steps}",
+            "trainer.evaluate_samples=0", f"trainer.threads={arguments.threads or 'null'}",
+            f"rollout.sampler.enforce_eager={not arguments.compiled}",
+        ]  # fmt: skip
+        with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+            parts = pipeline.instantiate_parts(compose("train", overrides=overrides), folder)
+        pipeline.prepare_process(parts)
+        stages.reinforce(parts, pipeline.load_data(parts), parts.model.load(folder / "initial_model"))
+        with (folder / "metrics.csv").open(encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("memory/host")]
+    memory = [float(row["memory/host"]) for row in rows]
+    gaps = [float(row["rollout/logprob_gap_max"]) for row in rows]
+    slope, low, high = slope_with_interval(memory[len(memory) // 4 :])
+    return {
+        "memory_slope_bytes_per_step": round(slope),
+        "memory_slope_ci95": [round(low), round(high)],
+        "memory_bytes": round(statistics.median(memory)),
+        "memory_steps": len(memory),
+        "training_logprob_max_difference": max(gaps),
+    }
+
+
+def slope_with_interval(values: Sequence[float], blocks: int = BLOCKS) -> tuple[float, float, float]:
+    """Least-squares slope a step, and its 95 % interval, from the means of `blocks` consecutive blocks of steps.
+
+    With block centres x and means y: b = Σ(x - x̄)(y - ȳ) / Σ(x - x̄)², and √(Σr² / (blocks - 2) / Σ(x - x̄)²) is its
+    standard error, with residuals r (any textbook on regression). What does not fill a block is left out.
+    """
+    size = len(values) // blocks
+    assert size > 0, f"{len(values)} values can't be cut into {blocks} blocks"
+    y = [statistics.fmean(values[block * size : (block + 1) * size]) for block in range(blocks)]
+    x = [block * size for block in range(blocks)]
+    middle, mean = statistics.fmean(x), statistics.fmean(y)
+    spread = sum((a - middle) ** 2 for a in x)
+    slope = sum((a - middle) * (b - mean) for a, b in zip(x, y, strict=True)) / spread
+    residuals = sum((b - mean - slope * (a - middle)) ** 2 for a, b in zip(x, y, strict=True))
+    margin = T_975 * math.sqrt(residuals / (blocks - 2) / spread)
+    return slope, slope - margin, slope + margin
+
+
+def _load(arguments: argparse.Namespace):
+    import torch
+
+    from atrl.models.load import PretrainedModel
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    loaded = PretrainedModel(path=arguments.model).load(Path())
+    loaded.model.eval()
+    return loaded
+
+
+def _problems(arguments: argparse.Namespace, calls: int):
+    from atrl.data.geometry import GeometryProblems
+
+    return GeometryProblems(train_size=arguments.prompts * calls).load("train")
+
+
+def _builder(loaded):
+    from atrl.data.prompts import PromptBuilder
+
+    return PromptBuilder(processor=loaded.processor, max_prompt_tokens=256)
+
+
+def _prompts(arguments: argparse.Namespace, loaded, calls: int):
+    builder = _builder(loaded)
+    return [builder.build(problem) for problem in _problems(arguments, calls)]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
+    "vllm": lambda arguments: sampler_part(arguments, "vllm"),
+    "transformers": lambda arguments: sampler_part(arguments, "transformers"),
+    "preprocess": preprocess_part,
+    "memory": memory_part,
+}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,21 +40,35 @@ class Checkpoint:
         return self.state["step"]
 
 
-def write_checkpoint(root: Path, state: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> Path:
+def write_checkpoint(
+    root: Path,
+    state: dict[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    still: Callable[[], bool] | None = None,
+) -> Path | None:
     """Write `root/step_…`, point `root/last` at it, and return it; all ranks together.
 
     It appears whole or not at all: a killed write leaves what was there before.
+
+    With `still` the first rank, whose `model` must be whole, writes by itself and waits for no other; it asks at the
+    end whether what it wrote is still one state, and returns None where it is not.
     """
     name = f"step_{state['step']:06d}"
     beside = root / f".{name}"
+    barrier, ranks = (parallel.barrier, parallel.world_size()) if still is None else (lambda: None, 1)
     if parallel.rank() == 0:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-    parallel.barrier()
+    barrier()
     _write_rank(beside / _rank_file(parallel.rank()), model, optimizer)
-    parallel.barrier()
+    barrier()
+    if still is not None and not still():
+        shutil.rmtree(beside)
+        return None
     if parallel.rank() == 0:
-        content = state | {"format": FORMAT, "ranks": parallel.world_size()}
+        content = state | {"format": FORMAT, "ranks": ranks}
         (beside / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         for file in beside.iterdir():
             _to_disk(file)
@@ -64,7 +78,7 @@ def write_checkpoint(root: Path, state: dict[str, Any], model: nn.Module, optimi
         link.unlink(missing_ok=True)
         link.symlink_to(name, target_is_directory=True)
         link.replace(root / LAST)
-    parallel.barrier()
+    barrier()
     return root / name
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from atrl import parallel
+from atrl.loss.kl import k3_divergence
 from atrl.types import Reward, Status
 
 if TYPE_CHECKING:
@@ -30,21 +34,42 @@ def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> dict[str, float]:
     return metrics | {"reward/flat_groups": flat_groups / len(rewards)}
 
 
-def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
-    """Of all ranks: lengths in tokens, tokens generated per second of the rollout phase, how far the sampler is off.
+@dataclass(frozen=True, slots=True)
+class SamplerGap:
+    """How far the sampler's log-probs of a step's rollouts are from the trainer's for the same weights."""
 
-    The gap is between the sampler's log-prob of a token and the trainer's for the same weights, in nats.
+    mean: float
+    """Absolute difference of a token's log-prob, in nats."""
+    largest: float
+    """The largest of any token."""
+    kl: float
+    """KL(sampler ‖ trainer) a token, in nats."""
+
+
+def sampler_gap(step: StepRecord) -> SamplerGap:
+    """Over the trained tokens of all ranks; `kl` is the mean of Schulman's k3 (`k3_divergence`) on tokens that the
+    sampler drew.
     """
     mask = step.experience.response_mask
-    gap = (step.logprobs - step.experience.sampler_logprobs)[mask].abs()
+    sampler, trainer = step.experience.sampler_logprobs[mask].double(), step.logprobs[mask].double()
+    difference = (trainer - sampler).abs()
+    kl = k3_divergence(sampler, trainer)
+    tokens, differences, kls = parallel.sums([len(sampler), float(difference.sum()), float(kl.sum())])
+    largest = torch.tensor(parallel.gather(float(difference.max()))).max()  # max() of Python would lose a NaN
+    return SamplerGap(mean=differences / tokens, largest=float(largest), kl=kls / tokens)
+
+
+def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
+    """Of all ranks: lengths in tokens, tokens generated per second of the rollout phase, how far the sampler is off."""
+    gap = sampler_gap(step)
     lengths = [len(rollout.token_ids) for group in step.groups for rollout in group.rollouts]
     left_out = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
-    tokens, rollouts, gaps, unused = parallel.sums([sum(lengths), len(lengths), float(gap.double().sum()), left_out])
-    longest, widest = zip(*parallel.gather((max(lengths), float(gap.max()))), strict=True)
+    tokens, rollouts, unused = parallel.sums([sum(lengths), len(lengths), left_out])
     return {
         "rollout/response_length": tokens / rollouts,
-        "rollout/response_length_max": float(max(longest)),
+        "rollout/response_length_max": float(max(parallel.gather(max(lengths)))),
         "rollout/tokens_per_second": (tokens + unused) / max(rollout_seconds, 1e-9),
-        "rollout/logprob_gap_mean": gaps / tokens,
-        "rollout/logprob_gap_max": max(widest),
+        "rollout/logprob_gap_mean": gap.mean,
+        "rollout/logprob_gap_max": gap.largest,
+        "rollout/sampler_trainer_kl": gap.kl,
     }

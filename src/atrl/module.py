@@ -38,6 +38,7 @@ class RolloutSource(Protocol):
     """What the rollout callback binds: rollouts for prompts, from the newest weights that it was given."""
 
     def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]: ...
+    def rest(self) -> None: ...
     def update_weights(self, parameters, version: int) -> None: ...
 
 
@@ -107,6 +108,7 @@ class PolicyModule(PromptModule):
 
         drawn = self._draw(prompts, seed)  # 1: prompts → rollout groups, 2: rollouts → rewards
         groups, rewards = drawn.groups, drawn.rewards
+        self.rollouts.rest()  # its memory is the update's until stage 9
 
         advantages = self._advantages(rewards, seed)  # 3: rewards → one advantage a rollout
 

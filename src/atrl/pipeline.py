@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
-from atrl.preflight import check_devices, check_layers, check_reading
+from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
 
 if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint
@@ -58,9 +58,13 @@ def prepare_process(parts: Parts) -> None:
 
     Every random choice of a run has a generator of its own; the global ones are seeded for libraries that use them.
     """
+    import faulthandler
+
     import torch
     from lightning import seed_everything
 
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in C code says where it was
     if processes(parts.trainer) > 1:
         refuse_in_a_sweep()
     if parts.trainer.threads is not None:
@@ -132,6 +136,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     parts.model.check()
     if parts.run.stage != "sft":
         check_layers(parts.credit, parts.model)
+        check_engine(parts.rollout.sampler, parts.credit, processes(parts.trainer))
         parts.rollout.sampler.check(parts.model.model_type())
     check_devices(parts.trainer)
     return parts
@@ -184,12 +189,14 @@ def _held_out(parts: Parts) -> Sequence[Problem]:
 
 
 def load_data(parts: Parts) -> Data:
-    """Load the problems and make sure that every picture and every answer can be read.
+    """Load the problems and make sure that every picture, video and answer can be read.
 
     Raises:
-        ValueError: if one can't be, naming it; if a split that is needed is empty; if credit needs what they don't say.
+        ValueError: if one can't be, naming it; if a split that is needed is empty; if credit needs what they don't say;
+            if they have videos that model or sampler don't take.
     """
     from atrl.data.images import check_images
+    from atrl.data.videos import check_videos
 
     warms_up = parts.run.stage != "rl"
     splits = {
@@ -201,7 +208,9 @@ def load_data(parts: Parts) -> Data:
         # Generated problems are right by construction, and drawing all of them just to look would take long.
         if isinstance(problems, list):
             check_images(problems)
+            check_videos(problems)
             parts.reward.check(problems)
+        check_videos_taken(problems, parts.model.model_type(), parts.rollout.sampler)
     if parts.run.stage != "sft":
         check_reading(parts.credit, splits["train"])
     return Data(**splits, baseline=parts.source.baseline())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from atrl.models.families import WITH_VIDEO
+
 if TYPE_CHECKING:
     from atrl.config import TrainerSettings
     from atrl.models.load import PretrainedModel, ScratchModel
@@ -22,6 +24,21 @@ def check_devices(settings: TrainerSettings) -> None:
     if on_cuda and settings.devices != "auto" and settings.devices > there:
         raise ValueError(
             f"trainer.devices must be at most {there}, the CUDA devices that torch finds, got {settings.devices}"
+        )
+
+
+def check_engine(sampler: Any, scheme: Any, processes: int) -> None:
+    """Raises ValueError, in one line, where the machine or so many `processes` don't suit an engine inside them.
+
+    Other samplers pass.
+    """
+    if not hasattr(sampler, "check_machine"):
+        return
+    sampler.check_machine(processes)
+    if sampler.tensor_parallel_size > 1 and scheme is not None and scheme.head_search is not None:
+        raise ValueError(
+            "credit.heads=auto needs rollout.sampler.tensor_parallel_size=1: one process alone samples what the heads "
+            "are found with; name the heads, as heads.json of an earlier run lists them"
         )
 
 
@@ -55,6 +72,24 @@ def check_reading(scheme: Any, problems: Sequence[Problem]) -> None:
     looked_at = problems if isinstance(problems, list) else problems[:1]  # generated ones are all of a kind
     if all(problem.reading is None for problem in looked_at):
         raise ValueError("credit=oracle needs problems with a reading rule, and these have none: try data=geometry")
+
+
+def check_videos_taken(problems: Sequence[Problem], model_type: str, sampler: Any) -> None:
+    """Raises ValueError, in one line, where one of the problems has a video and model or sampler take none."""
+    looked_at = problems if isinstance(problems, list) else problems[:1]
+    first = next((problem.id for problem in looked_at if problem.videos), None)
+    if first is None:
+        return
+    if model_type not in WITH_VIDEO:
+        raise ValueError(
+            f"problem {first} has a video, and a model of type {model_type} takes none: use one of "
+            f"{', '.join(WITH_VIDEO)}, or list the frames as images"
+        )
+    if not sampler.takes_videos:
+        raise ValueError(
+            f"problem {first} has a video, and rollout={sampler.name} sends pictures alone: use rollout=vllm or "
+            "rollout=transformers"
+        )
 
 
 def _factors(scheme: Any) -> Iterator[Any]:

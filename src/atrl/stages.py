@@ -125,9 +125,8 @@ def reinforce(
         max_steps=parts.trainer.max_steps,
     )
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
-    listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
-    handle = parts.rollout.handle(loaded, listed)
-    rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
+    looked_at = [split if isinstance(split, list) else split[:1] for split in (data.train, data.test)]
+    handle = parts.rollout.handle(loaded, [problem for split in looked_at for problem in split])
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
@@ -147,6 +146,7 @@ def reinforce(
         started=parts.started,
         start=start,
     )
+    rollout = RolloutCallback(parts.rollout, handle, folder=parts.folder, rescue=saving.rescue)
     callbacks = [saving, rollout, credit, evaluate, grounding, record]
     bound = [entry for entry in callbacks if entry is not None]
     fit(parts, module, loader, [*bound, *watchers, StepProgressBar()])

@@ -32,7 +32,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReadingRule:
-    """Which characters of a response were read off the picture: the groups of the first `count` matches.
+    """Which characters of a response were read off the picture or video: the groups of the first `count` matches.
 
     Only problems whose generator knows this carry a rule; it serves to measure anchors, never to train on.
     """
@@ -47,6 +47,39 @@ class ReadingRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Video:
+    """A video: a file, the bytes of one, or its frames in order, evenly spaced.
+
+    Raises:
+        ValueError: if frames come without a rate above 0, by which alone it is known when each was.
+    """
+
+    source: Path | bytes | tuple[Path | Image, ...]
+    fps: float | None = None
+    """Frames per second of a list of frames; a file knows its own."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, tuple) and not (self.fps and 0 < self.fps < float("inf")):
+            raise ValueError(f"a video of frames needs their rate in frames per second, above 0, got {self.fps}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames:
+    """What is shown of a video: frames chosen from it, and which ones they are."""
+
+    images: tuple[Image, ...]
+    """In RGB, all of one size."""
+    indices: tuple[int, ...]
+    """[frame] its number in the video, from 0."""
+    timestamps: tuple[float, ...]
+    """[frame] in seconds from the video's first frame."""
+    total: int
+    """Frames of the whole video."""
+    fps: float
+    """Frames per second of the whole video, on average."""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """Something said before the question, by whom."""
 
@@ -56,16 +89,19 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question about pictures with a verifiable answer.
+    """A question about pictures and videos with a verifiable answer.
 
-    The texts of `history` and then `question` hold one ``<image>`` mark for each entry of `images`, in order. `images`
-    are files (opened when needed, so that a data set of any size fits in memory) or pictures already in memory.
+    The texts of `history` and then `question` hold one ``<image>`` mark for each entry of `images` and one ``<video>``
+    mark for each of `videos`, each kind in its order and the two mixed at will. `images` are files (opened when needed,
+    so that a data set of any size fits in memory) or pictures already in memory; so are `videos`, whose frames may also
+    have been chosen already.
     """
 
     id: str
     question: str
     answer: str
     images: tuple[Path | Image, ...] = ()
+    videos: tuple[Video | Frames, ...] = ()
     target: str | None = None  # a worked answer for supervised warm-up
     reading: ReadingRule | None = None
     history: tuple[Turn, ...] = ()
@@ -74,17 +110,20 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """A problem as the model sees it; its pictures are pre-processed once and shared by the whole group."""
+    """A problem as the model sees it; pictures and videos are pre-processed once and shared by the whole group."""
 
     problem: Problem
     token_ids: list[int]
-    """[prompt] with every image placeholder repeated once per image token."""
+    """[prompt] with every placeholder repeated once per image or video token."""
     pixels: dict[str, Tensor]
-    """The processor's tensors of its pictures. Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3];
-    others: ``pixel_values`` [tiles, channels, height, width]."""
+    """The processor's tensors of its pictures and videos. Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw``
+    [images, 3]; for videos ``pixel_values_videos`` [patches, dim], ``video_grid_thw`` [videos, 3] and, with Qwen2.5-VL,
+    ``second_per_grid_ts`` [videos], the seconds from one temporal patch of a video to the next. Others:
+    ``pixel_values`` [tiles, channels, height, width]."""
     images: tuple[Image, ...]
     engine_token_ids: list[int]
-    """[shorter prompt] with one placeholder per picture, as an inference engine wants it."""
+    """[shorter prompt] with one placeholder per picture or video, as an inference engine wants it."""
+    videos: tuple[Frames, ...] = ()
     epoch: int = 0
     """Which pass over the data it belongs to: tells apart the visits of one problem, also within a batch."""
 

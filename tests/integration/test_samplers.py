@@ -322,6 +322,98 @@ def test_a_prompt_that_the_engine_expands_differently_is_refused(engine: VllmSam
         engine.generate([prompts[0], changed], Sampling(group_size=2, max_response_tokens=2), seed="0/1")
 
 
+def test_pictures_are_resized_as_the_trainer_does_whatever_the_folder_says(
+    engine: VllmSampler, checkpoint: Path, policy
+) -> None:
+    from transformers import AutoProcessor
+
+    from atrl.data.prompts import pixel_limits
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.image_processor.size = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}  # 1 to 4 image tokens
+    problems = GeometryProblems(train_size=2).load("train")
+    prompts = [PromptBuilder(processor=processor).build(problem) for problem in problems]
+    assert all(prompt.token_ids.count(policy.config.image_token_id) == 4 for prompt in prompts)
+    handle = _handle(checkpoint, processor, policy)
+    engine.close()
+    engine.start(replace(handle, pixel_limits=pixel_limits(processor)))
+    groups = engine.generate(prompts, Sampling(group_size=2, max_response_tokens=8), seed="0/1")
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
+    engine.close()
+    engine.start(handle)  # the folder's own limits
+    with pytest.raises(ValueError, match="vLLM expands the prompt"):
+        engine.generate(prompts, Sampling(group_size=2, max_response_tokens=8), seed="0/1")
+
+
+def test_a_sleeping_engine_wakes_for_its_weights_then_for_its_cache(
+    engine: VllmSampler, policy, handle: ModelHandle, prompts, monkeypatch
+) -> None:
+    """The CPU engine frees nothing, but goes through the states: who is awake when is vLLM's own word."""
+    llm, states = engine._llm, []
+    executor = llm.llm_engine.model_executor
+
+    def parameters():
+        states.append(("writing", executor.sleeping_tags.copy()))
+        yield from policy.named_parameters()
+
+    monkeypatch.setattr(engine, "sleep_level", 2)
+    sampling = Sampling(group_size=2, max_response_tokens=4)
+    engine.rest()
+    engine.rest()
+    states.append(("asleep", executor.sleeping_tags.copy()))
+    with pytest.raises(AssertionError, match="the vLLM engine sleeps: new weights wake it"):
+        engine.generate(prompts, sampling, seed="0/1")
+    engine.update_weights(parameters(), version=5)
+    states.append(("awake", executor.sleeping_tags.copy()))
+    assert states == [("asleep", {"weights", "kv_cache"}), ("writing", {"kv_cache"}), ("awake", set())]
+    groups = engine.generate(prompts, sampling, seed="0/1")
+    assert groups[0].policy_version == 5
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
+
+
+def test_no_room_to_wake_is_named_with_the_remedy(engine: VllmSampler, policy, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "sleep_level", 1)
+    engine.rest()
+    wake_up = engine._llm.wake_up
+    monkeypatch.setattr(engine._llm, "wake_up", lambda tags: torch.empty(2**60))
+    with pytest.raises(RuntimeError, match=r"no room for the engine's weights after .*: lower rollout\.sampler"):
+        engine.update_weights(policy.named_parameters(), version=1)
+    monkeypatch.setattr(engine._llm, "wake_up", wake_up)
+    engine.update_weights(policy.named_parameters(), version=1)
+
+
+def test_an_engine_that_does_not_sleep_goes_on(engine: VllmSampler, prompts) -> None:
+    engine.rest()
+    assert len(engine.generate(prompts[:1], Sampling(group_size=1, max_response_tokens=2), seed="0/1")) == 1
+
+
+def test_a_weight_that_the_loader_does_not_know_is_no_sync(engine: VllmSampler, policy) -> None:
+    some = [entry for entry in policy.named_parameters() if "layers.0.mlp" not in entry[0]]
+    with pytest.raises(AssertionError, match=r"left 2 parameters as they were, among them .*layers\.0\.mlp"):
+        engine.update_weights(some, version=1)
+
+
+def test_adapters_reach_the_engine_merged(engine: VllmSampler, checkpoint: Path, handle: ModelHandle, prompts) -> None:
+    from atrl.weight_sync import named_parameters
+    from tests.unit.test_weight_sync import adapted
+
+    policy = adapted(checkpoint)
+    engine.update_weights(named_parameters(policy), version=3)
+    groups = engine.generate(prompts, Sampling(group_size=2, max_response_tokens=8), seed="0/1")
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
+    with policy.disable_adapter():
+        assert worst_difference(policy, groups, handle.banned_ids) > 0.02
+
+
+def test_what_was_computed_for_a_step_is_dropped_at_the_sync(engine: VllmSampler, policy, prompts) -> None:
+    engine.generate(prompts, Sampling(group_size=2, max_response_tokens=4), seed="0/1")
+    runner = engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    blocks = engine._llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    assert runner.encoder_cache and blocks.cached_block_hash_to_block._cache
+    engine.update_weights(policy.named_parameters(), version=1)
+    assert not runner.encoder_cache and not blocks.cached_block_hash_to_block._cache
+
+
 def test_an_error_of_the_engine_is_named_and_leaves_nothing_behind(engine: VllmSampler, prompts) -> None:
     sampling = Sampling(group_size=2, max_response_tokens=2)
     endless = replace(prompts[3], engine_token_ids=prompts[3].engine_token_ids * 50)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import importlib
 import json
 
 import pytest
@@ -60,15 +62,45 @@ def test_real_loop_with_vllm(train) -> None:
 
 
 @needs_vllm
-def test_without_the_sync_the_log_probs_come_apart(train, monkeypatch) -> None:
+def test_without_the_sync_the_log_probs_come_apart_and_the_run_says_so(train, monkeypatch, caplog) -> None:
     from atrl.callbacks.rollout import BoundRollouts
 
+    options = ("trainer.max_steps=2", "optimizer.learning_rate=1e-3", "trainer.evaluate_samples=0")
+    train(*options, "rollout.check_sync_every=1", name="honest")
+    assert "from the trainer's" not in caplog.text
     monkeypatch.setattr(BoundRollouts, "update_weights", lambda self, parameters, version: list(parameters))
+    train(*options, "rollout.check_sync_every=3", name="unchecked")  # but for the first step, which is right
+    assert "from the trainer's" not in caplog.text
     watch = Watch()
-    train("trainer.max_steps=2", "optimizer.learning_rate=1e-3", "trainer.evaluate_samples=0", watch=watch)
+    run = train(*options, "rollout.check_sync_every=2", watch=watch)
+    (line,) = [record.getMessage() for record in caplog.records if "from the trainer's" in record.getMessage()]
+    assert line.startswith("step 2, rollout=vllm: ") and "try rollout=transformers" in line
+    with (run.folder / "metrics.csv").open() as file:
+        first, second = (row for row in csv.DictReader(file) if row["rollout/sampler_trainer_kl"])
+    assert float(first["rollout/sampler_trainer_kl"]) < 1e-9 < 1e-5 < float(second["rollout/sampler_trainer_kl"])
     record = watch.records[1]
     gap = (record.logprobs - record.experience.sampler_logprobs)[record.experience.response_mask].abs()
     assert float(gap.max()) > 1e-2
+
+
+def test_the_sampler_rests_from_the_last_rollouts_to_the_sync(train, monkeypatch) -> None:
+    from atrl.callbacks.rollout import BoundRollouts
+    from atrl.rollout.watch import WatchedSampler
+
+    called = []
+    for name in ("generate", "rest", "update_weights"):
+        plain = getattr(BoundRollouts, name)
+
+        def record(self, *arguments, name=name, plain=plain, **options):
+            called.append(name)
+            return plain(self, *arguments, **options)
+
+        monkeypatch.setattr(BoundRollouts, name, record)
+    monkeypatch.setattr(WatchedSampler, "rest", lambda self: called.append("asleep"))
+    train(TRANSFORMERS, "algorithm=dapo", "algorithm.dynamic_sampling.max_draws=2", "trainer.evaluate_samples=0")
+    assert [name for name, last in zip(called, [None, *called], strict=False) if name != last] == [
+        "generate", "rest", "asleep", "update_weights",
+    ] * 2  # fmt: skip
 
 
 def test_uniform_credit_is_bit_identical_to_none(train) -> None:
@@ -248,3 +280,28 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(train) -> None:
     assert discarded > 0
     assert sum(run.trained.record.statuses.values()) == 3 * 16 + 4 * discarded
     assert run.trained.record.generated_tokens > run.trained.record.trained_tokens
+
+
+@pytest.mark.parametrize("where", ["torch.optim.AdamW.step", "atrl.module.PolicyModule._learn"])
+def test_a_run_that_breaks_off_within_an_update_saves_nothing_halfway(train, monkeypatch, caplog, where: str) -> None:
+    """Of two updates a batch the first optimizer step of the second step breaks, or what follows it."""
+    owner, _, name = where.rpartition(".")
+    module, _, kind = owner.rpartition(".")
+    target = getattr(importlib.import_module(module), kind)
+    original, calls, at = getattr(target, name), [], 3 if name == "step" else 4
+
+    def broken(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == at:
+            raise RuntimeError("in the middle")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(target, name, broken)
+    options = (TRANSFORMERS, "algorithm.updates_per_batch=2", "trainer.evaluate_samples=0")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train(*options, name="unsaved")
+    assert "the run broke off; no finished step could be saved" in caplog.text
+    calls.clear()
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train(*options, "trainer.checkpoint_every=1", name="saved")
+    assert "step_000001 is saved" in caplog.text

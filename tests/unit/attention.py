@@ -35,7 +35,7 @@ def eager_attention(policy, batch: Experience) -> torch.Tensor:
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             output_attentions=True,
-            **picture_inputs(eager, batch.input_ids, batch.pixels),
+            **picture_inputs(eager, batch.input_ids, batch.attention_mask, batch.pixels),
         )
     return torch.stack(output.attentions, dim=1)
 

@@ -93,6 +93,34 @@ def test_a_killed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     assert newest_checkpoint(tmp_path).step == read_checkpoint(tmp_path / "last").step == 2
 
 
+def write_alone(root: Path) -> None:
+    """The second rank has no part in it, and would be waited for at a barrier."""
+    if torch.distributed.get_rank() == 0:
+        model, optimizer = model_and_optimizer()
+        take_steps(model, optimizer)
+        write_checkpoint(root, {"step": 3}, model, optimizer, still=lambda: True)
+
+
+def test_one_rank_writes_a_whole_policy_by_itself(tmp_path: Path) -> None:
+    run_ranks(write_alone, tmp_path)
+    model, optimizer = model_and_optimizer()
+    take_steps(model, optimizer)
+    other, its_optimizer = model_and_optimizer(seed=1)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint.state["ranks"] == 1
+    load_tensors(checkpoint, other, its_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert equal_states(optimizer, its_optimizer)
+
+
+def test_what_changed_while_it_was_written_does_not_count(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer()
+    write_checkpoint(tmp_path, {"step": 1}, model, optimizer)
+    assert write_checkpoint(tmp_path, {"step": 2}, model, optimizer, still=lambda: False) is None
+    assert newest_checkpoint(tmp_path).step == read_checkpoint(tmp_path / "last").step == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last", "step_000001"]
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no checkpoint: state\.json can't be read"):
         read_checkpoint(tmp_path)

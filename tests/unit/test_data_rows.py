@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from problem_files import add_pictures, png, row, write_jsonl
+from video_files import encode
 
 from atrl.data.rows import Row, RowFormat
 from atrl.data.tabular import TabularProblems
-from atrl.types import Problem
+from atrl.types import Problem, Video
 
 
 @pytest.fixture
@@ -210,3 +211,102 @@ def test_bad_ids(folder):
     refused(folder, row(id=""), match="line 1 .*id is '', which is no id")
     refused(folder, row(id=1.5), match="line 1 .*id is 1.5")
     refused(folder, row(id="a\nb"), match="line 1 .*id is .*, which is no id")
+
+
+# Videos
+
+
+@pytest.fixture
+def film(folder) -> Path:
+    return encode(folder / "film.mp4", 4)
+
+
+def video_row(**changes) -> dict:
+    return {"id": "p0", "problem": "<video>What moves?", "answer": "A", "videos": "film.mp4", **changes}
+
+
+def test_a_video_file_and_no_column_of_images(folder, film):
+    (problem,) = load(folder, video_row())
+    assert problem == Problem(id="p0", question="<video>What moves?", answer="A", videos=(Video(film),))
+
+
+def test_several_videos_and_images_in_any_order(folder, film):
+    question = "<video> or <image> or <video>?"
+    (problem,) = load(folder, video_row(problem=question, videos=["film.mp4", str(film)], images=["a.png"]))
+    assert problem.videos == (Video(film), Video(film)) and problem.images == (folder / "a.png",)
+    assert problem.question == question
+
+
+@pytest.mark.parametrize(
+    "videos",
+    [
+        {"frames": ["a.png", "sub/b.png"], "fps": 2},
+        [{"frames": ["a.png", "sub/b.png"], "fps": 2.0}],
+    ],
+)
+def test_frames_with_their_rate(folder, videos):
+    (problem,) = load(folder, video_row(videos=videos))
+    assert problem.videos == (Video((folder / "a.png", folder / "sub/b.png"), 2.0),)
+
+
+def test_frames_by_the_rate_of_the_config(folder):
+    values = video_row(videos=[["a.png", "sub/b.png"]])
+    assert load(folder, values, frame_rate=1.5)[0].videos == (Video((folder / "a.png", folder / "sub/b.png"), 1.5),)
+    both = video_row(videos={"frames": ["a.png"], "fps": 4})
+    assert load(folder, both, frame_rate=1.5)[0].videos[0].fps == 4.0
+    refused(folder, values, match=r"problem p0 .*needs its rate .* got None: write .* or set data\.frame_rate")
+
+
+def test_video_marks_are_put_in_front_where_there_are_none(folder, film):
+    (problem,) = load(folder, video_row(problem="What?", videos=["film.mp4"] * 2))
+    assert problem.question == "<video><video>What?"
+    (problem,) = load(folder, video_row(problem="See <image>.", images=["a.png"]))
+    assert problem.question == "<video>See <image>."
+
+
+def test_video_marks_and_videos_must_agree(folder, film):
+    refused(
+        folder, video_row(problem="<video><video>"), match="problem p0 .* 2 <video> marks for 1 video: write one mark"
+    )
+    refused(folder, video_row(videos=None), match="problem p0 .* 1 <video> mark for 0 videos")
+
+
+def test_other_names_of_the_column(folder, film):
+    values = video_row(clip="film.mp4")
+    del values["videos"]
+    (problem,) = load(folder, values, videos_column="clip", images_column=None)
+    assert problem.videos == (Video(film),)
+    refused(folder, values, match="no column 'images'")
+    refused(
+        folder, values, videos_column="clips", images_column=None, match=r"^data\.videos_column: .*did you mean 'clip'"
+    )
+    assert load(folder, row(), videos_column=None)[0].videos == ()
+
+
+@pytest.mark.parametrize(
+    ("videos", "match"),
+    [
+        ("gone.mp4", r"problem p0 .*gone\.mp4' does not exist"),
+        ("filn.mp4", r"problem p0 .*does not exist, did you mean 'film\.mp4'"),
+        ("https://example.org/a.mp4", "problem p0 .*is not a file"),
+        (["a.png", "sub/b.png"], r"problem p0 .*'a\.png' is a picture and not a video: write a list of frames as"),
+        (5, "problem p0 .*videos must be a video or a list of videos, got 5"),
+        ([5], "problem p0 .*5 is not a video: give a path, the bytes of a video, or a list of frames"),
+        ([[]], r"problem p0 .*frames must be a list of pictures, got \[\]"),
+        ({"frames": "a.png", "fps": 1}, "problem p0 .*frames must be a list of pictures"),
+        ({"frames": ["a.png"], "fps": 0}, "problem p0 .*needs its rate in frames per second, got 0"),
+        ({"frames": ["a.png"], "fps": "2"}, "problem p0 .*needs its rate"),
+        ({"frames": ["gone.png"], "fps": 2}, r"problem p0 .*gone\.png' does not exist"),
+        ("broken.mp4", r"problem p0: video .*broken\.mp4 can't be read"),
+        ("empty.mp4", r"problem p0: video .*empty\.mp4 is an empty file"),
+    ],
+)
+def test_unusable_videos_are_refused(folder, film, videos, match):
+    (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "empty.mp4").touch()
+    refused(folder, video_row(videos=videos), match=match)
+
+
+def test_a_rate_out_of_range_is_refused(folder):
+    with pytest.raises(ValueError, match=r"data\.frame_rate must be above 0 frames per second, or null, got 0"):
+        RowFormat(frame_rate=0)

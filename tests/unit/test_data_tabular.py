@@ -11,10 +11,12 @@ import pyarrow.parquet
 import pytest
 from omegaconf import OmegaConf
 from problem_files import add_pictures, png, row, write_jsonl
+from video_files import encode
 
 from atrl.data.base import ProblemSource
 from atrl.data.images import open_image
 from atrl.data.tabular import HubProblems, TabularProblems
+from atrl.types import Video
 
 CONFIGS = Path(__file__).parents[2] / "conf/data"
 
@@ -64,6 +66,26 @@ def test_parquet_with_pictures_inside(folder):
     (bare,) = TabularProblems(path=str(path), **options).load("train")
     assert bare.question == "<image>x"
     assert open_image(bare.images[0], problem_id="p").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_parquet_with_videos_inside(folder):
+    """Bytes and paths as Hugging Face stores them; frames with a rate, of which a row may have none."""
+    data = encode(folder / "film.mp4", 4).read_bytes()
+    path = folder / "problems.parquet"
+    columns = {
+        "problem": ["<video><video>?", "?"],
+        "answer": ["x", "y"],
+        "videos": [[{"bytes": data, "path": "gone.mp4"}, {"bytes": None, "path": "film.mp4"}], None],
+        "clips": [{"frames": [{"bytes": png("lime"), "path": None}], "fps": 2.0}, None],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    first, second = TabularProblems(path=str(path), test_fraction=0).load("train")
+    assert first.videos == (Video(data), Video(folder / "film.mp4")) and second.videos == ()
+    options = {"videos_column": "clips", "problem_column": "answer"}
+    first, second = TabularProblems(path=str(path), test_fraction=0, **options).load("train")
+    (video,) = first.videos
+    assert video.fps == 2.0 and open_image(video.source[0], problem_id="p").getpixel((0, 0)) == (0, 255, 0)
+    assert (first.question, second.question) == ("<video>x", "y")
 
 
 def test_parquet_with_a_broken_picture_inside(folder):

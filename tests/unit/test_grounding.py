@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from atrl.data.frames import FrameSampler
 from atrl.data.prompts import PromptBuilder
 from atrl.evaluation.grounding import blanked, build_controls, swapped
 from atrl.evaluation.score import Score, on_problems
-from atrl.types import Problem, Prompt, Reward, Rollout, RolloutGroup, Status
+from atrl.types import Frames, Problem, Prompt, Reward, Rollout, RolloutGroup, Status, Video
 
 
 def picture(number: int, size: tuple[int, int] = (2, 2)) -> Image.Image:
@@ -38,7 +39,7 @@ def test_a_blank_has_the_pictures_size_and_mean_colour():
     # Means over the four pixels: (0 + 10 + 20 + 30)/4 = 15, (0 + 0 + 0 + 255)/4 = 63.75, (1 + 1 + 1 + 2)/4 = 1.25.
     pixels = [[[0, 0, 1], [10, 0, 1]], [[20, 0, 1], [30, 255, 2]]]
     given_problem = problem("p", Image.fromarray(np.array(pixels, dtype=np.uint8)), picture(9, (5, 3)))
-    (blank,) = blanked([given_problem])
+    (blank,) = blanked([given_problem], FrameSampler())
     assert [image.size for image in blank.images] == [(2, 2), (5, 3)]
     assert [image.getcolors() for image in blank.images] == [[(4, (15, 64, 1))], [(15, (9, 0, 7))]]
     assert (blank.id, blank.question, blank.answer) == ("p", "<image><image>?", "1")
@@ -51,7 +52,7 @@ def test_a_file_is_blanked_upright_and_transparency_is_white(tmp_path):
     Image.new("RGB", (6, 2), (10, 20, 30)).save(tmp_path / "lying.png", exif=exif)
     Image.new("RGBA", (3, 3), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     written = [(tmp_path / name).read_bytes() for name in ("lying.png", "clear.png")]
-    (blank,) = blanked([problem("p", tmp_path / "lying.png", tmp_path / "clear.png")])
+    (blank,) = blanked([problem("p", tmp_path / "lying.png", tmp_path / "clear.png")], FrameSampler())
     assert [(image.size, image.getpixel((0, 0))) for image in blank.images] == [
         ((2, 6), (10, 20, 30)), ((3, 3), (255, 255, 255)),
     ]  # fmt: skip
@@ -59,7 +60,7 @@ def test_a_file_is_blanked_upright_and_transparency_is_white(tmp_path):
 
 
 def test_a_picture_that_can_not_be_read_is_named(tmp_path):
-    for control in (blanked, lambda problems: swapped(problems, 0)):
+    for control in (lambda problems: blanked(problems, FrameSampler()), lambda problems: swapped(problems, 0)):
         with pytest.raises(ValueError, match=r"problem p: image .*gone\.png is missing"):
             control([problem("p", tmp_path / "gone.png"), problem("q", picture(1))])
 
@@ -214,3 +215,65 @@ def test_a_score_of_some_of_its_problems():
     assert part.groups == [groups[0], groups[2], groups[3]]
     with pytest.raises(ValueError, match="none of the 4 problems that were scored is among the 1 asked for"):
         on_problems(whole, {"z"})
+
+
+# Videos
+
+
+def clip(*shades: int, size: tuple[int, int] = (84, 84), fps: float = 2.0) -> Video:
+    return Video(tuple(picture(shade, size) for shade in shades), fps)
+
+
+def test_a_blank_video_has_as_many_frames_at_the_same_times_in_one_colour():
+    """The mean of frames 0, 30 and 90, which are those that are shown of four, is 40."""
+    given_problem = Problem("p", "<video>?", "1", videos=(clip(0, 30, 200, 90),))
+    (blank,) = blanked([given_problem], FrameSampler(count=3))
+    (frames,) = blank.videos
+    assert isinstance(frames, Frames) and frames.indices == (0, 1, 3) and frames.timestamps == (0.0, 0.5, 1.5)
+    assert [image.getpixel((5, 7))[0] for image in frames.images] == [40] * 3
+    assert {image.size for image in frames.images} == {(84, 84)} and len(frames.images[0].getcolors()) == 1
+    assert (frames.total, frames.fps) == (4, 2.0)
+
+
+def test_videos_are_swapped_among_problems_with_as_many_of_each_kind():
+    videos = {name: clip(shade) for shade, name in enumerate("abcd", 10)}
+    problems = [Problem(name, "<video>?", str(index), videos=(videos[name],)) for index, name in enumerate("abc")]
+    problems += [
+        Problem("both", "<image><video>?", "7", images=(picture(1),), videos=(videos["d"],)),
+        problem("one", picture(2)), problem("two", picture(3), answer="2"), problem("none"),
+    ]  # fmt: skip
+    swap = swapped(problems, 0)
+    by_id = {entry.id: entry for entry in swap.problems}
+    assert sorted(swap.left_out) == ["both", "none"]
+    for name in "abc":
+        assert by_id[name].videos[0] is not videos[name] and by_id[name].videos[0] in videos.values()
+    assert by_id["one"].images[0].getpixel((0, 0))[0] == 3 and by_id["one"].videos == ()
+
+
+def test_a_partners_video_must_differ_in_content(tmp_path):
+    """The same frames in another object, the same file twice, and the same bytes."""
+    (tmp_path / "a.mp4").write_bytes(b"one")
+    (tmp_path / "b.mp4").write_bytes(b"one")
+    (tmp_path / "c.mp4").write_bytes(b"two")
+    for same, other, different in (
+        (clip(1, 2), clip(1, 2), clip(2, 1)),
+        (Video(tmp_path / "a.mp4"), Video(tmp_path / "b.mp4"), Video(tmp_path / "c.mp4")),
+        (Video(b"one"), Video(b"one"), Video(b"two")),
+    ):
+        problems = [Problem(str(i), "<video>?", str(i), videos=(video,)) for i, video in enumerate((same, other))]
+        assert swapped(problems, 0).problems == []
+        problems[1] = Problem("1", "<video>?", "1", videos=(different,))
+        assert len(swapped(problems, 0).problems) == 2
+
+
+def test_controls_of_videos_keep_the_prompts_length(processor):
+    builder = PromptBuilder(processor=processor, frames=FrameSampler(count=4))
+    problems = [Problem(str(i), "<video>?", str(i), videos=(clip(*range(i, i + 9)),)) for i in range(3)]
+    controls = build_controls(builder.build_all(problems).prompts, builder, seed=0)
+    assert len(controls.true) == 3
+    for true, blank, other in zip(controls.true, controls.blank, controls.swapped, strict=True):
+        assert blank.token_ids == true.token_ids == other.token_ids
+        assert blank.videos[0].indices == true.videos[0].indices == (0, 2, 5, 8)
+        values = [prompt.pixels["pixel_values_videos"] for prompt in (true, blank, other)]
+        assert values[0].shape == values[1].shape and not values[0].equal(values[1]) and not values[0].equal(values[2])
+        assert true.pixels["second_per_grid_ts"].equal(blank.pixels["second_per_grid_ts"])

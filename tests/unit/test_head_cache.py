@@ -46,6 +46,17 @@ def test_the_same_model_wherever_it_lies_has_one_key(policy, prompts, tmp_path):
     assert key(policy, prompts, replace(SEARCH, count=3, layers=(1,))) == first  # they choose among the same scores
 
 
+def test_other_frames_have_another_key(policy, processor):
+    from video_prompts import problems
+
+    from atrl.data.prompts import PromptBuilder
+
+    prompt = PromptBuilder(processor=processor).build(problems()["video"])
+    (frames,) = prompt.videos
+    other = replace(prompt, videos=(replace(frames, images=(*frames.images[:-1], frames.images[0])),))
+    assert cache_key(policy, SEARCH, [prompt], SAMPLING) != cache_key(policy, SEARCH, [other], SAMPLING)
+
+
 def test_another_precision_has_another_key(policy, prompts):
     with torch.autocast("cpu", torch.bfloat16):
         inside = key(policy, prompts)

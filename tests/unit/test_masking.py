@@ -1,4 +1,4 @@
-"""Pictures with patches blacked out."""
+"""Pictures and videos with patches blacked out."""
 
 from __future__ import annotations
 
@@ -63,3 +63,44 @@ def test_the_mask_depends_on_its_seed_and_on_the_visit_of_the_prompt():
 
 def test_a_prompt_without_a_picture_stays_without():
     assert mask_pixels([{}], ["0/p/0/0"], PictureMask(ratio=0.5), **SCALE) == [{}]
+
+
+def videos(*grids: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    return {
+        "pixel_values_videos": torch.rand(sum(t * h * w for t, h, w in grids), 6),
+        "video_grid_thw": torch.tensor(grids),
+        "second_per_grid_ts": torch.ones(len(grids)),
+    }
+
+
+@pytest.mark.parametrize(("ratio", "places"), [(0.5, (4, 3)), (0.0, (0, 0)), (1.0, (8, 6))])
+def test_in_a_video_the_same_places_are_black_at_all_times(ratio, places):
+    """Grids of 4×2 and 2×3 places: half are 4 and 3."""
+    shown = videos((3, 4, 2), (2, 2, 3))
+    before = shown["pixel_values_videos"].clone()
+    [result] = mask_pixels([shown], ["0/p/0/0"], PictureMask(ratio=ratio), **SCALE)
+    black = (result["pixel_values_videos"] == black_patch(**SCALE, width=6)).all(dim=1)
+    first, second = black[:24].reshape(3, 8), black[24:].reshape(2, 6)
+    assert (first == first[:1]).all() and (second == second[:1]).all()
+    assert (int(first[0].sum()), int(second[0].sum())) == places
+    assert torch.equal(result["pixel_values_videos"][~black], before[~black])
+    assert torch.equal(shown["pixel_values_videos"], before)
+    assert result["video_grid_thw"] is shown["video_grid_thw"]
+
+
+def test_a_video_beside_a_picture_leaves_the_pictures_mask_as_it_was():
+    picture, mask = entry(32), PictureMask(ratio=0.5)
+    [alone] = mask_pixels([picture], ["0/p/0/0"], mask, **SCALE)
+    [both] = mask_pixels([picture | videos((2, 4, 4))], ["0/p/0/0"], mask, **SCALE)
+    assert torch.equal(both["pixel_values"], alone["pixel_values"])
+    assert (both["pixel_values_videos"] == black_patch(**SCALE, width=6)).all(dim=1).sum() == 16
+
+
+def test_videos_of_a_group_share_a_mask_and_other_visits_have_others():
+    shown = videos((2, 8, 8))
+
+    def masked(key):
+        return mask_pixels([shown], [key], PictureMask(ratio=0.5), **SCALE)[0]["pixel_values_videos"]
+
+    assert torch.equal(masked("0/3/p/0/0"), masked("0/3/p/0/7"))
+    assert not torch.equal(masked("0/3/p/0/0"), masked("0/4/p/0/0"))

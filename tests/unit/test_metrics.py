@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from atrl.metrics import rollout_metrics
+from atrl.metrics import rollout_metrics, sampler_gap
+from tests.unit.ranks import run_ranks
 
 
 def group(*lengths: int):
@@ -23,3 +26,50 @@ def test_tokens_that_dynamic_sampling_left_out_were_generated_too():
     metrics = rollout_metrics(step, 2.0)
     assert metrics["rollout/tokens_per_second"] == 5.0 and metrics["rollout/response_length"] == 2.0
     assert metrics["rollout/logprob_gap_mean"] == metrics["rollout/logprob_gap_max"] == 0.5
+
+
+def gap_of(sampler, trainer, mask):
+    experience = SimpleNamespace(response_mask=torch.tensor(mask), sampler_logprobs=torch.tensor(sampler))
+    return sampler_gap(SimpleNamespace(experience=experience, logprobs=torch.tensor(trainer)))
+
+
+def test_the_gap_between_sampler_and_trainer_by_hand():
+    """Probabilities 1/2 and 1/4 of one token: d = -ln 2, |d| = 0.693, k3 = 1/2 + ln 2 - 1 = 0.193; of another token the
+    same; padding, far off, counts for nothing.
+    """
+    gap = gap_of([[math.log(0.5), -1.0, 0.0]], [[math.log(0.25), -1.0, -9.0]], [[True, True, False]])
+    assert gap.largest == pytest.approx(math.log(2))
+    assert gap.mean == pytest.approx(math.log(2) / 2)
+    assert gap.kl == pytest.approx((math.log(2) - 0.5) / 2)
+    # The other way round d = ln 2 and k3 = 2 - ln 2 - 1: it is the sampler's tokens that are averaged over.
+    assert gap_of([[math.log(0.25)]], [[math.log(0.5)]], [[True]]).kl == pytest.approx(1 - math.log(2))
+
+
+def test_a_gap_that_is_no_number_stays_one():
+    gap = gap_of([[-1.0, -1.0]], [[float("nan"), -1.0]], [[True, True]])
+    assert math.isnan(gap.largest) and math.isnan(gap.kl)
+
+
+def gap_of_rank():
+    """The first rank has one token without a gap, the second two: one with the gap above."""
+    if torch.distributed.get_rank() == 0:
+        return gap_of([[-1.0]], [[-1.0]], [[True]])
+    return gap_of([[math.log(0.5), -1.0]], [[math.log(0.25), -1.0]], [[True, True]])
+
+
+def test_the_gap_is_that_of_all_ranks():
+    for gap in run_ranks(gap_of_rank):
+        assert gap.largest == pytest.approx(math.log(2))
+        assert gap.mean == pytest.approx(math.log(2) / 3)
+        assert gap.kl == pytest.approx((math.log(2) - 0.5) / 3)
+
+
+def test_the_gap_is_logged():
+    mask = torch.tensor([[True]])
+    experience = SimpleNamespace(response_mask=mask, sampler_logprobs=torch.tensor([[math.log(0.5)]]))
+    step = SimpleNamespace(
+        groups=[group(1)], discarded=[], experience=experience, logprobs=torch.tensor([[math.log(0.25)]])
+    )
+    metrics = rollout_metrics(step, 1.0)
+    assert metrics["rollout/sampler_trainer_kl"] == pytest.approx(math.log(2) - 0.5)
+    assert metrics["rollout/logprob_gap_max"] == pytest.approx(math.log(2))

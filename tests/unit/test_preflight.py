@@ -13,9 +13,14 @@ from atrl.credit.oracle import OracleCredit
 from atrl.credit.product import ProductCredit
 from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.data.geometry import GeometryProblems
+from atrl.data.moving_markers import MovingMarkersProblems
 from atrl.models.load import PretrainedModel, ScratchModel
-from atrl.preflight import check_devices, check_layers, check_reading
-from atrl.types import Problem
+from atrl.pipeline import processes
+from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
+from atrl.rollout.server import VllmServerSampler
+from atrl.rollout.transformers import TransformersSampler
+from atrl.rollout.vllm import VllmSampler
+from atrl.types import Problem, Video
 
 TINY = PretrainedModel()
 
@@ -111,3 +116,51 @@ def test_an_attention_kernel_that_is_not_installed(monkeypatch):
 def test_evaluation_refuses_what_is_out_of_range(option):
     with pytest.raises(ValueError, match=f"^{next(iter(option))} must be"):
         EvaluateSettings(checkpoint="tiny", **option)
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "accelerator", "gpus", "expected"),
+    [
+        (1, 1, "cpu", 0, 1),
+        (2, 3, "cpu", 0, 6),
+        ("auto", 2, "cpu", 4, 2),
+        ("auto", 2, "cuda", 4, 8),
+        ("auto", 1, "auto", 0, 1),
+    ],
+)
+def test_processes_are_those_of_all_nodes(monkeypatch, devices, nodes, accelerator, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert processes(TrainerSettings(devices=devices, num_nodes=nodes, accelerator=accelerator)) == expected
+
+
+def test_an_engine_of_two_processes_needs_them():
+    engine, one, two = VllmSampler(tensor_parallel_size=2), 1, 2
+    with pytest.raises(ValueError, match=r"tensor_parallel_size=2 must divide the run's .* processes, which is 1"):
+        check_engine(engine, None, one)
+    check_engine(engine, AtrlCredit(), two)
+    check_engine(TransformersSampler(), AtrlCredit(heads="auto"), one)
+    check_engine(VllmSampler(), AtrlCredit(heads="auto"), two)
+    for scheme in (AtrlCredit(heads="auto"), product(AtrlCredit(heads="auto"), EntropyCredit())):
+        with pytest.raises(ValueError, match=r"credit.heads=auto needs rollout.sampler.tensor_parallel_size=1"):
+            check_engine(engine, scheme, two)
+
+
+FILM = [Problem("still", "?", "1"), Problem("film", "<video>?", "1", videos=(Video(b"film"),))]
+
+
+@pytest.mark.parametrize("problems", [FILM, MovingMarkersProblems().load("train")], ids=["listed", "generated"])
+def test_videos_that_model_and_sampler_take(problems):
+    for model in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        for sampler in (TransformersSampler, VllmSampler):
+            check_videos_taken(problems, model, sampler)
+
+
+def test_videos_that_they_do_not():
+    with pytest.raises(ValueError, match=r"^problem film has a video, and a model of type gemma3 takes none: use"):
+        check_videos_taken(FILM, "gemma3", TransformersSampler)
+    with pytest.raises(ValueError, match=r"^problem film has a video, and rollout=server sends pictures alone"):
+        check_videos_taken(FILM, "qwen2_5_vl", VllmServerSampler)
+    with pytest.raises(ValueError, match=r"^problem train-0 has a video"):
+        check_videos_taken(MovingMarkersProblems().load("train"), "llava", TransformersSampler)
+    check_videos_taken(FILM[:1], "gemma3", VllmServerSampler)
+    check_videos_taken(GeometryProblems().load("train"), "gemma3", VllmServerSampler)

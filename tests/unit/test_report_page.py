@@ -104,6 +104,33 @@ def test_page_shows_what_the_pictures_are_worth(page_text):
     assert "n = 128 of the held-out problems" in page_text
 
 
+def test_a_videos_frames_are_shown_as_a_strip(tmp_path):
+    """Between two pictures, with the times of its frames and attention over them; each kind counted by itself."""
+    from PIL import Image
+
+    (tmp_path / "samples").mkdir()
+    for name, size in (("a", (20, 20)), ("strip", (1600, 200)), ("b", (30, 20))):
+        Image.new("RGB", size, "teal").save(tmp_path / f"samples/{name}.png")
+    (tmp_path / "summary.json").write_text(json.dumps(summary(steps=1)))
+    row = {
+        "step": 1, "problem": "p", "question": "See <image>, <video> and <image>.", "gold": "1", "response": "ab",
+        "tokens": ["a", "b"], "weights": [1, 1], "advantage": 0.5, "reward": 1.0, "parts": {}, "status": "right",
+        "images": [f"samples/{name}.png" for name in ("a", "strip", "b")], "timestamps": [None, [0, 0.5, 12.5], None],
+        "attention": [[[[0.1]]] * 2, [[[0.1, 0.2, 0.3]]] * 2, [[[0.4]]] * 2],
+    }  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    page = _Page(text)
+    named, names = [attributes for tag, attributes in page.tags if tag == "img"], ["picture 1", "video 1", "picture 2"]
+    assert [image["alt"] for image in named] == [f"{name} of the problem" for name in names]
+    assert [image["width"] for image in named] == ["20", "1024", "30"]  # strips may be wider than pictures
+    assert re.findall(r'class="mark">([^<]*)<', text) == names
+    assert "Video 1: 3 frames, 0 to 12.5 s" in text
+    assert text.count('class="picture strip"') == 1
+    maps = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("class") == "heat"]
+    assert [attributes["viewbox"] for attributes in maps] == ["0 0 1 1", "0 0 3 1", "0 0 1 1"]
+
+
 def test_report_is_deterministic(run_dir, page_text):
     assert write_report(run_dir).read_text(encoding="utf-8") == page_text
 
@@ -140,6 +167,7 @@ def test_report_of_a_bare_summary_says_what_is_missing(tmp_path):
         ({"reading": [True]}, "reading has 1 entries for 2 tokens"),
         ({"entropy": [0.1, 0.2, 0.3]}, "entropy has 3 entries for 2 tokens"),
         ({"images": ["a.png"], "attention": [[[[]], [[]]]]}, r"attention must be .* got shape \[2, 1, 0\]"),
+        ({"images": ["x"], "timestamps": []}, "timestamps has 0 entries for 1 images"),
     ],
 )
 def test_malformed_samples_are_named_in_one_line(tmp_path, change, message):

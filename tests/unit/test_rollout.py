@@ -5,6 +5,8 @@ import inspect
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +67,8 @@ def test_sampling_checks_its_ranges(options: dict, message: str) -> None:
         (VllmSampler, {"max_num_seqs": 0}, "rollout.sampler.max_num_seqs .* got 0"),
         (VllmSampler, {"gpu_memory_utilization": 1.5}, "rollout.sampler.gpu_memory_utilization .* got 1.5"),
         (VllmSampler, {"cpu_cache_gib": 0}, "rollout.sampler.cpu_cache_gib .* got 0"),
+        (VllmSampler, {"tensor_parallel_size": 0}, "rollout.sampler.tensor_parallel_size .* at least 1, got 0"),
+        (VllmSampler, {"sleep_level": 3}, "rollout.sampler.sleep_level must be one of 0, 1, 2, got 3"),
         (VllmSampler, {"dtype": "float8"}, "rollout.sampler.dtype .* got 'float8'"),
         (VllmSampler, {"log_level": "LOUD"}, "rollout.sampler.log_level .* got 'LOUD'"),
     ],
@@ -84,6 +88,36 @@ def test_the_engine_is_told_of_the_most_pictures_of_any_problem(checkpoint, proc
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout_s": 0}, "rollout.timeout_s must be above 0, got 0: seconds"),
+        ({"check_sync_every": -1}, r"rollout.check_sync_every must be 0 \(never\) or more, got -1"),
+    ],
+)
+def test_rollout_settings_check_their_ranges(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RolloutSettings(sampler=None, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "message"),
+    [
+        ({}, 1, None),
+        ({"tensor_parallel_size": 2}, 4, None),
+        ({"tensor_parallel_size": 2}, 1, "tensor_parallel_size=2 must divide .* which is 1: .* a multiple of 2"),
+        ({"tensor_parallel_size": 2}, 3, "tensor_parallel_size=2 must divide .* which is 3"),
+        ({"sleep_level": 2}, 1, "rollout.sampler.sleep_level=2 needs a CUDA device, and torch finds none"),
+    ],
+)
+def test_an_engine_says_what_the_machine_cannot_do(monkeypatch, options, processes, message) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        VllmSampler(**options).check_machine(processes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    VllmSampler(sleep_level=2).check_machine(1)
+
+
+@pytest.mark.parametrize(
     ("name", "sampler"),
     [("vllm", VllmSampler), ("transformers", TransformersSampler), ("server", VllmServerSampler)],
 )
@@ -96,6 +130,13 @@ def test_the_yaml_holds_the_defaults(name: str, sampler: type) -> None:
     sampling = Sampling(group_size=config["group_size"])
     assert sampling.temperature == config["temperature"]
     assert sampling.max_response_tokens == config["max_response_tokens"]
+
+
+@pytest.mark.parametrize("name", ["vllm", "transformers", "server"])
+def test_the_yaml_holds_the_defaults_of_the_group(name: str) -> None:
+    config = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    del config["_target_"], config["sampler"]
+    assert config == {field.name: field.default for field in fields(RolloutSettings) if field.name != "sampler"}
 
 
 def test_all_yamls_ask_for_the_same_rollouts() -> None:

@@ -34,6 +34,7 @@ class Session:
 
     def __init__(self, settings: EvaluateSettings, model: Any, rollout: Any, folder: Path) -> None:
         self._settings, self._model, self._rollout, self._folder = settings, model, rollout, folder
+        self._sampler = rollout.watched_sampler(folder, lambda: "the answers so far are in responses.jsonl")
         self._problems: dict[str, list[Problem]] = {}
         self._builder: Any = None
         self.pixels: dict[str, Any] = {}
@@ -71,11 +72,11 @@ class Session:
         self._builder = self._rollout.prompt_builder(loaded, "")
         self.pixels = pixel_limits(loaded.processor.image_processor)
         everything = [problem for listed in self._problems.values() for problem in listed]
-        self._rollout.sampler.start(self._rollout.handle(loaded, everything))
+        self._sampler.start(self._rollout.handle(loaded, everything))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._rollout.sampler.close()
+        self._sampler.close()
 
     def answer(self, benchmark: Benchmark, table: Table, items: Sequence[Item], folder: Path) -> list[Answer]:
         """Every problem's answers, in order; those in `folder`'s `responses.jsonl` are not drawn again.
@@ -111,7 +112,7 @@ class Session:
         answers = {name: [""] * self._sampling.group_size for name in built.dropped}
         if built.prompts:
             seed = f"{self._settings.seed}/benchmark"
-            for group in self._rollout.sampler.generate(built.prompts, self._sampling, seed=seed):
+            for group in self._sampler.generate(built.prompts, self._sampling, seed=seed):
                 answers[group.prompt.problem.id] = list(group.texts)
         return answers
 

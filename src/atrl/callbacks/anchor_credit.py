@@ -42,6 +42,14 @@ class AnchorCreditCallback(Callback):
                 "into none: use a Qwen-VL model, or another scheme"
             )
         self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
+        videos = getattr(processor, "video_processor", None)
+        if scheme.picture_mask is not None and videos is not None:
+            scale = PictureScale(tuple(videos.image_mean), tuple(videos.image_std))
+            if scale != self._scale:
+                raise ValueError(
+                    f"credit={scheme.name} masks pictures and videos with the same black, and this model's processors "
+                    f"scale them differently ({self._scale} and {scale}): choose a scheme that masks nothing"
+                )
         self._fractions: list[float] = []
         self._recalls: list[float] = []
         self._heads: Heads | None = None

@@ -1,20 +1,26 @@
-"""Saves the training state now and then, and starts from a saved one."""
+"""Saves the training state now and then and when a run breaks off, and starts from a saved one."""
 
 from __future__ import annotations
 
+import logging
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback
+from lightning import Callback, Trainer
 
 from atrl import parallel
 from atrl.callbacks.evaluate import EvaluateCallback
 from atrl.checkpoint import Checkpoint, load_tensors, write_checkpoint
 from atrl.data.loader import PromptLoader
 from atrl.module import PolicyModule
+from atrl.sharding import is_sharded
 from atrl.weight_sync import named_parameters
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointCallback(Callback):
@@ -23,7 +29,12 @@ class CheckpointCallback(Callback):
     A step is saved once all that it logged is written: before the next one begins. Older checkpoints are deleted, but
     for the ones with the best held-out accuracy.
 
-    Must come first: what other callbacks do when training starts, they do with the policy that it starts from.
+    When a run breaks off, the last finished step is saved as well, unless the update of the next one is under way:
+    until its first optimizer step policy and optimizer are those of the step before, and after its last its own. A step
+    that broke off between its update and its end is saved too; then what it logged is missing.
+
+    Must come first: what other callbacks do when training starts, they do with the policy that it starts from; and
+    closing a broken engine may take long, which saving must not wait for.
 
     Args:
         folder: of the run.
@@ -53,14 +64,23 @@ class CheckpointCallback(Callback):
         self._started = started
         self._saved = 0 if start is None else start.step
         self._scores: dict[str, float] = {}
+        self._trainer: Trainer | None = None
+        self._at_rest = (0, 0)  # training steps and optimizer steps at the end of a step
+        self._rescuing = threading.Lock()
         if start is not None:
             loader.load_state_dict(start.state["loader"])
             self._scores = dict(start.state["scores"])
 
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
         """Give policy, optimizer, schedule and the other callbacks their saved state, and the sampler the policy."""
-        if self._start is None:
-            return
+        self._trainer = trainer
+        if self._start is not None:
+            self._go_on(trainer, pl_module)
+        self._at_rest = (pl_module.steps_done, _updates(trainer).completed)
+        _before_lightning_kills(self._announce)
+
+    def _go_on(self, trainer, pl_module: PolicyModule) -> None:
+        assert self._start is not None
         state = self._start.state
         pl_module.resume_at(self._start.step, state["phases"])
         trainer.fit_loop.epoch_loop.on_load_checkpoint({"_batches_that_stepped": self._start.step})
@@ -81,6 +101,15 @@ class CheckpointCallback(Callback):
         if done > self._saved and (due or self._is_among_the_best(done)):
             self.save(trainer, pl_module)
 
+    def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
+        """Note where the run stands."""
+        self._at_rest = (pl_module.steps_done, _updates(trainer).completed)
+
+    def on_exception(self, trainer, pl_module: PolicyModule, exception: BaseException) -> None:
+        """Save the last finished step; the error itself goes on. Ctrl-C doesn't wait for that."""
+        if isinstance(exception, Exception):
+            self._announce(f"{type(exception).__name__}: {exception}")
+
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
         """Save where training ends."""
         if pl_module.steps_done > self._saved:
@@ -88,7 +117,41 @@ class CheckpointCallback(Callback):
 
     def save(self, trainer, pl_module: PolicyModule) -> None:
         """Write the state after the steps that are done, all ranks together."""
-        done = self._saved = pl_module.steps_done
+        self._write(trainer, pl_module)
+
+    def rescue(self) -> str:
+        """Save the last finished step if it isn't yet; what is saved then, in a few words.
+
+        No rank waits for another here: those may be gone, or hang. So of a sharded policy nothing can be saved.
+        """
+        with self._rescuing:  # an error here and the end of another process may come together
+            if self._trainer is not None and parallel.rank() == 0:
+                module = self._trainer.lightning_module
+                done = self._finished_step()
+                if done is not None and done > self._saved and not is_sharded(module.policy):
+                    self._write(self._trainer, module, still=lambda: self._finished_step() == done)
+        last = self._root / f"step_{self._saved:06d}"
+        return f"{last} is saved" if last.is_dir() else "no finished step could be saved"
+
+    def _announce(self, cause: str) -> None:
+        log.error("the run breaks off: %s", " ".join(cause.split()))
+        try:
+            log.error("the run broke off; %s", self.rescue())
+        except Exception as error:  # the first one matters more
+            log.error("the run broke off; its last finished step can't be saved: %s: %s", type(error).__name__, error)
+
+    def _finished_step(self) -> int | None:
+        """The step whose state policy and optimizer are in; None in the middle of an update."""
+        assert self._trainer is not None
+        done, (last, updates), taken = self._trainer.lightning_module.steps_done, self._at_rest, _updates(self._trainer)
+        if taken.ready != taken.completed or (done == last and taken.completed != updates):
+            return None
+        return done
+
+    def _write(self, trainer, pl_module: PolicyModule, still: Callable[[], bool] | None = None) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        done = pl_module.steps_done
         scored = self._score_of(done)
         if scored is not None:
             self._scores[f"step_{done:06d}"] = scored
@@ -102,7 +165,10 @@ class CheckpointCallback(Callback):
             "callbacks": {name: state for name, state in callbacks.items() if state},
             "scores": self._scores,
         }
-        write_checkpoint(self._root, state, pl_module.policy, pl_module.optimizers(use_pl_optimizer=False))
+        optimizer = pl_module.optimizers(use_pl_optimizer=False)
+        if not write_checkpoint(self._root, state, pl_module.policy, optimizer, still=still):
+            return
+        self._saved = done
         if parallel.rank() == 0:
             self._delete_all_but(f"step_{done:06d}")
 
@@ -126,3 +192,27 @@ class CheckpointCallback(Callback):
             return False
         best = self._best()
         return len(best) < self._keep_best or score > self._scores[best[-1]]
+
+
+def _updates(trainer: Trainer):
+    """Lightning's count of optimizer steps, begun (`ready`) and done (`completed`)."""
+    return trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+
+
+def _before_lightning_kills(announce: Callable[[str], None]) -> None:
+    """Call `announce` in the first process when another one ends early, before Lightning ends this one too.
+
+    Private names: where Lightning started the other processes, a thread of it looks after them, and kills all with
+    SIGKILL and hardly a word when one fails. Other launchers have none.
+    """
+    for thread in threading.enumerate():
+        if thread.name != "child-process-observer":
+            continue
+
+        def end(thread=thread, kill=thread._terminate_all) -> None:
+            codes = {rank: process.returncode for rank, process in enumerate(thread._child_processes, start=1)}
+            ended = ", ".join(f"{rank} with code {code}" for rank, code in codes.items() if code)
+            announce(f"the process of rank {ended} ended (a negative code is a signal: -9 is SIGKILL)")
+            kill()
+
+        thread._terminate_all = end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ import psutil
 from lightning import Callback
 
 from atrl import parallel
+from atrl.callbacks.pictures import Shown, attention_on, shown_pictures
 from atrl.credit.reading import reading_mask, token_pieces
 from atrl.metrics import reward_metrics, rollout_metrics
 from atrl.module import PolicyModule, shown_rollouts
 from atrl.step import StepRecord
-from atrl.types import Status
+from atrl.types import Prompt, Status
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,35 +97,30 @@ class RecordCallback(Callback):
         with (self._folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             for number in chosen:
                 prompt = step.groups[number // size].prompt
-                length = len(rows[number]["tokens"])
+                length, shown = len(rows[number]["tokens"]), shown_pictures(prompt)
                 sample = rows[number] | {
-                    "images": self._write_images(step.step, number, prompt.images),
+                    "images": self._write_images(step.step, number, shown),
+                    "timestamps": [entry.timestamps for entry in shown],
                     "density": _numbers(None if step.credit is None else step.credit.density, number, length),
                     "reading": None if reading is None else reading[number, :length].tolist(),
                     "entropy": _numbers(step.entropy, number, length),
-                    "attention": self._attention_maps(step, number, length),
+                    "attention": self._attention_maps(step, number, prompt, length),
                 }
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
-    def _write_images(self, step: int, number: int, images) -> list[str]:
-        names = [f"samples/{step:06d}_{number:04d}_{index}.png" for index in range(len(images))]
-        for name, image in zip(names, images, strict=True):
-            image.save(self._folder / name)
+    def _write_images(self, step: int, number: int, shown: Sequence[Shown]) -> list[str]:
+        names = [f"samples/{step:06d}_{number:04d}_{index}.png" for index in range(len(shown))]
+        for name, entry in zip(names, shown, strict=True):
+            entry.picture.save(self._folder / name)
         return names
 
-    def _attention_maps(self, step: StepRecord, number: int, length: int) -> list | None:
-        """Per image a list [token][row][column] of the largest mass that any head puts on each image token."""
-        if number not in step.attention or "image_grid_thw" not in step.experience.pixels[number]:
+    def _attention_maps(self, step: StepRecord, number: int, prompt: Prompt, length: int) -> list | None:
+        """Per picture a list [token][row][column] of the largest mass that any head puts on each image token."""
+        pixels = step.experience.pixels[number]
+        if number not in step.attention or not pixels:
             return None
-        peak = step.attention[number][:length]
-        maps, start = [], 0
-        for frames, height, width in step.experience.pixels[number]["image_grid_thw"].tolist():
-            rows, columns = height // self._merge_size, width // self._merge_size
-            end = start + frames * rows * columns
-            grid = peak[:, start:end].reshape(length, frames, rows, columns).amax(dim=1)
-            maps.append([[[round(value, 4) for value in line] for line in token] for token in grid.tolist()])
-            start = end
-        return maps
+        maps = attention_on(prompt, pixels, step.attention[number][:length], self._merge_size)
+        return [[[[round(value, 4) for value in line] for line in token] for token in grid.tolist()] for grid in maps]
 
 
 def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:

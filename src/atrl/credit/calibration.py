@@ -58,7 +58,9 @@ class HeadCalibration:
             ValueError: as `PromptLoader.take`, where hardly any prompt fits.
         """
         prompts = PromptLoader(problems, builder, batch_size=RESPONSES, steps=1, seed=0).take(RESPONSES)
-        blank = blanked(prompt.problem for prompt in prompts) if search.criterion == "sensitivity" else []
+        blank = []
+        if search.criterion == "sensitivity":
+            blank = blanked((prompt.problem for prompt in prompts), builder.frames)
         return cls(prompts, [builder.build(problem) for problem in blank], folder)
 
     def choose(self, search: HeadSearch, module: PolicyModule) -> Heads:

@@ -65,7 +65,8 @@ def cache_key(model: PreTrainedModel, search: HeadSearch, prompts: Sequence[Prom
     _add_parameters(digest, model)
     for prompt in prompts:
         digest.update(f"{prompt.key} {prompt.token_ids}\n".encode())
-        for image in prompt.images:
+        shown = [*prompt.images, *(image for frames in prompt.videos for image in frames.images)]
+        for image in shown:
             digest.update(f"{image.size}".encode() + image.tobytes())
     return digest.hexdigest()
 

@@ -1,11 +1,11 @@
-"""Pictures with patches blacked out, for schemes that ask what the policy says without seeing all."""
+"""Pictures and videos with patches blacked out, for schemes that ask what the policy says without seeing all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from atrl.credit.base import PictureMask, seed_of
@@ -26,7 +26,10 @@ def mask_pixels(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> list[dict[str, Tensor]]:
-    """`pixels` with round(ratio · patches) patches of each prompt's pictures blacked out.
+    """`pixels` with round(ratio · patches) patches of each prompt's pictures blacked out, and as much of its videos.
+
+    In a video the same places are black in all frames ("tubes", as in VideoMAE, Tong et al., arXiv 2203.12602): what
+    one frame hid, the next would show. Of each video it is round(ratio · places).
 
     Which ones is a function of the mask's seed and of the rollout's key without its sample number alone, so that the
     responses of a group see the same masked picture, whatever the batch is cut into.
@@ -41,10 +44,30 @@ def mask_pixels(
 def _masked(
     entry: dict[str, Tensor], seed: int, ratio: float, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Tensor]:
-    if "pixel_values" not in entry:
-        return dict(entry)
-    values = entry["pixel_values"]
-    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
-    chosen = order[: round(ratio * len(values))].to(values.device)
+    generator, masked = torch.Generator().manual_seed(seed), dict(entry)
+    if "pixel_values" in entry:
+        patches = len(entry["pixel_values"])
+        chosen = torch.randperm(patches, generator=generator)[: round(ratio * patches)]
+        masked["pixel_values"] = _blackened(entry["pixel_values"], chosen, mean, std)
+    if "pixel_values_videos" in entry:
+        chosen = _tubes(entry["video_grid_thw"].tolist(), ratio, generator)
+        masked["pixel_values_videos"] = _blackened(entry["pixel_values_videos"], chosen, mean, std)
+    return masked
+
+
+def _tubes(grids: Sequence[Sequence[int]], ratio: float, generator: torch.Generator) -> Int[Tensor, "chosen"]:
+    """Numbers of the blacked-out patches of videos whose patches lie frame by frame, one video after the other."""
+    chosen, start = [], 0
+    for times, height, width in grids:
+        places = height * width
+        black = torch.randperm(places, generator=generator)[: round(ratio * places)]
+        chosen.append((start + places * torch.arange(times)[:, None] + black).flatten())
+        start += times * places
+    return torch.cat(chosen)
+
+
+def _blackened(
+    values: Float[Tensor, "patch width"], chosen: Int[Tensor, "chosen"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "patch width"]:
     black = black_patch(mean, std, values.shape[1]).to(values)
-    return entry | {"pixel_values": values.index_copy(0, chosen, black.expand(len(chosen), -1))}
+    return values.index_copy(0, chosen.to(values.device), black.expand(len(chosen), -1))

@@ -1,38 +1,45 @@
-"""Problems made ready for a model: chat template, image placeholders, pre-processed pictures."""
+"""Problems made ready for a model: chat template, placeholders, pre-processed pictures and videos."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from atrl.data.frames import FrameSampler, frame_array, frame_metadata
 from atrl.data.images import open_image
 from atrl.data.templates import feature_token_id, missing_bos, render, special_tokens
-from atrl.types import Problem, Prompt, Turn
+from atrl.data.videos import sample_video
+from atrl.types import Frames, Problem, Prompt, Turn
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
-    from transformers import ProcessorMixin
+    from transformers import BatchFeature, ProcessorMixin
 
-IMAGE_MARK = "<image>"
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
+_MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""What a processor returns of the text; all else belongs to pictures."""
+"""What a processor returns of the text; all else belongs to pictures and videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptBuilder:
-    """Turns a problem into a prompt; a picture is pre-processed here, once, for trainer and all samples alike.
+    """Turns a problem into a prompt; pictures and videos are pre-processed here, once, for trainer and all samples.
 
     Args:
         processor: of the policy.
         instruction: appended to every question, for instance how to mark the answer.
-        max_prompt_tokens: a prompt that is longer, image tokens included, is dropped and never cut: a cut could go
-            through the middle of a picture.
+        max_prompt_tokens: a prompt that is longer, image and video tokens included, is dropped and never cut: a cut
+            could go through the middle of a picture.
+        frames: which frames of a video are shown.
     """
 
     processor: ProcessorMixin
     instruction: str = ""
     max_prompt_tokens: int = 1024
+    frames: FrameSampler = field(default_factory=FrameSampler)
 
     def build(self, problem: Problem) -> Prompt:
         """The prompt of `problem`, of any length.
@@ -40,22 +47,38 @@ class PromptBuilder:
         The chat template's text is tokenised here and never again: sampler and trainer get ids.
 
         Raises:
-            ValueError: if the marks in the texts and the pictures differ in number, a picture can't be read, the text
-                spells out one of the model's control tokens, or the chat template doesn't admit the conversation.
+            ValueError: if the marks in the texts differ in number from the pictures or videos, one of these can't be
+                read, the text spells out one of the model's control tokens, the chat template doesn't admit the
+                conversation, or the model takes no videos.
         """
-        images = tuple(open_image(image, problem_id=problem.id) for image in problem.images)
         text = self._chat_text(problem)
+        images = tuple(open_image(image, problem_id=problem.id) for image in problem.images)
+        videos = tuple(sample_video(video, self.frames, problem_id=problem.id) for video in problem.videos)
         tokenizer, first = self.processor.tokenizer, missing_bos(self.processor.tokenizer, text)
-        inputs = self.processor(text=[text], images=list(images) or None, return_tensors="pt", add_special_tokens=False)
+        inputs = self._process(problem.id, text, images, videos)
         prompt = Prompt(
             problem=problem,
             token_ids=first + inputs["input_ids"][0].tolist(),
             pixels={name: inputs[name] for name in inputs if name not in _PER_TOKEN},
             images=images,
+            videos=videos,
             engine_token_ids=first + tokenizer(text, add_special_tokens=False)["input_ids"],
         )
         self._check_placeholders(prompt)
         return prompt
+
+    def _process(self, problem_id: str, text: str, images: Sequence[Image], videos: Sequence[Frames]) -> BatchFeature:
+        """The processor's tensors; it must not choose among the frames again."""
+        media: dict[str, Any] = {"images": list(images)} if images else {}
+        if videos:
+            metadata = [frame_metadata(frames) for frames in videos]
+            media["videos"] = [frame_array(frames) for frames in videos]
+            media["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
+        try:
+            return self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
+        except ValueError as error:  # a shape that the model can't take
+            reason = " ".join(str(error).split())
+            raise ValueError(f"problem {problem_id}: the model's processor refuses it: {reason}") from error
 
     def build_all(self, problems: Iterable[Problem]) -> PromptBatch:
         """The prompts that fit, and the ids of the problems that do not."""
@@ -70,12 +93,12 @@ class PromptBuilder:
 
     def _chat_text(self, problem: Problem) -> str:
         turns = [*problem.history, Turn("user", problem.question)]
-        marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
-        if marks != len(problem.images):
-            raise ValueError(
-                f"problem {problem.id}: {marks} {IMAGE_MARK} marks for {len(problem.images)} images; give the question "
-                "one mark per image"
-            )
+        for mark, kind, media in ((IMAGE_MARK, "image", problem.images), (VIDEO_MARK, "video", problem.videos)):
+            if (marks := marks_of(problem).count(mark)) != len(media):
+                raise ValueError(
+                    f"problem {problem.id}: {marks} {mark} marks for {len(media)} {kind}s; give the question one mark "
+                    f"per {kind}"
+                )
         if self.instruction:
             turns[-1] = Turn("user", f"{problem.question.rstrip()} {self.instruction}")
         messages = [self._message(problem.id, turn) for turn in turns]
@@ -88,16 +111,17 @@ class PromptBuilder:
             ) from error
 
     def _message(self, problem_id: str, turn: Turn) -> dict[str, Any]:
-        pieces = turn.text.split(IMAGE_MARK)
-        self._check_text(problem_id, pieces)
-        content: list[dict[str, str]] = []
-        for index, piece in enumerate(pieces):
-            content += [{"type": "image"}] * (index > 0)
-            content += [{"type": "text", "text": piece}] * bool(piece)
+        pieces, kinds = _MARKS.split(turn.text), {IMAGE_MARK: "image", VIDEO_MARK: "video"}
+        self._check_text(problem_id, [piece for piece in pieces if piece not in kinds])
+        content = [
+            {"type": kinds[piece]} if piece in kinds else {"type": "text", "text": piece} for piece in pieces if piece
+        ]
         return {"role": turn.role, "content": content}
 
     def _check_text(self, problem_id: str, pieces: Sequence[str]) -> None:
-        for token in (*special_tokens(self.processor.tokenizer), self.processor.image_token):
+        video_token = getattr(self.processor, "video_token", None)
+        placeholders = [self.processor.image_token, *([video_token] if video_token else [])]
+        for token in (*special_tokens(self.processor.tokenizer), *placeholders):
             if any(token in piece for piece in pieces):
                 raise ValueError(
                     f"problem {problem_id}: its text contains {token!r}, which the model would take for a control "
@@ -105,25 +129,31 @@ class PromptBuilder:
                 )
 
     def _check_placeholders(self, prompt: Prompt) -> None:
-        marks = prompt.engine_token_ids.count(self.processor.image_token_id)
-        if marks != len(prompt.images):
-            raise ValueError(
-                f"problem {prompt.problem.id}: the chat template leaves {marks} of its {len(prompt.images)} pictures "
-                "in the prompt: put them where the template takes them, usually into the first question"
-            )
-        placeholders = prompt.token_ids.count(feature_token_id(self.processor))
-        features = self._features(prompt.pixels, placeholders)
-        if placeholders != features:
-            raise ValueError(
-                f"problem {prompt.problem.id}: the prompt holds {placeholders} image tokens but its pictures give "
-                f"{features} features; does the processor come from the same checkpoint as the model?"
-            )
+        processor, things = self.processor, {"image": "pictures", "video": "videos"}
+        tokens = {"image": (processor.image_token_id, feature_token_id(processor))}
+        if prompt.videos:
+            tokens["video"] = (processor.video_token_id, processor.video_token_id)
+        for kind, (mark, feature) in tokens.items():
+            marks, wanted = prompt.engine_token_ids.count(mark), len(getattr(prompt, f"{kind}s"))
+            if marks != wanted:
+                raise ValueError(
+                    f"problem {prompt.problem.id}: the chat template leaves {marks} of its {wanted} {things[kind]} "
+                    "in the prompt: put them where the template takes them, usually into the first question"
+                )
+            placeholders = prompt.token_ids.count(feature)
+            features = self._features(kind, prompt.pixels, placeholders)
+            if placeholders != features:
+                raise ValueError(
+                    f"problem {prompt.problem.id}: the prompt holds {placeholders} {kind} tokens but its "
+                    f"{things[kind]} give {features} features; does the processor come from the same checkpoint as "
+                    "the model?"
+                )
 
-    def _features(self, pixels: Mapping[str, Tensor], placeholders: int) -> int:
-        """Image tokens that the pictures give: by their grid of patches, else as many for each tile of equal size."""
-        grid, tiles = pixels.get("image_grid_thw"), pixels.get("pixel_values")
+    def _features(self, kind: str, pixels: Mapping[str, Tensor], placeholders: int) -> int:
+        """Tokens that the pictures or videos give: by their grid of patches, else as many for each tile of one size."""
+        grid, tiles = pixels.get(f"{kind}_grid_thw"), pixels.get("pixel_values")
         if grid is not None:
-            return int(grid.prod(dim=1).sum()) // self.processor.image_processor.merge_size**2
+            return int(grid.prod(dim=1).sum()) // getattr(self.processor, f"{kind}_processor").merge_size ** 2
         if tiles is None:
             return 0
         return max(1, placeholders // len(tiles)) * len(tiles)
@@ -135,3 +165,20 @@ class PromptBatch:
 
     prompts: list[Prompt] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+
+
+def pixel_limits(processor: ProcessorMixin) -> dict[str, dict[str, dict[str, int]]]:
+    """Keyword arguments that make another processor of the same class resize pictures as `processor` does.
+
+    Empty where pictures aren't resized to a number of pixels; Qwen-VL keeps those limits as edges of a `size`.
+    """
+    pictures = processor.image_processor
+    if not hasattr(pictures, "merge_size"):
+        return {}
+    return {"images_kwargs": {"size": {edge: pictures.size[edge] for edge in ("shortest_edge", "longest_edge")}}}
+
+
+def marks_of(problem: Problem) -> list[str]:
+    """The marks of the problem's pictures and videos, in the order of the prompt."""
+    texts = [turn.text for turn in problem.history] + [problem.question]
+    return [mark for text in texts for mark in _MARKS.findall(text)]

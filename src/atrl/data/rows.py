@@ -5,24 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import string
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from atrl.data.images import image_from_bytes
+from atrl.data.media import Media, shown
 from atrl.data.messages import read_messages
-from atrl.data.prompts import IMAGE_MARK
+from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.suggest import did_you_mean
 from atrl.types import Problem, Turn
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_COLUMN_KEYS = ("problem_column", "answer_column", "images_column", "id_column", "choices_column")
-_OPTIONAL_KEYS = ("id_column", "choices_column")
+_COLUMN_KEYS = ("problem_column", "answer_column", "images_column", "videos_column", "id_column", "choices_column")
+_OPTIONAL_KEYS = ("videos_column", "id_column", "choices_column")
 
 ChoiceAnswer = Literal["letter", "text"]
 _ASK_FOR: dict[ChoiceAnswer, str] = {
@@ -47,27 +43,33 @@ class RowFormat:
 
     Args:
         problem_column: text of the question, or a list of messages that ends with it (`read_messages`). Each
-            ``<image>`` in the texts stands for one of the row's images, in order; if there is no mark at all, one for
-            each image is put in front of the first thing that the user says.
+            ``<image>`` in the texts stands for one of the row's images and each ``<video>`` for one of its videos, in
+            order; where a kind has no mark at all, one for each is put in front of the first thing that the user says.
         answer_column: text, number or truth value; numbers and truth values are written as in JSON.
         images_column: one image or a list: a path (relative to the table's file), a Hugging Face
-            ``{"bytes", "path"}``, or encoded bytes. None for problems without pictures.
+            ``{"bytes", "path"}``, or encoded bytes. None for problems without pictures. Where there are videos, no
+            column of the default name is needed.
+        videos_column: one video or a list: a path, ``{"bytes", "path"}``, encoded bytes, or frames, as a list of
+            images inside the list or as ``{"frames", "fps"}``. None, or no column of the default name, for none.
         id_column: text or whole number, unique; without it (None, or no column of the default name) a problem
             is named by its file and line.
         choices_column: a list of options, which are appended to the question as "(A) … (B) …". The answer may
             be the text of one or its letter. None, or no column of the default name, for none.
         choice_answer: whether the right answer to such a question is the letter or the text; the question
             says which.
-        image_folder: where relative image paths start; None for the folder of the file that names them.
+        image_folder: where relative image and video paths start; None for the folder of the file that names them.
+        frame_rate: frames per second of lists of frames whose row doesn't say; None insists that it does.
     """
 
     problem_column: str = "problem"
     answer_column: str = "answer"
     images_column: str | None = "images"
+    videos_column: str | None = "videos"
     id_column: str | None = "id"
     choices_column: str | None = "choices"
     choice_answer: ChoiceAnswer = "letter"
     image_folder: str | None = None
+    frame_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.choice_answer not in get_args(ChoiceAnswer):
@@ -77,6 +79,8 @@ class RowFormat:
                 raise ValueError(f"data.{key} is {getattr(self, key)!r}: name the column, every problem needs one")
         if self.image_folder is not None and not Path(self.image_folder).expanduser().is_dir():
             raise ValueError(f"data.image_folder {self.image_folder} is not a folder: correct it, or leave it null")
+        if self.frame_rate is not None and not 0 < self.frame_rate < math.inf:
+            raise ValueError(f"data.frame_rate must be above 0 frames per second, or null, got {self.frame_rate}")
 
     @property
     def columns(self) -> list[str]:
@@ -86,12 +90,14 @@ class RowFormat:
     def check_columns(self, available: Collection[str], origin: str) -> None:
         """Raises ValueError for the first configured column that `available` lacks.
 
-        A missing images column is an error too: a misspelt one would train a model blind.
+        A missing images column is an error too, unless there is one of videos: a misspelt one would train a model
+        blind.
         """
         default = {field.name: field.default for field in fields(RowFormat)}
+        optional = (*_OPTIONAL_KEYS, *(["images_column"] if self.videos_column in available else []))
         for key in _COLUMN_KEYS:
             name = getattr(self, key)
-            if not name or name in available or (key in _OPTIONAL_KEYS and name == default[key]):
+            if not name or name in available or (key in optional and name == default[key]):
                 continue
             hint = did_you_mean(name, available)
             remedy = "; for problems without pictures set it to null" if key == "images_column" else ""
@@ -106,7 +112,7 @@ class RowFormat:
         usable = isinstance(value, str | int) and not isinstance(value, bool)
         if not usable or not str(value).strip() or len(str(value).splitlines()) > 1:
             raise ValueError(
-                f"{row.place}: {self.id_column} is {_shown(value)}, which is no id: "
+                f"{row.place}: {self.id_column} is {shown(value)}, which is no id: "
                 "write a line of text or a whole number, or set data.id_column to null"
             )
         return _encodable(str(value), self.id_column, row.place)
@@ -117,11 +123,11 @@ class RowFormat:
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def to_problem(self, row: Row, problem_id: str, folder: Path | None) -> Problem:
-        """The problem in `row`; pictures in files stay there, but the files must exist.
+        """The problem in `row`; pictures and videos in files stay there, but the files must exist.
 
         Raises:
-            ValueError: naming the problem, if a value is missing or unusable, an image file is missing, or
-                marks and images differ in number.
+            ValueError: naming the problem, if a value is missing or unusable, a file is missing, or marks and images
+                or videos differ in number.
         """
         where = f"problem {problem_id} ({row.place})"
         history, question = self._conversation(row, where)
@@ -129,9 +135,15 @@ class RowFormat:
         choices = row.values.get(self.choices_column) if self.choices_column else None
         if choices is not None:
             question, answer = self._with_choices(question, answer, choices, where)
-        images = tuple(self._image(value, problem_id, folder, where) for value in self._image_values(row, where))
-        *history, last = _with_marks([*history, Turn("user", question)], len(images), where)
-        return Problem(id=problem_id, question=last.text, answer=answer, images=images, history=tuple(history))
+        folder = Path(self.image_folder).expanduser() if self.image_folder else folder
+        media = Media(problem_id, where, folder, self.frame_rate)
+        images = tuple(media.image(value) for value in _listed(row, self.images_column, "an image", where))
+        videos = tuple(media.video(value) for value in _listed(row, self.videos_column, "a video", where))
+        turns = _with_marks([*history, Turn("user", question)], VIDEO_MARK, len(videos), where)
+        *history, last = _with_marks(turns, IMAGE_MARK, len(images), where)
+        return Problem(
+            id=problem_id, question=last.text, answer=answer, images=images, videos=videos, history=tuple(history)
+        )
 
     def _conversation(self, row: Row, where: str) -> tuple[tuple[Turn, ...], str]:
         value = row.values.get(self.problem_column)
@@ -152,9 +164,7 @@ class RowFormat:
 
     def _with_choices(self, question: str, answer: str, choices: Any, where: str) -> tuple[str, str]:
         if not isinstance(choices, Sequence) or isinstance(choices, str | bytes) or len(choices) > 26:
-            raise ValueError(
-                f"{where}: {self.choices_column} must be a list of up to 26 options, got {_shown(choices)}"
-            )
+            raise ValueError(f"{where}: {self.choices_column} must be a list of up to 26 options, got {shown(choices)}")
         if not choices:
             return question, answer
         texts = [_as_text(choice, f"an option in {self.choices_column}", where).strip() for choice in choices]
@@ -163,7 +173,7 @@ class RowFormat:
         if len(right) != 1:
             fault = f"could be any of its options {', '.join(sorted(right))}" if right else "is none of its options"
             raise ValueError(
-                f"{where}: the answer {_shown(answer)} {fault}: write exactly one option's text or letter, "
+                f"{where}: the answer {shown(answer)} {fault}: write exactly one option's text or letter, "
                 "or set data.choices_column to null"
             )
         letter = right.pop()
@@ -171,54 +181,30 @@ class RowFormat:
         question = f"{question.rstrip()}\nChoices: {listed}\n{_ASK_FOR[self.choice_answer]}"
         return question, letter if self.choice_answer == "letter" else options[letter]
 
-    def _image_values(self, row: Row, where: str) -> list[Any]:
-        value = row.values.get(self.images_column) if self.images_column else None
-        if value is None:
-            return []
-        if isinstance(value, str | bytes | Mapping):
-            return [value]
-        if isinstance(value, Sequence):
-            return list(value)
-        raise ValueError(f"{where}: {self.images_column} must be an image or a list of images, got {_shown(value)}")
 
-    def _image(self, value: Any, problem_id: str, folder: Path | None, where: str) -> Path | Image:
-        if isinstance(value, Mapping):
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
-        if isinstance(value, bytes):
-            return image_from_bytes(value, problem_id=problem_id)
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"{where}: {_shown(value)} is not an image: give a path, or the bytes of a picture")
-        return self._image_file(value, folder, where)
-
-    def _image_file(self, name: str, folder: Path | None, where: str) -> Path:
-        if name.startswith(("http://", "https://", "data:")):
-            raise ValueError(f"{where}: image {_shown(name)} is not a file: save it as one and give its path")
-        folder = Path(self.image_folder).expanduser() if self.image_folder else folder
-        if folder is None and not os.path.isabs(name):
-            raise ValueError(
-                f"{where}: image {_shown(name)} is a relative path: set data.image_folder to where it starts"
-            )
-        path = Path(folder or "", name)
-        if not os.path.isfile(path):
-            siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
-            raise ValueError(
-                f"{where}: image {_shown(str(path))} does not exist"
-                f"{did_you_mean(path.name, siblings) or '.'} "
-                "Correct the path, or set data.image_folder to where relative paths start"
-            )
-        return path
+def _listed(row: Row, column: str | None, what: str, where: str) -> list[Any]:
+    """The entries of a column that holds one thing or a list of them."""
+    value = row.values.get(column) if column else None
+    if value is None:
+        return []
+    if isinstance(value, str | bytes | Mapping):
+        return [value]
+    if isinstance(value, Sequence):
+        return list(value)
+    raise ValueError(f"{where}: {column} must be {what} or a list of {what.split()[1]}s, got {shown(value)}")
 
 
-def _with_marks(turns: Sequence[Turn], images: int, where: str) -> list[Turn]:
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+def _with_marks(turns: Sequence[Turn], mark: str, count: int, where: str) -> list[Turn]:
+    """`turns` with as many marks as there are things to stand for; if they have none, all where the user begins."""
+    marks, kind = sum(turn.text.count(mark) for turn in turns), mark.strip("<>")
     if marks == 0:
         first = next(index for index, turn in enumerate(turns) if turn.role == "user")
-        marked = Turn("user", IMAGE_MARK * images + turns[first].text)
+        marked = Turn("user", mark * count + turns[first].text)
         return [*turns[:first], marked, *turns[first + 1 :]]
-    if marks != images:
+    if marks != count:
         raise ValueError(
-            f"{where}: the text has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} for {images} "
-            f"image{'s' * (images != 1)}: write one mark for each image, or none at all"
+            f"{where}: the text has {marks} {mark} mark{'s' * (marks != 1)} for {count} "
+            f"{kind}{'s' * (count != 1)}: write one mark for each {kind}, or none at all"
         )
     return list(turns)
 
@@ -231,7 +217,7 @@ def _as_text(value: Any, what: str, where: str) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {what} must be text, a number or a truth value, got {_shown(value)}")
+        raise ValueError(f"{where}: {what} must be text, a number or a truth value, got {shown(value)}")
     return _encodable(value, what, where)
 
 
@@ -243,9 +229,3 @@ def _encodable(text: str, what: str, where: str) -> str:
             f"{where}: {what} holds half of a surrogate pair at character {error.start}: repair it"
         ) from error
     return text
-
-
-def _shown(value: Any) -> str:
-    """The value for an error message, on one line, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}…"

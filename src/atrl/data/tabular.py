@@ -11,6 +11,7 @@ from atrl.data.base import Split, assign_split, check_fraction, check_limit, see
 from atrl.data.images import check_images
 from atrl.data.rows import RowFormat
 from atrl.data.tables import Table, read_file, read_hub
+from atrl.data.videos import check_videos
 from atrl.types import Problem
 
 
@@ -53,7 +54,7 @@ class RowProblems(RowFormat, ABC):
         """The table of this name, which the configuration key `key` gave."""
 
     def load(self, split: Split) -> Sequence[Problem]:
-        """The problems of `split`, their pictures checked.
+        """The problems of `split`, their pictures and videos checked.
 
         Raises:
             ValueError: as `ProblemSource.load`.
@@ -71,6 +72,7 @@ class RowProblems(RowFormat, ABC):
             raise ValueError(self._empty(split, table))
         chosen = seeded_subset(problems, self.limit, seed=self.seed)
         check_images(chosen)
+        check_videos(chosen)
         return chosen
 
     def baseline(self) -> None:
@@ -149,7 +151,7 @@ class TabularProblems(RowProblems):
 class HubProblems(RowProblems):
     """Problems from a Hugging Face dataset, or from a local folder that `datasets` can read.
 
-    Pictures stay encoded, in memory, until they are used. Datasets that need code of their own are refused.
+    Pictures and videos stay encoded, in memory, until they are used. Datasets that need code of their own are refused.
 
     Args:
         name: on the Hub ("owner/name"), or a folder.

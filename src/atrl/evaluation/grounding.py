@@ -10,6 +10,8 @@ needs any picture at all before it says what is usual is as right as before.
   gives a little away and `swapped` is the one to look at.
 - **Swapped** deals the pictures out again among problems that have as many: a permutation without a fixed point, so
   both sides hold the same questions and the same pictures, and differ in the pairing alone.
+
+Videos are treated as pictures are. A blanked one has as many frames, at the same times, all in the mean colour of all.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ import random
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from atrl.data.frames import FrameSampler
 from atrl.data.images import open_image
-from atrl.types import Problem, Prompt
+from atrl.data.videos import sample_video
+from atrl.types import Frames, Problem, Prompt, Video
 
 if TYPE_CHECKING:
     from atrl.data.prompts import PromptBuilder
@@ -58,20 +63,27 @@ class Controls:
     """Problems in the lists whose partner has the same gold answer."""
 
 
-def blanked(problems: Iterable[Problem]) -> list[Problem]:
-    """Every picture replaced by one of its size (upright) in its mean colour.
+def blanked(problems: Iterable[Problem], sampler: FrameSampler) -> list[Problem]:
+    """Every picture replaced by one of its size (upright) in its mean colour, and every frame of a video.
+
+    Args:
+        sampler: chooses the frames, as for the prompt.
 
     Raises:
-        ValueError: as `open_image`.
+        ValueError: as `open_image` and `sample_video`.
     """
     return [
-        replace(problem, images=tuple(_blank(open_image(image, problem_id=problem.id)) for image in problem.images))
+        replace(
+            problem,
+            images=tuple(_blank(open_image(image, problem_id=problem.id)) for image in problem.images),
+            videos=tuple(_blank_video(sample_video(video, sampler, problem_id=problem.id)) for video in problem.videos),
+        )
         for problem in problems
     ]
 
 
 def swapped(problems: Sequence[Problem], seed: int) -> Swap:
-    """Every problem with the pictures of another that has as many of them; sizes may differ.
+    """Every problem with the pictures and videos of another that has as many of each; sizes may differ.
 
     A partner's pictures must differ from the problem's own: a data set may ask several questions of one picture. Its
     gold answer should differ too, because a swap that keeps the answer proves nothing; where one answer is that of
@@ -86,17 +98,18 @@ def swapped(problems: Sequence[Problem], seed: int) -> Swap:
     Raises:
         ValueError: as `open_image`.
     """
-    groups: dict[int, list[int]] = defaultdict(list)
+    groups: dict[str, list[int]] = defaultdict(list)
     for index, problem in enumerate(problems):
-        groups[len(problem.images)].append(index)
+        counts = [len(problem.images), len(problem.videos)] if problem.videos else [len(problem.images)]
+        if any(counts):
+            groups["/".join(map(str, counts))].append(index)
     partners: dict[int, int] = {}
-    for count, members in groups.items():
-        if count:
-            chosen = _partners([problems[index] for index in members], random.Random(f"{seed}/swap/{count}"))
-            partners |= {members[index]: members[partner] for index, partner in chosen.items()}
+    for counts, members in groups.items():
+        chosen = _partners([problems[index] for index in members], random.Random(f"{seed}/swap/{counts}"))
+        partners |= {members[index]: members[partner] for index, partner in chosen.items()}
     pairs = [(problems[index], problems[partners[index]]) for index in sorted(partners)]
     return Swap(
-        problems=[replace(problem, images=partner.images) for problem, partner in pairs],
+        problems=[replace(problem, images=partner.images, videos=partner.videos) for problem, partner in pairs],
         left_out=[problem.id for index, problem in enumerate(problems) if index not in partners],
         same_answer=[problem.id for problem, partner in pairs if _answer(problem) == _answer(partner)],
     )
@@ -114,7 +127,7 @@ def build_controls(prompts: Sequence[Prompt], builder: PromptBuilder, *, seed: i
     true = [prompt for prompt in prompts if prompt.problem.id in kept]
     return Controls(
         true=true,
-        blank=[builder.build(problem) for problem in blanked(prompt.problem for prompt in true)],
+        blank=[builder.build(problem) for problem in blanked((prompt.problem for prompt in true), builder.frames)],
         swapped=with_others,
         left_out=len(prompts) - len(true),
         same_answer=len(kept.intersection(swap.same_answer)),
@@ -124,6 +137,13 @@ def build_controls(prompts: Sequence[Prompt], builder: PromptBuilder, *, seed: i
 def _blank(picture: Image.Image) -> Image.Image:
     colour = np.asarray(picture).reshape(-1, 3).mean(axis=0).round().astype(int)
     return Image.new("RGB", picture.size, tuple(colour.tolist()))
+
+
+def _blank_video(frames: Frames) -> Frames:
+    colours = [np.asarray(image).reshape(-1, 3).mean(axis=0) for image in frames.images]
+    colour = np.mean(colours, axis=0).round().astype(int)
+    blank = Image.new("RGB", frames.images[0].size, tuple(colour.tolist()))
+    return replace(frames, images=(blank,) * len(frames.images))
 
 
 def _partners(problems: Sequence[Problem], rng: random.Random) -> dict[int, int]:
@@ -168,9 +188,27 @@ def _numbered(values: Sequence[Hashable]) -> np.ndarray:
 
 
 def _pictures(problem: Problem) -> tuple[bytes, ...]:
-    """The content of the pictures: the same one may lie in several files, or in memory several times."""
-    opened = [open_image(image, problem_id=problem.id) for image in problem.images]
-    return tuple(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest() for image in opened)
+    """The content of the pictures and videos: the same one may lie in several files, or in memory several times.
+
+    Video files are told apart as they are, undecoded.
+    """
+    pictures = [_digest(image, problem) for image in problem.images]
+    return (*pictures, *(_video_digest(video, problem) for video in problem.videos))
+
+
+def _digest(image: Path | Image.Image, problem: Problem) -> bytes:
+    opened = open_image(image, problem_id=problem.id)
+    return hashlib.sha256(f"{opened.size}".encode() + opened.tobytes()).digest()
+
+
+def _video_digest(video: Video | Frames, problem: Problem) -> bytes:
+    source = video.images if isinstance(video, Frames) else video.source
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest()
+    return hashlib.sha256(b"".join(_digest(image, problem) for image in source)).digest()
 
 
 def _answer(problem: Problem) -> str:

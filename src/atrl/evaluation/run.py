@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from atrl.config import EvaluateSettings, check_config, read_section
 from atrl.evaluation.grounding import Controls, build_controls, swapped
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
+from atrl.preflight import check_videos_taken
 
 MODES = ("greedy", "sampled")
 """How problems are answered with their own pictures."""
@@ -34,6 +35,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     model.check()
     rollout.sampler.check(model.model_type())
     problems = list(source.load("test")[: settings.limit])
+    check_videos_taken(problems, model.model_type(), rollout.sampler)
     reward.check(problems)
     if settings.grounding and not swapped(problems, settings.seed).problems:
         raise ValueError(
@@ -72,7 +74,7 @@ def _answer(
     builder = rollout.prompt_builder(loaded, model.instruction)
     built = builder.build_all(problems)
     controls = build_controls(built.prompts, builder, seed=settings.seed) if settings.grounding else None
-    sampler = rollout.sampler
+    sampler = rollout.watched_sampler(folder, lambda: "nothing was scored")
     sampler.start(rollout.handle(loaded, problems))
     try:
         greedy = held_out_sampling(rollout.sampling, samples=1, greedy=True)

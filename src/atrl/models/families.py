@@ -29,6 +29,9 @@ WITHOUT_VLLM: Mapping[str, str] = {
 }
 """Families that train with rollouts by transformers alone."""
 
+WITH_VIDEO: tuple[str, ...] = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+"""Families whose videos are tokens of their own kind. Others take frames as pictures, which a problem can list."""
+
 _ENCODERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers of LLaVA that take pictures of one size. Pixtral's takes them padded to the largest of the batch."""
 

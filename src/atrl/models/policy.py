@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from atrl.models.positions import GRIDS, position_ids, token_types
 from atrl.sharding import is_sharded
 from atrl.types import Experience
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+_OF_VIDEOS = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 
 def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, "rollout response vocabulary"]:
@@ -33,7 +36,7 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
         attention_mask=batch.attention_mask,
         use_cache=False,
         logits_to_keep=batch.response_length + 1,
-        **picture_inputs(model, batch.input_ids, batch.pixels),
+        **picture_inputs(model, batch.input_ids, batch.attention_mask, batch.pixels),
     )
     logits = output.logits[:, :-1]
     return logits if nothing is None else logits + nothing
@@ -61,46 +64,64 @@ def idle_vision(model: PreTrainedModel) -> Float[Tensor, ""]:
 
 
 def picture_inputs(
-    model: PreTrainedModel, input_ids: Int[Tensor, "rollout tokens"], pixels: Sequence[dict[str, Tensor]]
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "rollout tokens"],
+    attention_mask: Int[Tensor, "rollout tokens"],
+    pixels: Sequence[dict[str, Tensor]],
 ) -> dict[str, Any]:
-    """Keyword arguments that give `model` the pictures of every row.
+    """Keyword arguments that give `model` the pictures and videos of every row, and where its tokens stand.
 
-    A picture is encoded once, however many rows share its tensors (the responses of a group do); gradients of all
-    those rows flow into that one encoding.
+    A picture or video is encoded once, however many rows share its tensors (the responses of a group do); gradients of
+    all those rows flow into that one encoding. All of a batch go through the vision tower together: Qwen's makes no
+    difference between a picture and a video, and ranks of a sharded model must run it equally often.
     """
     rows = [entry for entry in pixels if entry]
-    unique: dict[int, dict[str, Tensor]] = {id(entry): entry for entry in rows}
-    if not unique:
-        return {}
-    tensors = {name: torch.cat([entry[name] for entry in unique.values()]) for name in rows[0]}
+    found = {name: [entry[name] for entry in rows if name in entry] for name in GRIDS}
+    grids = {name: torch.cat(tensors) for name, tensors in found.items() if tensors}
+    inputs = {"position_ids": position_ids(model, input_ids, attention_mask, grids)}
+    if not rows:
+        return inputs
+    parts = {(id(entry), kind): part for entry in rows for kind, part in _parts(entry).items()}
+    tensors = {name: torch.cat([part[name] for part in parts.values()]) for name in next(iter(parts.values()))}
     encoded = model.get_image_features(tensors.pop("pixel_values"), **tensors, return_dict=True)
-    counts = [_encodings(entry) for entry in unique.values()]
 
-    def dealt(features: Sequence[Tensor]) -> list[Tensor]:
-        found = iter(features)
-        by_entry = {key: [next(found) for _ in range(count)] for key, count in zip(unique, counts, strict=True)}
-        return [feature for entry in rows for feature in by_entry[id(entry)]]
+    def dealt(features: Sequence[Tensor], kind: str) -> list[Tensor]:
+        each = iter(features)
+        by_part = {key: [next(each) for _ in range(_encodings(part))] for key, part in parts.items()}
+        return [feature for entry in rows for feature in by_part.get((id(entry), kind), ())]
 
     own, deeper = encoded.pooler_output, _deepest(encoded)
     # Not in transformers' own type: FSDP would find the features in it, take them for the model's input, and divide
     # its parameters again, and their gradients, once more than on a rank without a picture.
-    dealt_out = SimpleNamespace(
-        pooler_output=torch.stack(dealt(own)) if isinstance(own, Tensor) else tuple(dealt(own)),
-        deepstack_features=[tuple(dealt(layer)) for layer in deeper] or None,
-    )
-    grid = {} if "image_grid_thw" not in tensors else {"image_grid_thw": torch.cat([e["image_grid_thw"] for e in rows])}
-    return {"mm_encoder_outputs": {"image": dealt_out}} | grid | token_kinds(model, input_ids)
+    outputs = {
+        kind: SimpleNamespace(
+            pooler_output=torch.stack(dealt(own, kind)) if isinstance(own, Tensor) else tuple(dealt(own, kind)),
+            deepstack_features=[tuple(dealt(layer, kind)) for layer in deeper] or None,
+        )
+        for kind in dict.fromkeys(kind for _, kind in parts)
+    }
+    return inputs | {"mm_encoder_outputs": outputs} | token_kinds(model, input_ids)
+
+
+def _parts(entry: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A prompt's pictures and its videos, each as `get_image_features` takes pictures."""
+    parts = {}
+    if "pixel_values" in entry:
+        parts["image"] = {name: tensor for name, tensor in entry.items() if name not in _OF_VIDEOS}
+    if "pixel_values_videos" in entry:
+        parts["video"] = {"pixel_values": entry["pixel_values_videos"], "image_grid_thw": entry["video_grid_thw"]}
+    return parts
 
 
 def token_kinds(
     model: PreTrainedModel, input_ids: Int[Tensor, "rollout tokens"]
 ) -> dict[str, Int[Tensor, "rollout tokens"]]:
-    """1 where a picture's features go, under the name that `model` asks for it by, if it does.
+    """1 where a picture's features go and 2 where a video's do, under the name that `model` asks for it by, if it does.
 
-    Qwen needs it for positions, Gemma 3 for its mask: the tokens of a picture see each other in both directions.
+    Gemma 3 needs it for its mask: the tokens of a picture see each other in both directions.
     """
     asked = inspect.signature(model.forward).parameters
-    kinds = (input_ids == model.config.image_token_id).int()
+    kinds = token_types(model, input_ids)
     return {name: kinds for name in ("mm_token_type_ids", "token_type_ids") if name in asked}
 
 
@@ -110,7 +131,7 @@ def _deepest(encoded: Any) -> Sequence[Sequence[Tensor]]:
 
 
 def _encodings(entry: dict[str, Tensor]) -> int:
-    """How many tensors of features a prompt's pictures become: one a picture of a grid, else one a tile."""
+    """How many tensors of features a prompt's pictures or videos become: one a picture of a grid, else one a tile."""
     return len(entry["image_grid_thw"] if "image_grid_thw" in entry else entry["pixel_values"])
 
 

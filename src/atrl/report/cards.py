@@ -20,6 +20,7 @@ LONG_RESPONSE = 400
 """Tokens above which a response is folded."""
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_MARK = re.compile("<image>|<video>")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -44,18 +45,25 @@ class Card:
 
     sample: Sample
     question: list[str]
-    """The text around the pictures: one piece more than there are ``<image>`` marks."""
+    """The text around the pictures and videos: one piece more than there are marks."""
     gold: str
     problem: str
     parts: list[tuple[str, str]]
     tokens: list[Token]
     pictures: list[Picture]
+    """Pictures and videos in the order of their marks."""
     heat: HeatMaps | None
 
     @property
     def is_long(self) -> bool:
         """Whether the response is folded at first."""
         return len(self.tokens) > LONG_RESPONSE
+
+    @property
+    def names(self) -> list[str]:
+        """[picture] "picture 1", "video 1", …, each kind counted by itself."""
+        kinds = [picture.kind for picture in self.pictures]
+        return [f"{kind} {kinds[: i + 1].count(kind)}" for i, kind in enumerate(kinds)]
 
     @property
     def anchor_count(self) -> int:
@@ -91,10 +99,13 @@ def make_cards(samples: Sequence[Sample], run_dir: Path) -> list[Card]:
 
 
 def _card(sample: Sample, top: float, run_dir: Path) -> Card:
-    pictures = [embed(run_dir, name, problem=sample.problem) for name in sample.images]
+    pictures = [
+        embed(run_dir, name, problem=sample.problem, timestamps=times)
+        for name, times in zip(sample.images, sample.timestamps or [None] * len(sample.images), strict=True)
+    ]
     return Card(
         sample=sample,
-        question=[printable(piece).strip() for piece in sample.question.split("<image>")],
+        question=[printable(piece).strip() for piece in _MARK.split(sample.question)],
         gold=printable(sample.gold),
         problem=printable(sample.problem),
         parts=[(printable(name), number(value)) for name, value in sample.parts.items()],

@@ -9,24 +9,31 @@ from pathlib import Path
 
 from atrl.data.images import open_image
 
-MAX_SIDE = 512
-"""Pixels along the longer side of an embedded picture."""
+MAX_SIDE, MAX_STRIP_SIDE = 512, 1024
+"""Pixels along the longer side of an embedded picture, and of a strip of frames."""
 MAX_PNG_BYTES = 150_000
 """A larger PNG is a photograph, and goes as JPEG."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An embedded picture; `uri` is None where the file is missing or can't be read."""
+    """An embedded picture, or a video's strip of frames; `uri` is None where the file is missing or can't be read."""
 
     name: str
     uri: str | None
     width: int
     height: int
+    timestamps: list[float] | None = None
+    """[frame] of a video, in seconds."""
+
+    @property
+    def kind(self) -> str:
+        """What the page calls it."""
+        return "picture" if self.timestamps is None else "video"
 
 
-def embed(run_dir: Path, name: str, *, problem: str) -> Picture:
-    """The picture `name` of a run's folder as a data URI, scaled down to `MAX_SIDE`.
+def embed(run_dir: Path, name: str, *, problem: str, timestamps: list[float] | None = None) -> Picture:
+    """The picture `name` of a run's folder as a data URI, scaled down to `MAX_SIDE`, a video's to `MAX_STRIP_SIDE`.
 
     Raises:
         ValueError: if `name` leads out of the folder.
@@ -37,12 +44,13 @@ def embed(run_dir: Path, name: str, *, problem: str) -> Picture:
     try:
         picture = open_image(path, problem_id=problem)
     except ValueError:
-        return Picture(name, None, 0, 0)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+        return Picture(name, None, 0, 0, timestamps)
+    side = MAX_SIDE if timestamps is None else MAX_STRIP_SIDE
+    picture.thumbnail((side, side))
     kind, data = "png", _encoded(picture, "PNG", optimize=True)
     if len(data) > MAX_PNG_BYTES:
         kind, data = "jpeg", _encoded(picture, "JPEG", quality=88)
-    return Picture(name, f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *picture.size)
+    return Picture(name, f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *picture.size, timestamps)
 
 
 def _encoded(picture, kind: str, **options) -> bytes:

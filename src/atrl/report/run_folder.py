@@ -142,7 +142,9 @@ class Sample(_Record):
     parts: dict[str, float]
     status: Status
     images: list[str]
-    """Files, relative to the run's folder."""
+    """Files, relative to the run's folder, in the order of the marks in the question."""
+    timestamps: list[list[FiniteFloat] | None] | None = None
+    """[image] of a video's strip when each frame is, in seconds; None for a picture."""
     attention: list[Any] | None = None
     """[image] arrays [token, rows, columns]: the largest attention of any layer and head on each image token."""
 
@@ -157,8 +159,10 @@ class Sample(_Record):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.tokens):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.tokens)} tokens")
-        if self.attention is not None and len(self.attention) != len(self.images):
-            raise ValueError(f"attention has {len(self.attention)} entries for {len(self.images)} images")
+        for name in ("attention", "timestamps"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self.images):
+                raise ValueError(f"{name} has {len(column)} entries for {len(self.images)} images")
         for attention in self.attention or []:
             if attention.ndim != 3 or len(attention) != len(self.tokens) or not attention.size:
                 wanted = f"[{len(self.tokens)} tokens][rows][columns]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,7 +50,10 @@ class ModelHandle:
         max_prompt_tokens: the longest prompt, in expanded tokens, that will be asked for.
         max_response_tokens: the longest response.
         max_images: the most pictures in one prompt.
+        max_videos: the most videos in one prompt.
         turn_end_ids: tokens that close an answer in the chat template.
+        pixel_limits: keyword arguments by which a processor resizes pictures as the trainer's does, by kind of media.
+        training_bytes: what training the policy will hold of the GPU beside an engine; 0 where it isn't trained.
     """
 
     folder: Path
@@ -60,13 +63,17 @@ class ModelHandle:
     max_prompt_tokens: int
     max_response_tokens: int
     max_images: int
+    max_videos: int = 0
     turn_end_ids: tuple[int, ...] = ()
+    pixel_limits: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    training_bytes: int = 0
 
 
 class Sampler(Protocol):
-    """Draws responses. `start` comes first, `close` last; `update_weights` after every optimizer step."""
+    """Draws responses. `start` comes first, `close` last; `rest` before an update, `update_weights` after it."""
 
     name: str
+    takes_videos: bool
 
     def check(self, model_type: str) -> None:
         """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""
@@ -78,6 +85,10 @@ class Sampler(Protocol):
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: str) -> list[RolloutGroup]:
         """`group_size` responses to every prompt, in order; the same for the same weights, prompts and `seed`."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing will be asked for until the next `update_weights`: memory may be given back."""
         ...
 
     def update_weights(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> None:

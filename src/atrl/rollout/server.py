@@ -52,6 +52,7 @@ class VllmServerSampler:
     """
 
     name = "server"
+    takes_videos = False  # `/inference/v1/generate` has parts for pictures alone
 
     def __init__(
         self,
@@ -142,6 +143,14 @@ class VllmServerSampler:
             return [self._group(prompt, answer.result()) for prompt, answer in zip(prompts, answers, strict=True)]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def rest(self) -> None:
+        """The server's memory is none of the trainer's."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the server's weights; empty before the start."""
+        return self._dtype
 
     def update_weights(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the server's weights and drop what it computed with the old ones.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from atrl.data.templates import padding_id
-from atrl.models.policy import evaluating, token_kinds
+from atrl.models.policy import evaluating, picture_inputs
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
 from atrl.sharding import gathered
 from atrl.types import Prompt, Rollout, RolloutGroup
@@ -33,6 +33,7 @@ class TransformersSampler:
     """
 
     name = "transformers"
+    takes_videos = True
 
     def __init__(self, *, max_batch_sequences: int = 256) -> None:
         if max_batch_sequences < 1:
@@ -68,6 +69,9 @@ class TransformersSampler:
                     members = rollouts[index * sampling.group_size : (index + 1) * sampling.group_size]
                     groups.append(rollout_group(self._handle, prompt, members, self._version))
         return groups
+
+    def rest(self) -> None:
+        """Nothing is held that could be given back."""
 
     def update_weights(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Note the version; the sampler generates with the very parameters that were trained."""
@@ -186,38 +190,16 @@ def _prefill(
     ids = torch.tensor([[padding] * (length - len(p.token_ids)) + p.token_ids for p in prompts])
     mask = torch.tensor([[0] * (length - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts])
     ids, mask = ids.to(model.device), mask.to(model.device)
-    pixels = {
-        name: torch.cat([p.pixels[name] for p in prompts if name in p.pixels]).to(model.device)
-        for name in {name for p in prompts for name in p.pixels}
-    }
-    positions = _positions(model, ids, mask, pixels.get("image_grid_thw"))
+    pixels = [{name: tensor.to(model.device) for name, tensor in prompt.pixels.items()} for prompt in prompts]
+    inputs = picture_inputs(model, ids, mask, pixels)
+    positions = inputs["position_ids"]
     cache = DynamicCache(config=model.config)
     logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-        logits_to_keep=1, **pixels, **(token_kinds(model, ids) if pixels else {}),
-    ).logits[:, -1]  # fmt: skip
-    following = positions.amax(dim=0) if positions.ndim == 3 else positions
-    return logits, cache, mask, following.amax(dim=-1) + 1
-
-
-def _positions(
-    model: PreTrainedModel,
-    ids: Int[Tensor, "prompt column"],
-    mask: Int[Tensor, "prompt column"],
-    grid: Int[Tensor, "image 3"] | None,
-) -> Int[Tensor, "3 prompt column"] | Int[Tensor, "prompt column"]:
-    """Positions that skip the padding; 3-dimensional on pictures where the model has multimodal RoPE (Qwen-VL).
-
-    They are always passed explicitly, because the model would otherwise count the padding of prompts without a
-    picture and keep the offsets of this batch for its next forward.
-    """
-    if not hasattr(model.base_model, "get_rope_index"):
-        return (mask.cumsum(dim=-1) - 1).clamp(min=0)
-    kinds = (ids == model.config.image_token_id).int()
-    positions, _ = model.base_model.get_rope_index(
-        ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=mask
-    )
-    return positions
+        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs
+    ).logits[:, -1]
+    # The last column is text, whose position is the same in all dimensions, and in no row padding.
+    last = positions[0] if positions.ndim == 3 else positions
+    return logits, cache, mask, last[:, -1] + 1
 
 
 def _decode(

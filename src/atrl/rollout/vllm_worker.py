@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from atrl.rollout.vllm import keep_weights_replaceable
+from atrl.rollout.vllm_engine import keep_weights_replaceable
 from atrl.rollout.weight_transfer import model_shape
 
 

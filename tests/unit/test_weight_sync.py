@@ -1,0 +1,142 @@
+"""What a sampler gets of the policy: every weight once, whole, under its own name, adapters merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from atrl.weight_sync import named_parameters
+from tests.unit.ranks import run_ranks
+
+TARGETS = r".*language_model.*\.(q_proj|v_proj|down_proj)|.*visual.*\.qkv"
+
+
+def load(checkpoint: Path):
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(checkpoint, attn_implementation="sdpa")
+
+
+def adapted(checkpoint: Path, dtype: torch.dtype = torch.float32, **options):
+    """The policy under peft, with adapters that are not zero, as they would be at the start."""
+    from peft import LoraConfig, get_peft_model
+
+    options = {"r": 3, "lora_alpha": 5, "target_modules": TARGETS} | options
+    policy = get_peft_model(load(checkpoint).to(dtype), LoraConfig(**options))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(dtype) / 10
+            if "lora_" in name:  # A is random, from the global generator, and B zero
+                parameter.copy_(noise)
+            elif "modules_to_save" in name:
+                parameter.add_(noise)
+    return policy
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_plain_policys_weights_are_its_own_memory(policy) -> None:
+    expected = dict(policy.named_parameters())
+    found = dict(named_parameters(policy))
+    same(found, expected)
+    assert all(found[name].data_ptr() == expected[name].data_ptr() for name in expected)
+    assert not any(tensor.requires_grad for tensor in found.values())
+    assert "lm_head.weight" not in found  # tied to the embedding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_merged_as_peft_merges_them(checkpoint: Path, dtype) -> None:
+    policy = adapted(checkpoint, dtype)
+    plain, before = dict(load(checkpoint).named_parameters()), {n: p.clone() for n, p in policy.named_parameters()}
+    found = dict(named_parameters(policy))
+    assert list(found) == list(plain)
+    changed = {name for name in plain if not torch.equal(found[name], plain[name].to(dtype))}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj", "down_proj", "qkv"}
+    assert all(name.endswith(".weight") for name in changed)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in policy.named_parameters())  # left as it was
+    same(found, dict(policy.merge_and_unload().named_parameters()))
+
+
+def test_merging_by_hand(checkpoint: Path) -> None:
+    """B = (1, 2, 0, …)ᵀ and A = (3, 0, …) with s = alpha / r = 2 add 6 and 12 to the first column of W."""
+    policy = adapted(checkpoint, r=1, lora_alpha=2, target_modules=r".*layers\.0\.self_attn\.q_proj")
+    (layer,) = [module for module in policy.modules() if hasattr(module, "lora_A")]
+    with torch.no_grad():
+        layer.lora_A["default"].weight.zero_()[0, 0] = 3
+        layer.lora_B["default"].weight.zero_()[:2, 0] = torch.tensor([1.0, 2.0])
+    expected = layer.base_layer.weight.detach().clone()
+    expected[0, 0] += 6
+    expected[1, 0] += 12
+    found = dict(named_parameters(policy))["model.language_model.layers.0.self_attn.q_proj.weight"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_two_active_adapters_and_none(checkpoint: Path) -> None:
+    from peft import LoraConfig
+
+    policy = adapted(checkpoint)
+    policy.add_adapter("second", LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False))
+    policy.base_model.set_adapter(["default", "second"])
+    both = dict(named_parameters(policy))
+    with policy.disable_adapter():
+        same(dict(named_parameters(policy)), dict(load(checkpoint).named_parameters()))
+    policy.merge_adapter()  # by peft, in place, and not to be merged again
+    same(both, dict(named_parameters(policy)))
+
+
+def test_modules_that_peft_trains_as_a_whole_replace_the_original(checkpoint: Path) -> None:
+    policy = adapted(checkpoint, modules_to_save=["merger"])
+    found = dict(named_parameters(policy))
+    plain = dict(load(checkpoint).named_parameters())
+    assert list(found) == list(plain)
+    assert any("merger" in name and not torch.equal(found[name], plain[name]) for name in plain)
+    same(found, dict(policy.merge_and_unload().named_parameters()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_dora": True}, r"LoRA adapter on \S+q(kv|_proj) is of a kind .*use_dora=False"),
+        ({"lora_bias": True}, "is of a kind .* lora_bias=False"),
+        ({"target_modules": ["embed_tokens"]}, r"adapter on \S*embed_tokens changes a weight that another"),
+        ({"target_modules": ["lm_head"]}, "adapter on lm_head changes a weight that another layer shares"),
+        ({"trainable_token_indices": {"embed_tokens": [1]}}, r"embed_tokens has an adapter of the kind Trainable"),
+    ],
+)
+def test_adapters_that_are_no_single_weight_are_refused(checkpoint: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dict(named_parameters(adapted(checkpoint, **options)))
+
+
+def whole_on_each_rank(checkpoint: Path, with_adapters: bool) -> dict:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    policy = adapted(checkpoint) if with_adapters else load(checkpoint)
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    base = policy.get_base_model() if with_adapters else policy
+    for layer in base.model.language_model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(policy, mesh=mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in policy.parameters())
+    found = dict(named_parameters(policy))
+    assert not any(isinstance(tensor, DTensor) for tensor in found.values())
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_a_sharded_policys_weights_arrive_whole_on_every_rank(checkpoint: Path, with_adapters: bool) -> None:
+    expected = dict(named_parameters(adapted(checkpoint) if with_adapters else load(checkpoint)))
+    for found in run_ranks(whole_on_each_rank, checkpoint, with_adapters):
+        assert list(found) == list(expected)
+        for name, tensor in expected.items():  # products of shards add up in another order
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5 if with_adapters else 0, msg=name)
