@@ -144,7 +144,7 @@ def layer_outputs(policy, batch) -> list[torch.Tensor]:
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             output_hidden_states=True,
-            **picture_inputs(policy, batch.input_ids, batch.pixels),
+            **picture_inputs(policy, batch.input_ids, batch.attention_mask, batch.pixels),
         )
     return list(output.hidden_states[1:-1])
 

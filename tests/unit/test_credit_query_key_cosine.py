@@ -123,7 +123,7 @@ def queries_and_keys(policy, batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
         policy(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
-            **picture_inputs(policy, batch.input_ids, batch.pixels),
+            **picture_inputs(policy, batch.input_ids, batch.attention_mask, batch.pixels),
         )
     for handle in handles:
         handle.remove()
