@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atrl.credit.attention import AttentionCapture
-from atrl.logprobs import process_logits, token_divergence, token_entropy, token_logprobs
+from atrl.logprobs import keep_only, process_logits, token_divergence, token_entropy, token_logprobs
 from atrl.models.policy import response_logits
 from atrl.timing import PhaseTimer
 from atrl.types import Evidence, Experience, MaskedView
@@ -84,6 +84,8 @@ class ForwardPass:
         processed = process_logits(
             response_logits(model, batch), temperature=self.temperature, banned_ids=self.banned_ids
         )
+        if batch.kept is not None:
+            processed = keep_only(processed, batch.kept)
         # Padding may repeat a banned id, whose log-prob of -inf would turn a masked loss into NaN.
         logprobs = token_logprobs(processed, batch.input_ids[:, batch.prompt_length :])
         return torch.where(batch.response_mask, logprobs, 0.0), processed

@@ -83,6 +83,16 @@ class Prompt:
         return f"{self.problem.id}/{self.epoch}"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptTokens:
+    """Which tokens a truncated sampler (top-k, top-p, min-p) could have drawn at each token of a response."""
+
+    ids: Int[Tensor, "kept"]
+    """int32, those of one token after those of the other."""
+    counts: Int[Tensor, "response"]
+    """int32, how many there are of each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled response: exactly the ids that the sampler returned, its end-of-turn token included."""
@@ -93,6 +103,8 @@ class Rollout:
     """[response] log-probability of each token under the distribution that it was sampled from."""
     finished: bool
     """Whether the model ended the response itself; otherwise the token limit cut it."""
+    kept: KeptTokens | None = None
+    """What could have been drawn; None where nothing but the banned tokens was left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,6 +151,8 @@ class Experience:
     old_logprobs: Float[Tensor, "rollout response"] | None = None
     """Under the policy before this batch's updates; None when one update makes them the current ones."""
     reference_logprobs: Float[Tensor, "rollout response"] | None = None
+    kept: list[KeptTokens] | None = None
+    """[rollout] the tokens that sampling was restricted to, and so log-probs are; None where it was not."""
 
     @property
     def size(self) -> int:
@@ -168,6 +182,7 @@ class Experience:
             reading=None if self.reading is None else self.reading[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
+            kept=None if self.kept is None else self.kept[index],
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from atrl.data.prompts import PromptBuilder, banned_token_ids
 from atrl.rollout.base import ModelHandle, Sampling
+from atrl.rollout.truncation import check_truncation
 from atrl.types import Problem
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ class RolloutSettings:
         group_size: responses per prompt.
         prompts_per_step: prompts per training step.
         temperature: of the softmax.
+        top_k: draw among the likeliest so many tokens; None is all.
+        top_p: draw among the likeliest tokens that together have this probability; 1 is all.
+        min_p: draw among tokens that are at least so many times as likely as the likeliest; 0 is all.
         max_response_tokens: a response is cut there.
         max_prompt_tokens: a prompt that is longer, image tokens included, is dropped.
     """
@@ -31,6 +35,9 @@ class RolloutSettings:
     group_size: int = 8
     prompts_per_step: int = 16
     temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
     max_response_tokens: int = 64
     max_prompt_tokens: int = 256
 
@@ -42,12 +49,18 @@ class RolloutSettings:
         for name in ("prompts_per_step", "max_prompt_tokens", "max_response_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} must be at least 1, got {getattr(self, name)}")
+        check_truncation(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
     @property
     def sampling(self) -> Sampling:
         """What the sampler is told for a training step."""
         return Sampling(
-            group_size=self.group_size, temperature=self.temperature, max_response_tokens=self.max_response_tokens
+            group_size=self.group_size,
+            temperature=self.temperature,
+            max_response_tokens=self.max_response_tokens,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
         )
 
     def prompt_builder(self, loaded: LoadedModel, instruction: str) -> PromptBuilder:

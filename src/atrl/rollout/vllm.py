@@ -6,23 +6,28 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from atrl.rollout.base import ModelHandle, Sampling, request_seed
 from atrl.rollout.transformers import end_token_ids, rollout_group
+from atrl.rollout.truncation import collect
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
     from torch import Tensor
     from vllm import LLM, RequestOutput, SamplingParams
+    from vllm.logprobs import Logprob
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 _LOWEST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to this, which would falsify the log-probabilities."""
+
+_TIES = 8
+"""More log-probabilities than `top_k` are asked for: tokens that tie with the last of them are kept as well."""
 
 
 class VllmSampler:
@@ -105,16 +110,35 @@ class VllmSampler:
         With temperature 0 the log-probabilities are those of temperature 1.
 
         Raises:
-            ValueError: if the temperature is one that vLLM would change, or its processor expands a prompt differently.
+            ValueError: if the temperature is one that vLLM would change, if tokens are left out by probability alone, or
+                if its processor expands a prompt differently.
             RuntimeError: if the engine fails.
         """
-        import torch
-
         assert self._llm is not None and self._handle is not None, "the vLLM sampler was not started"
         if 0 < sampling.temperature < _LOWEST_TEMPERATURE:
             raise ValueError(
                 f"rollout.temperature must be 0 or at least {_LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
             )
+        if sampling.truncates and sampling.top_k is None:
+            raise ValueError(
+                "rollout.top_k must be set where rollout.top_p or min_p leaves tokens out, got null with vLLM: it bounds "
+                "the list of tokens that are left, which the trainer needs; 100 is usual"
+            )
+        if sampling.separate_groups:
+            return [self._alone(prompt, sampling, seed) for prompt in prompts]
+        return self._together(prompts, sampling, seed)
+
+    def _alone(self, prompt: Prompt, sampling: Sampling, seed: str) -> RolloutGroup:
+        """One group with nothing in the engine but itself: cached blocks of other prompts would change its batches."""
+        assert self._llm is not None
+        self._llm.llm_engine.reset_encoder_cache()
+        assert self._llm.reset_prefix_cache(), "vLLM kept its prefix cache: a request is still running"
+        return self._together([prompt], sampling, seed)[0]
+
+    def _together(self, prompts: Sequence[Prompt], sampling: Sampling, seed: str) -> list[RolloutGroup]:
+        import torch
+
+        assert self._llm is not None
         requests = [_request(prompt) for prompt in prompts]
         parameters = [self._sampling_parameters(prompt, sampling, seed) for prompt in prompts]
         try:
@@ -126,7 +150,8 @@ class VllmSampler:
                 f"rollout=vllm: the engine failed on {len(prompts)} prompts (the first is problem "
                 f"{prompts[0].problem.id}): {_cause(error)}"
             ) from error
-        return [self._group(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+        pairs = zip(prompts, outputs, strict=True)
+        return [self._group(prompt, output, truncated=sampling.truncates) for prompt, output in pairs]
 
     def update_weights(self, parameters: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy `parameters` into the engine and forget what it computed with the old ones.
@@ -158,7 +183,8 @@ class VllmSampler:
             "limit_mm_per_prompt": {"image": handle.max_images, "video": 0},
             "skip_mm_profiling": True,
             "mm_processor_cache_gb": 0,  # a picture comes once an epoch: a cache of them would only grow
-            "logprobs_mode": "processed_logprobs",  # after temperature and ban, as the trainer computes them
+            "logprobs_mode": "processed_logprobs",  # after temperature, ban and top-k, as the trainer computes them
+            "max_logprobs": -1,  # a request with top-k asks for so many
             "generation_config": "vllm",  # the checkpoint's own top-k and penalties stay out
             "use_tqdm_on_load": False,
         }
@@ -184,18 +210,21 @@ class VllmSampler:
         return SamplingParams(
             n=sampling.group_size,
             temperature=sampling.temperature,
+            top_k=sampling.top_k or 0,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
             max_tokens=sampling.max_response_tokens,
             seed=request_seed(seed, prompt.key),
             stop_token_ids=list(end_token_ids(self._handle)),
             # A bias of -inf is one vectorised addition. `allowed_token_ids` would list the whole vocabulary in every
             # request (newer engines refuse more than 1024), and `bad_words` loops over requests in Python.
             logit_bias={token: -float("inf") for token in self._handle.banned_ids},
-            logprobs=0,
+            logprobs=sampling.top_k + _TIES if sampling.truncates else 0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _group(self, prompt: Prompt, output: RequestOutput) -> RolloutGroup:
+    def _group(self, prompt: Prompt, output: RequestOutput, *, truncated: bool) -> RolloutGroup:
         assert self._handle is not None
         if output.prompt_token_ids != prompt.token_ids:
             raise ValueError(
@@ -214,6 +243,7 @@ class VllmSampler:
                     token_ids=ids,
                     logprobs=[step[token].logprob for step, token in zip(steps, ids, strict=True)],
                     finished=ids[-1] in ends,
+                    kept=collect([_left_tokens(steps)])[0] if truncated else None,
                 )
             )
         return rollout_group(self._handle, prompt, rollouts, self._version)
@@ -224,6 +254,13 @@ def _request(prompt: Prompt) -> dict[str, Any]:
     if prompt.images:
         request["multi_modal_data"] = {"image": list(prompt.images)}
     return request
+
+
+def _left_tokens(steps: Sequence[Mapping[int, Logprob]]) -> list[Tensor]:
+    """[response] ids of the tokens that the engine's limits left: those with a probability."""
+    import torch
+
+    return [torch.tensor([token for token, found in step.items() if found.logprob > -torch.inf]) for step in steps]
 
 
 def _cause(error: BaseException) -> str:
