@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
-from atrl.loss.checks import credit_suits_the_loss, overlong_fits_the_response
+from atrl.loss.checks import correction_suits_the_loss, credit_suits_the_loss, overlong_fits_the_response
 from atrl.schema import UNSET, check_call, check_group, to_plain
 from atrl.suggest import did_you_mean
 
@@ -286,5 +286,6 @@ CHECKS: tuple[Check, ...] = (
     group_holds_a_comparison,
     overlong_fits_the_response,
     credit_suits_the_loss,
+    correction_suits_the_loss,
 )
 """What must hold across the config; each returns one line, or None where all is well."""

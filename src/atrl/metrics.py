@@ -6,7 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from atrl import parallel
+from atrl.loss.base import log_ratio
+from atrl.loss.correction import ratio_metrics
 from atrl.types import Reward, Status
 
 if TYPE_CHECKING:
@@ -33,15 +37,18 @@ def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> dict[str, float]:
 def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
     """Of all ranks: lengths in tokens, tokens generated per second of the rollout phase, how far the sampler is off.
 
-    The gap is between the sampler's log-prob of a token and the trainer's for the same weights, in nats.
+    The gap is between the sampler's log-prob of a token and the trainer's for the same weights, in nats; `ratio_metrics`
+    says the same in ratios of probabilities.
     """
     mask = step.experience.response_mask
-    gap = (step.logprobs - step.experience.sampler_logprobs)[mask].abs()
+    difference = log_ratio(step.logprobs, step.experience.sampler_logprobs, mask).double()
+    gap = difference[mask].abs()
     lengths = [len(rollout.token_ids) for group in step.groups for rollout in group.rollouts]
     left_out = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
-    tokens, rollouts, gaps, unused = parallel.sums([sum(lengths), len(lengths), float(gap.double().sum()), left_out])
+    tokens, rollouts, gaps, unused = parallel.sums([sum(lengths), len(lengths), float(gap.sum()), left_out])
     longest, widest = zip(*parallel.gather((max(lengths), float(gap.max()))), strict=True)
-    return {
+    ratios = [torch.cat(parallel.gather(part.cpu())).numpy() for part in (difference[mask], difference.sum(dim=1))]
+    return ratio_metrics(*ratios) | {
         "rollout/response_length": tokens / rollouts,
         "rollout/response_length_max": float(max(longest)),
         "rollout/tokens_per_second": (tokens + unused) / max(rollout_seconds, 1e-9),
