@@ -49,7 +49,8 @@ class TrainerSettings:
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"  # both: a whole policy in each process
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    threads: int | None = None  # of each process; null for all cores divided among the processes
+    deterministic: bool = False  # no bit of a prompt's rollouts and weights depends on batch, micro-batch or processes
+    threads: int | None = None  # of each process; null for all cores divided among them, or 1 if deterministic
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
     evaluate_every: int | None = None  # steps; null for only before and after
     evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report

@@ -14,6 +14,7 @@ from torch import Tensor
 from atrl.credit.attention import AttentionCapture
 from atrl.logprobs import keep_only, process_logits, token_divergence, token_entropy, token_logprobs
 from atrl.models.policy import response_logits
+from atrl.splitting import join_rows
 from atrl.timing import PhaseTimer
 from atrl.types import Evidence, Experience, MaskedView
 
@@ -101,17 +102,20 @@ class ForwardPass:
         return MaskedView(logprobs=logprobs, divergence=divergence)
 
 
-def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None) -> Evidence:
-    """The evidence of consecutive micro-batches as that of one batch."""
+def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None, width: int) -> Evidence:
+    """The evidence of consecutive pieces as that of one batch, with `width` columns.
+
+    What the probe read needs pieces that are as wide.
+    """
     masked = None
     if parts[0].masked is not None:
         masked = MaskedView(
-            logprobs=torch.cat([part.masked.logprobs for part in parts]),
-            divergence=torch.cat([part.masked.divergence for part in parts]),
+            logprobs=join_rows([part.masked.logprobs for part in parts], width),
+            divergence=join_rows([part.masked.divergence for part in parts], width),
         )
     return Evidence(
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        entropy=torch.cat([part.entropy for part in parts]),
+        logprobs=join_rows([part.logprobs for part in parts], width),
+        entropy=join_rows([part.entropy for part in parts], width),
         read={} if probe is None else probe.merge([part.read for part in parts]),
         masked=masked,
     )

@@ -37,8 +37,8 @@ def reward_metrics(rewards: Sequence[Sequence[Reward]]) -> dict[str, float]:
 def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
     """Of all ranks: lengths in tokens, tokens generated per second of the rollout phase, how far the sampler is off.
 
-    The gap is between the sampler's log-prob of a token and the trainer's for the same weights, in nats; `ratio_metrics`
-    says the same in ratios of probabilities.
+    The gap is between the sampler's log-prob of a token and the trainer's for the same weights, in nats; what
+    `ratio_metrics` says in ratios of probabilities.
     """
     mask = step.experience.response_mask
     difference = log_ratio(step.logprobs, step.experience.sampler_logprobs, mask).double()

@@ -62,8 +62,9 @@ def prepare_process(parts: Parts) -> None:
 
     if several_processes(parts.trainer):
         refuse_in_a_sweep()
-    if parts.trainer.threads is not None:
-        torch.set_num_threads(parts.trainer.threads)
+    threads = parts.trainer.threads or (1 if parts.trainer.deterministic else None)  # their number changes bits too
+    if threads is not None:
+        torch.set_num_threads(threads)
     seed_everything(parts.run.seed, verbose=False)
     if not parts.run.verbose:
         _quieten_lightning()

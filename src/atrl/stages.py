@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lightning import Callback, Trainer
@@ -20,9 +20,11 @@ from atrl.data.loader import PromptLoader
 from atrl.data.prompts import banned_token_ids
 from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
+from atrl.gradients import DoubleSum, RunningSum
 from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, several_processes
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
+from atrl.splitting import EvenSplit, GroupSplit
 from atrl.strategy import ReplicatedStrategy
 
 if TYPE_CHECKING:
@@ -110,7 +112,8 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
     listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
     handle = parts.rollout.handle(loaded, listed)
-    rollout = RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle)
+    sampling = replace(parts.rollout.sampling, separate_groups=parts.trainer.deterministic)
+    rollout = RolloutCallback(parts.rollout.sampler, sampling, handle)
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
@@ -164,6 +167,8 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
         max_response_tokens=parts.rollout.max_response_tokens,
         max_steps=parts.trainer.max_steps,
         seed=parts.run.seed,
+        split=GroupSplit() if parts.trainer.deterministic else EvenSplit(size=parts.optimizer.micro_batch_size),
+        gradients=DoubleSum() if parts.trainer.deterministic else RunningSum(),
         more_prompts=more_prompts,
     )
 
@@ -186,5 +191,7 @@ def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Tra
         enable_model_summary=False,
         inference_mode=False,
         use_distributed_sampler=False,
+        # On the CPU every kernel repeats itself; on a GPU some add up in whatever order their threads come in.
+        deterministic="warn" if settings.deterministic and settings.accelerator != "cpu" else None,
         **options,
     )

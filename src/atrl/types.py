@@ -222,11 +222,11 @@ class CreditOutput:
     trajectory_scale: Float[Tensor, "rollout"] | None = None
     """A factor on the whole rollout's advantage; None is 1."""
 
-    def rows(self, index: slice) -> CreditOutput:
-        """The rollouts of `index`."""
+    def rows(self, index: slice, width: int | None = None) -> CreditOutput:
+        """The rollouts of `index`, with the first `width` columns where one is given."""
         return CreditOutput(
-            weights=self.weights[index],
-            anchors=None if self.anchors is None else self.anchors[index],
-            density=None if self.density is None else self.density[index],
+            weights=self.weights[index, :width],
+            anchors=None if self.anchors is None else self.anchors[index, :width],
+            density=None if self.density is None else self.density[index, :width],
             trajectory_scale=None if self.trajectory_scale is None else self.trajectory_scale[index],
         )

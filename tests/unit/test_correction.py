@@ -113,7 +113,7 @@ def total_and_gradient(target: Objective, batch, given):
 @pytest.mark.parametrize("kind", KINDS.values())
 @pytest.mark.parametrize("old", [True, False], ids=["old", "current"])
 def test_every_objectives_loss_is_multiplied(kind, loss, aggregation, old: bool) -> None:
-    """By weights of the old log-probs over the sampler's, or of the current ones, without their gradient; not the KL."""
+    """By old log-probs over the sampler's, or by the current ones, without their gradient; the KL is not."""
     batch = random_batch()
     sampler = batch.old - 0.4 * torch.sin(torch.arange(batch.mask.numel())).view(batch.mask.shape)
     given = replace(experience(batch, old=old), sampler_logprobs=sampler)
@@ -126,7 +126,9 @@ def test_every_objectives_loss_is_multiplied(kind, loss, aggregation, old: bool)
     logprobs = batch.logprobs.clone().requires_grad_()
     plain, _ = objective(loss, aggregation).per_token(logprobs, batch.advantages, given)
     expected = aggregation(plain * weights.weights, batch.mask, batch.totals)
-    divergence = objective(loss, aggregation, kl_coefficient=0.3)(logprobs, batch.advantages * 0, given, batch.totals)[0]
+    divergence = objective(loss, aggregation, kl_coefficient=0.3)(logprobs, batch.advantages * 0, given, batch.totals)[
+        0
+    ]
     (expected + divergence).backward()
     target = objective(loss, aggregation, kl_coefficient=0.3, correction=correction)
     total, gradient, sums = total_and_gradient(target, batch, given)

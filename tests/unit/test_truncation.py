@@ -79,7 +79,7 @@ def test_limits_are_checked_by_whoever_takes_them(limits: dict, message: str) ->
 
 
 def test_greedy_takes_no_limits() -> None:
-    with pytest.raises(ValueError, match="rollout.temperature=0 is greedy"):
+    with pytest.raises(ValueError, match="is greedy and takes no"):
         Sampling(group_size=1, temperature=0.0, top_p=0.9)
     assert not Sampling(group_size=1, temperature=0.0).truncates
     assert all(Sampling(group_size=1, **limit).truncates for limit in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}))

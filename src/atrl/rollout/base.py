@@ -48,7 +48,7 @@ class Sampling:
             raise ValueError(f"rollout.max_response_tokens must be at least 1, got {self.max_response_tokens}")
         check_truncation(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         if self.truncates and not self.temperature:
-            raise ValueError("rollout.temperature=0 is greedy and takes no rollout.top_k, top_p or min_p: leave them out")
+            raise ValueError("rollout.temperature=0 is greedy and takes no rollout.top_k, top_p or min_p: drop them")
 
     @property
     def truncates(self) -> bool:

@@ -51,8 +51,6 @@ def kept_tokens(
 def collect(kept: list[list[Tensor]]) -> list[KeptTokens]:
     """[rollout] from the ids that were kept at each of a rollout's tokens."""
     return [
-        KeptTokens(
-            ids=torch.cat(ids).to(torch.int32).cpu(), counts=torch.tensor([len(entry) for entry in ids]).int()
-        )
+        KeptTokens(ids=torch.cat(ids).to(torch.int32).cpu(), counts=torch.tensor([len(entry) for entry in ids]).int())
         for ids in kept
     ]

@@ -110,8 +110,8 @@ class VllmSampler:
         With temperature 0 the log-probabilities are those of temperature 1.
 
         Raises:
-            ValueError: if the temperature is one that vLLM would change, if tokens are left out by probability alone, or
-                if its processor expands a prompt differently.
+            ValueError: if the temperature is one that vLLM would change, if tokens are left out by probability alone,
+                or if its processor expands a prompt differently.
             RuntimeError: if the engine fails.
         """
         assert self._llm is not None and self._handle is not None, "the vLLM sampler was not started"
@@ -121,8 +121,8 @@ class VllmSampler:
             )
         if sampling.truncates and sampling.top_k is None:
             raise ValueError(
-                "rollout.top_k must be set where rollout.top_p or min_p leaves tokens out, got null with vLLM: it bounds "
-                "the list of tokens that are left, which the trainer needs; 100 is usual"
+                "rollout.top_k must be set where rollout.top_p or min_p leaves tokens out, got null with vLLM: it "
+                "bounds the list of tokens that are left, which the trainer needs; 100 is usual"
             )
         if sampling.separate_groups:
             return [self._alone(prompt, sampling, seed) for prompt in prompts]
