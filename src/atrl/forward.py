@@ -58,6 +58,11 @@ class ForwardPass:
         """Run `policy` on `batch`; with `read` also collect the evidence that `credit`'s scheme asks for.
 
         Without `read` the scheme's auxiliary loss, if it has one, still gets its view of the masked picture.
+
+        Raises:
+            AssertionError: if the scheme names a `picture_mask` and `batch` has no masked pictures, which
+                `BoundCredit.prepare` adds; if the model's attention does not reach the probe.
+            ValueError: if a layer or head that the scheme names is not there.
         """
         scheme = None if credit is None else credit.scheme
         probe = credit.probe if credit is not None and read else None
@@ -103,7 +108,7 @@ class ForwardPass:
 
 
 def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None, width: int) -> Evidence:
-    """The evidence of consecutive pieces as that of one batch, with `width` columns.
+    """The evidence of consecutive pieces, at least one, as that of one batch with `width` columns.
 
     What the probe read needs pieces that are as wide.
     """

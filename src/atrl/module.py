@@ -23,6 +23,7 @@ from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
 from atrl.schedule import optimizer_and_schedule
+from atrl.sharding import whole
 from atrl.splitting import Split, join_rows
 from atrl.step import MicroBatch, Outcome, StepRecord
 from atrl.timing import PhaseTimer
@@ -98,7 +99,7 @@ class PolicyModule(PromptModule):
         self.timer = PhaseTimer()
         self.forward_pass = ForwardPass(temperature=temperature, banned_ids=banned_ids, timer=self.timer)
         self.last_step: StepRecord | None = None
-        self.steps_done = 0
+        self.steps_done = self.first_step = 0
 
     def on_fit_start(self) -> None:
         """Lightning moves only what is in the module tree, which the reference is kept out of."""
@@ -183,6 +184,7 @@ class PolicyModule(PromptModule):
     def _tensors(self, groups: list[RolloutGroup], seed: str) -> Experience:
         """Stage 4, first half: one padded batch, with masked pictures if credit asks for them."""
         experience = build_experience(groups, pad_id=self.pad_id, device=self.device, seed=seed)
+        experience = replace(experience, pictures_somewhere=any(parallel.gather(any(experience.pixels))))
         return experience if self.credit is None else self.credit.prepare(experience, groups)
 
     def _score(self, experience: Experience) -> tuple[Experience, list[Evidence]]:
@@ -269,13 +271,19 @@ class PolicyModule(PromptModule):
     def _optimizer_step(self) -> dict[str, float]:
         """Stage 8; the gradient's norm before it was clipped, and the learning rate that was used."""
         optimizer = self.optimizers()
-        self.gradients.finish(list(self.policy.parameters()))
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_settings.max_gradient_norm)
+        parameters = list(self.policy.parameters())
+        self.gradients.finish(parameters)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.optimizer_settings.max_gradient_norm))
         taken = {"loss/gradient_norm": float(norm), "train/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()
         return taken
+
+    def resume_at(self, step: int, seconds: dict[str, float]) -> None:
+        """Go on after `step` training steps, whose phases took `seconds`."""
+        self.steps_done = self.first_step = step
+        self.timer.total.update(seconds)
 
     def configure_optimizers(self):
         """AdamW on the policy's trainable parameters, with the learning rate of `learning_rate_factor`."""

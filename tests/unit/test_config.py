@@ -189,8 +189,8 @@ def test_lists_and_named_sets_of_components_make_a_group(problems):
 
 def test_missing_values_are_named_with_how_to_set_them(problems):
     assert problems(scheme(num_clusters="???", betas=[0.9, "???"])) == [
-        "credit.num_clusters is not set: add credit.num_clusters=VALUE to the command line, or to an experiment file",
-        "credit.betas.1 is not set: add credit.betas.1=VALUE to the command line, or to an experiment file",
+        "credit.num_clusters is not set: add credit.num_clusters=VALUE to the command line",
+        "credit.betas.1 is not set: add credit.betas.1=VALUE to the command line",
     ]
     required = {"_target_": f"{HERE}.Scheme"}
     assert problems(required) == [
@@ -203,7 +203,7 @@ def test_references_are_followed_and_broken_ones_reported(problems):
     assert problems(scheme(seed="${seed}"), seed=3) == []
     assert problems(scheme(seed="${stage}"), stage="rl") == ["credit.seed must be an integer or null, got 'rl'"]
     assert problems(scheme(seed="${credit.num_clusters}", num_clusters="???")) == [
-        "credit.num_clusters is not set: add credit.num_clusters=VALUE to the command line, or to an experiment file"
+        "credit.num_clusters is not set: add credit.num_clusters=VALUE to the command line"
     ]
     (line,) = problems(scheme(seed="${sede}"), seed=3)
     assert line.startswith("credit.seed can't be resolved: ") and "'sede' not found" in line

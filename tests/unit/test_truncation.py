@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_algorithms import composed, refusal
 
+from atrl.config import check_config
 from atrl.experience import build_experience
 from atrl.forward import ForwardPass
 from atrl.logprobs import keep_only, token_entropy, token_logprobs
@@ -130,7 +132,7 @@ def test_a_token_that_was_left_out_is_caught(prompts, ids: list[int], counts: li
 @pytest.mark.parametrize("limits", [{"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.4}, {"top_k": 9, "top_p": 0.7}])
 def test_the_trainer_computes_what_the_sampler_drew_from(checkpoint, processor, policy, prompts, limits) -> None:
     """And not without the sampler's sets: the whole distribution gives other log-probs."""
-    from atrl.data.prompts import banned_token_ids
+    from atrl.data.templates import banned_token_ids
     from atrl.rollout.base import ModelHandle
 
     banned = banned_token_ids(processor)
@@ -154,3 +156,44 @@ def test_the_trainer_computes_what_the_sampler_drew_from(checkpoint, processor, 
         assert counts[row, : len(tokens.counts)].tolist() == tokens.counts.tolist()
     part = batch.rows(slice(4, 6))
     assert [tokens.ids.tolist() for tokens in part.kept] == [tokens.ids.tolist() for tokens in batch.kept[4:6]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["rollout=server", "rollout.sampler.url=http://localhost:1", "rollout.top_p=0.9", "rollout.top_k=5"],
+            "rollout.top_k=5, rollout.top_p=0.9 can't be used with rollout=server, which doesn't say which tokens",
+        ),
+        (["rollout=vllm", "rollout.top_p=0.9"], "rollout.top_k must be set where rollout.top_p or min_p leaves"),
+        (["rollout=vllm", "rollout.min_p=0.1"], "rollout.top_k must be set where rollout.top_p or min_p leaves"),
+        (["rollout=vllm", "rollout.top_k=50", "rollout.top_p=0.9"], None),
+        (["rollout=transformers", "rollout.top_p=0.9"], None),
+        (["rollout=server", "rollout.sampler.url=http://localhost:1"], None),
+    ],
+)
+def test_limits_need_a_sampler_that_says_what_it_keeps(overrides: list[str], message: str | None) -> None:
+    if message is None:
+        check_config(composed(*overrides))
+    else:
+        assert refusal(*overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["rollout=server", "rollout.sampler.url=http://localhost:1"],
+            "trainer.deterministic=true can't be used with rollout=server, which generates in batches",
+        ),
+        (["trainer.strategy=fsdp"], "trainer.deterministic=true can't be used with trainer.strategy=fsdp"),
+        (["rollout=vllm"], None),
+        (["rollout=transformers"], None),
+    ],
+)
+def test_determinism_needs_groups_that_are_apart(overrides: list[str], message: str | None) -> None:
+    if message is None:
+        check_config(composed("trainer.deterministic=true", *overrides))
+    else:
+        check_config(composed(*overrides))
+        assert refusal("trainer.deterministic=true", *overrides).startswith(message)

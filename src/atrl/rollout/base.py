@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from atrl.rollout.truncation import check_truncation
 from atrl.types import Prompt, Rollout, RolloutGroup
@@ -68,6 +68,7 @@ class ModelHandle:
         max_prompt_tokens: the longest prompt, in expanded tokens, that will be asked for.
         max_response_tokens: the longest response.
         max_images: the most pictures in one prompt.
+        turn_end_ids: tokens that close an answer in the chat template.
     """
 
     folder: Path
@@ -77,12 +78,21 @@ class ModelHandle:
     max_prompt_tokens: int
     max_response_tokens: int
     max_images: int
+    turn_end_ids: tuple[int, ...] = ()
 
 
 class Sampler(Protocol):
     """Draws responses. `start` comes first, `close` last; `update_weights` after every optimizer step."""
 
     name: str
+    says_what_it_keeps: Literal["always", "within top_k", "never"]
+    """Whether its rollouts hold the tokens that top-k, top-p and min-p left."""
+    separates_groups: bool
+    """Whether it heeds `Sampling.separate_groups`."""
+
+    def check(self, model_type: str) -> None:
+        """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""
+        ...
 
     def start(self, handle: ModelHandle) -> None:
         """Make ready; leaves the global random state and the number of torch threads as they were."""
