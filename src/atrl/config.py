@@ -56,6 +56,7 @@ class TrainerSettings:
     activation_checkpointing: bool = False  # activations are computed again for the backward pass
     deterministic: bool = False  # no bit of a prompt's rollouts and weights depends on batch, micro-batch or processes
     threads: int | None = None  # of each process; null for all cores divided among them, or 1 if deterministic
+    record_steps: bool = True  # steps/, for replay.py
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
     evaluate_every: int | None = None  # steps; null for only before and after
     evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report
@@ -158,6 +159,23 @@ class EvaluateSettings:
             at_least("limit", self.limit, 1, "null scores all problems")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """The top level of ``conf/replay.yaml``."""
+
+    run: str
+    step: int
+    tolerance: float = 0.0  # largest difference that still agrees
+    sample: bool = False  # also draw the responses again
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a step that no run has, or a negative tolerance."""
+        at_least("step", self.step, 1, "steps are counted from 1")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be 0 (bit for bit) or more, got {self.tolerance}")
+
+
 SECTIONS: dict[str, type] = {
     "": RunSettings,
     "trainer": TrainerSettings,
@@ -166,7 +184,11 @@ SECTIONS: dict[str, type] = {
 }
 """The dataclass of each plain section of the training config; the root's name is empty."""
 
-ROOTS: dict[str, dict[str, type]] = {"train": SECTIONS, "evaluate": {"": EvaluateSettings}}
+ROOTS: dict[str, dict[str, type]] = {
+    "train": SECTIONS,
+    "evaluate": {"": EvaluateSettings},
+    "replay": {"": ReplaySettings},
+}
 """The sections of each primary config, by its name in ``conf/``."""
 
 COMPONENTS: tuple[str, ...] = (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
 from atrl.preflight import check_devices, check_layers, check_reading
@@ -152,6 +154,14 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
     if parts.run.resume is not None and main_process():
         keep_until(parts.folder, 0 if start is None else start.step)
     return start
+
+
+def write_settings(config: DictConfig, folder: Path) -> None:
+    """Leave `config.yaml`, the settings that all others follow from, and `command.txt`."""
+    if not main_process():
+        return
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), folder / "config.yaml")
+    (folder / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n", encoding="utf-8")
 
 
 def settings_to_keep(config: DictConfig, data: Data) -> dict[str, Any]:

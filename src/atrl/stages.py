@@ -15,6 +15,7 @@ from atrl.callbacks.grounding import GroundingCallback
 from atrl.callbacks.progress import StepProgressBar
 from atrl.callbacks.record import RecordCallback
 from atrl.callbacks.rollout import RolloutCallback
+from atrl.callbacks.steps import StepFileCallback
 from atrl.credit.calibration import HeadCalibration
 from atrl.data.loader import PromptLoader
 from atrl.data.templates import banned_token_ids, padding_id
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint
     from atrl.data.prompts import PromptBuilder
     from atrl.models.load import LoadedModel
+    from atrl.rollout.base import Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,8 +131,7 @@ def reinforce(
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
     listed = [problem for split in (data.train, data.test) if isinstance(split, list) for problem in split]
     handle = parts.rollout.handle(loaded, listed)
-    sampling = replace(parts.rollout.sampling, separate_groups=parts.trainer.deterministic)
-    rollout = RolloutCallback(parts.rollout.sampler, sampling, handle)
+    rollout = RolloutCallback(parts.rollout.sampler, training_sampling(parts), handle)
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
@@ -150,7 +151,8 @@ def reinforce(
         started=parts.started,
         start=start,
     )
-    callbacks = [saving, rollout, credit, evaluate, grounding, record]
+    steps = StepFileCallback(parts.folder) if parts.trainer.record_steps else None
+    callbacks = [saving, rollout, credit, evaluate, grounding, record, steps]
     bound = [entry for entry in callbacks if entry is not None]
     fit(parts, module, loader, [*bound, *watchers, StepProgressBar()])
     return TrainingOutcome(
@@ -162,6 +164,11 @@ def reinforce(
         grounding=grounding and grounding.after,
         dropped=sorted({*loader.dropped, *held_out.dropped}),
     )
+
+
+def training_sampling(parts: Parts) -> Sampling:
+    """How training rollouts are drawn."""
+    return replace(parts.rollout.sampling, separate_groups=parts.trainer.deterministic)
 
 
 def credit_callback(parts: Parts, data: Data, loaded: LoadedModel, builder: PromptBuilder) -> AnchorCreditCallback:

@@ -149,11 +149,12 @@ def read_step(run: Path, number: int) -> tuple[RecordedStep, dict[str, Any]]:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["atrl"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        facts = {name: about[name] for name in ("threads", "processes")}
         step = RecordedStep([tuple(pair) for pair in about["prompts"]], about["trained"], tensors, about["metrics"])
         _check_sizes(step)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no record of a step ({error}): replay a run whose files are whole") from None
-    return step, about
+    return step, facts
 
 
 def _check_sizes(step: RecordedStep) -> None:
