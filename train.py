@@ -25,6 +25,7 @@ def main(config: DictConfig) -> None:
     if start is not None and start.step >= parts.trainer.max_steps:
         print(f"nothing is left to do: {start.folder} comes after step {start.step} of {parts.trainer.max_steps}")
         return
+    pipeline.write_settings(config, folder)
     loaded = parts.model.load(pipeline.work_folder(folder))
 
     from atrl import leave, stages
@@ -37,7 +38,7 @@ def main(config: DictConfig) -> None:
     trained = None
     if parts.run.stage != "sft":
         trained = stages.reinforce(parts, data, loaded, settings=settings, start=start)
-    leave.finish_run(config, parts, data, loaded, warmed_up, trained)
+    leave.finish_run(parts, data, loaded, warmed_up, trained)
 
 
 if __name__ == "__main__":

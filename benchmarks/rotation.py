@@ -89,7 +89,8 @@ def train_in_rotation(rounds: int, rollout: str, threads: int | None) -> Taken:
         for scheme in rotate.schemes.values():
             scheme.open()
         handle = parts.rollout.handle(loaded, [])
-        callbacks = [RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle), rotate]
+        sampler = RolloutCallback(parts.rollout, parts.sampling, handle, folder=Path(folder), rescue=str)
+        callbacks = [sampler, rotate]
         stages.fit(parts, stages.policy_module(parts, loaded), loader, callbacks, enable_progress_bar=False)
         for scheme in rotate.schemes.values():
             scheme.close()

@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
-from atrl.loss.checks import credit_suits_the_loss, overlong_fits_the_response
+from atrl.loss.checks import correction_suits_the_loss, credit_suits_the_loss, overlong_fits_the_response
 from atrl.process_checks import one_process_draws, processes_have_work, sharded_ranks_work_alike
+from atrl.rollout.checks import groups_can_be_separate, kept_tokens_are_known
 from atrl.schema import UNSET, check_call, check_group, to_plain
 from atrl.suggest import did_you_mean
 
@@ -54,7 +55,9 @@ class TrainerSettings:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     cpu_offload: bool = False  # with fsdp, parameters and optimizer wait in host memory
     activation_checkpointing: bool = False  # activations are computed again for the backward pass
-    threads: int | None = None  # of each process; null for all cores divided among the processes
+    deterministic: bool = False  # no bit of a prompt's rollouts and weights depends on batch, micro-batch or processes
+    threads: int | None = None  # of each process; null for all cores divided among them, or 1 if deterministic
+    record_steps: bool = True  # steps/, for replay.py
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
     evaluate_every: int | None = None  # steps; null for only before and after
     evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report
@@ -157,6 +160,23 @@ class EvaluateSettings:
             at_least("limit", self.limit, 1, "null scores all problems")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """The top level of ``conf/replay.yaml``."""
+
+    run: str
+    step: int
+    tolerance: float = 0.0  # largest difference that still agrees
+    sample: bool = False  # also draw the responses again
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a step that no run has, or a negative tolerance."""
+        at_least("step", self.step, 1, "steps are counted from 1")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be 0 (bit for bit) or more, got {self.tolerance}")
+
+
 SECTIONS: dict[str, type] = {
     "": RunSettings,
     "trainer": TrainerSettings,
@@ -165,7 +185,11 @@ SECTIONS: dict[str, type] = {
 }
 """The dataclass of each plain section of the training config; the root's name is empty."""
 
-ROOTS: dict[str, dict[str, type]] = {"train": SECTIONS, "evaluate": {"": EvaluateSettings}}
+ROOTS: dict[str, dict[str, type]] = {
+    "train": SECTIONS,
+    "evaluate": {"": EvaluateSettings},
+    "replay": {"": ReplaySettings},
+}
 """The sections of each primary config, by its name in ``conf/``."""
 
 COMPONENTS: tuple[str, ...] = (
@@ -282,5 +306,8 @@ CHECKS: tuple[Check, ...] = (
     group_holds_a_comparison,
     overlong_fits_the_response,
     credit_suits_the_loss,
+    correction_suits_the_loss,
+    kept_tokens_are_known,
+    groups_can_be_separate,
 )
 """What must hold across the config; each returns one line, or None where all is well."""

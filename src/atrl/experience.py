@@ -55,6 +55,7 @@ def build_experience(
         pixels=[pixels[id(group)] for group in groups for _ in group.rollouts],
         sampler_logprobs=sampler_logprobs,
         keys=[f"{seed}/{group.prompt.key}/{sample}" for group in groups for sample in range(len(group.rollouts))],
+        kept=None if rollouts[0].kept is None else [rollout.kept for rollout in rollouts],
     )
 
 

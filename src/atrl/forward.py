@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atrl.credit.attention import AttentionCapture
-from atrl.logprobs import process_logits, token_divergence, token_entropy, token_logprobs
+from atrl.logprobs import keep_only, process_logits, token_divergence, token_entropy, token_logprobs
 from atrl.models.policy import response_logits
+from atrl.splitting import join_rows
 from atrl.timing import PhaseTimer
 from atrl.types import Evidence, Experience, MaskedView
 
@@ -89,6 +90,8 @@ class ForwardPass:
         processed = process_logits(
             response_logits(model, batch), temperature=self.temperature, banned_ids=self.banned_ids
         )
+        if batch.kept is not None:
+            processed = keep_only(processed, batch.kept)
         # Padding may repeat a banned id, whose log-prob of -inf would turn a masked loss into NaN.
         logprobs = token_logprobs(processed, batch.input_ids[:, batch.prompt_length :])
         return torch.where(batch.response_mask, logprobs, 0.0), processed
@@ -104,17 +107,20 @@ class ForwardPass:
         return MaskedView(logprobs=logprobs, divergence=divergence)
 
 
-def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None) -> Evidence:
-    """The evidence of consecutive micro-batches, at least one, as that of one batch."""
+def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None, width: int) -> Evidence:
+    """The evidence of consecutive pieces, at least one, as that of one batch with `width` columns.
+
+    What the probe read needs pieces that are as wide.
+    """
     masked = None
     if parts[0].masked is not None:
         masked = MaskedView(
-            logprobs=torch.cat([part.masked.logprobs for part in parts]),
-            divergence=torch.cat([part.masked.divergence for part in parts]),
+            logprobs=join_rows([part.masked.logprobs for part in parts], width),
+            divergence=join_rows([part.masked.divergence for part in parts], width),
         )
     return Evidence(
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        entropy=torch.cat([part.entropy for part in parts]),
+        logprobs=join_rows([part.logprobs for part in parts], width),
+        entropy=join_rows([part.entropy for part in parts], width),
         read={} if probe is None else probe.merge([part.read for part in parts]),
         masked=masked,
     )

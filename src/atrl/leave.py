@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import resource
-import shlex
 import subprocess
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from atrl.pipeline import main_process
 from atrl.types import Status
@@ -30,14 +27,13 @@ _PACKAGES = ("atrl", "torch", "transformers", "lightning", "hydra-core", "pymeti
 
 
 def finish_run(
-    config: DictConfig,
     parts: Parts,
     data: Data,
     loaded: LoadedModel,
     warmed_up: WarmUpOutcome | None,
     trained: TrainingOutcome | None,
 ) -> None:
-    """Export the model, write `config.yaml`, `summary.json` and the report, move `latest`, and say what came out."""
+    """Export the model, write `summary.json` and the report, move `latest`, and say what came out."""
     from atrl.report.build import write_report
     from atrl.sharding import whole_state
 
@@ -45,8 +41,6 @@ def finish_run(
     state = whole_state(loaded.model)  # all ranks hold a part of a sharded model
     if not main_process():
         return
-    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), parts.folder / "config.yaml")
-    (parts.folder / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n", encoding="utf-8")
     export_model(loaded, state, parts.folder / "model")
     summary = summarise(parts, warmed_up, trained)
     (parts.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from atrl.types import KeptTokens
+
 
 def process_logits(
     logits: Float[Tensor, "*batch vocabulary"], *, temperature: float, banned_ids: Sequence[int] = ()
@@ -29,6 +31,23 @@ def process_logits(
         index = torch.tensor(tuple(banned_ids), device=logits.device)
         processed = processed.index_fill(-1, index, float("-inf"))
     return processed
+
+
+def keep_only(
+    processed: Float[Tensor, "rollout response vocabulary"], kept: Sequence[KeptTokens]
+) -> Float[Tensor, "rollout response vocabulary"]:
+    """-inf for the tokens that the sampler had left out: log-probs are then over what it could draw.
+
+    The set is the sampler's own, not worked out again: the trainer's rounding, and the policy after an update, would
+    keep other tokens, and then perhaps not the one that was drawn. DeepSeek-V3.2, arXiv 2512.02556, section 3.1, "Keep
+    Sampling Mask". Padding is left as it is.
+    """
+    allowed = torch.ones(processed.shape, dtype=torch.bool)
+    for row, tokens in enumerate(kept):
+        length = len(tokens.counts)
+        allowed[row, :length] = False
+        allowed[row, torch.arange(length).repeat_interleave(tokens.counts), tokens.ids.long()] = True
+    return processed.masked_fill(~allowed.to(processed.device), -torch.inf)
 
 
 def token_logprobs(

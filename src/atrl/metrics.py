@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from atrl import parallel
+from atrl.loss.base import log_ratio
+from atrl.loss.correction import ratio_metrics
 from atrl.loss.kl import k3_divergence
 from atrl.types import Reward, Status
 
@@ -60,12 +62,18 @@ def sampler_gap(step: StepRecord) -> SamplerGap:
 
 
 def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
-    """Of all ranks: lengths in tokens, tokens generated per second of the rollout phase, how far the sampler is off."""
+    """Of all ranks: lengths in tokens, tokens generated per second of the rollout phase, how far the sampler is off.
+
+    `SamplerGap` says that in nats, `ratio_metrics` in ratios of probabilities.
+    """
     gap = sampler_gap(step)
     lengths = [len(rollout.token_ids) for group in step.groups for rollout in group.rollouts]
     left_out = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
     tokens, rollouts, unused = parallel.sums([sum(lengths), len(lengths), left_out])
-    return {
+    mask = step.experience.response_mask
+    difference = log_ratio(step.logprobs, step.experience.sampler_logprobs, mask).double()
+    ratios = [torch.cat(parallel.gather(part.cpu())).numpy() for part in (difference[mask], difference.sum(dim=1))]
+    return ratio_metrics(*ratios) | {
         "rollout/response_length": tokens / rollouts,
         "rollout/response_length_max": float(max(parallel.gather(max(lengths)))),
         "rollout/tokens_per_second": (tokens + unused) / max(rollout_seconds, 1e-9),

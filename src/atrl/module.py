@@ -14,14 +14,17 @@ from torch import Tensor
 from atrl import parallel
 from atrl.config import OptimizerSettings
 from atrl.credit.bound import BoundCredit, join_credit, spread_advantages
-from atrl.experience import build_experience, micro_batches
-from atrl.forward import Forward, ForwardPass, attention_maps, merge_evidence
+from atrl.experience import build_experience
+from atrl.forward import Forward, ForwardPass, attention_maps
+from atrl.gradients import GradientSum
 from atrl.loss.aggregation import BatchTotals
 from atrl.loss.objective import Objective
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
+from atrl.schedule import optimizer_and_schedule
 from atrl.sharding import whole
+from atrl.splitting import Split, join_rows
 from atrl.step import MicroBatch, Outcome, StepRecord
 from atrl.timing import PhaseTimer
 from atrl.types import CreditOutput, Evidence, Experience, Prompt, Reward, RolloutGroup
@@ -60,6 +63,8 @@ class PolicyModule(PromptModule):
         max_response_tokens: the limit on a response's length.
         max_steps: training steps of the run, over which the learning rate falls.
         seed: of the run.
+        split: how a batch is cut into micro-batches.
+        gradients: how theirs are added up.
         more_prompts: number → as many further prompts of the data, for dynamic sampling.
     """
 
@@ -77,6 +82,8 @@ class PolicyModule(PromptModule):
         max_response_tokens: int,
         max_steps: int,
         seed: int,
+        split: Split,
+        gradients: GradientSum,
         more_prompts: Callable[[int], Sequence[Prompt]] | None = None,
     ) -> None:
         super().__init__()
@@ -87,7 +94,7 @@ class PolicyModule(PromptModule):
         self.objective, self.reward, self.optimizer_settings = objective, reward, optimizer_settings
         self.pad_id = pad_id
         self.max_response_tokens, self.max_steps, self.seed = max_response_tokens, max_steps, seed
-        self.more_prompts = more_prompts
+        self.split, self.gradients, self.more_prompts = split, gradients, more_prompts
         self.rollouts: RolloutSource | None = None
         self.credit: BoundCredit | None = None
         self.timer = PhaseTimer()
@@ -116,10 +123,10 @@ class PolicyModule(PromptModule):
             experience, scored = self._score(self._tensors(groups, seed))
 
         with phase("credit"):  # 5: attention → weight a token; or in stage 7, if its forward pass is the first
-            credit = None if scored is None else self.credit.assign(experience, scored)
+            credit = self.credit.assign(experience, scored, self.split) if scored else None
 
         # 6: tensors → micro-batches, and the totals that make their losses add up to the global batch's
-        batches = list(micro_batches(experience.size, self.optimizer_settings.micro_batch_size))
+        batches = self.split.slices(experience)
         totals = self._totals(experience)
 
         with phase("update"):
@@ -135,6 +142,9 @@ class PolicyModule(PromptModule):
         names = list(outcomes[0].sums)
         means = parallel.sums(sum(o.sums[name] for o in outcomes).item() / totals.tokens for name in names)
         metrics = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
+        width, shown = experience.response_length, shown_rollouts(experience)
+        maps = [outcome.attention for outcome in first]
+        maps += [attention_maps(seen, rows.start, shown) for seen, rows in zip(scored, batches, strict=False)]
         self.last_step = StepRecord(
             step=self.steps_done,
             groups=groups,
@@ -142,11 +152,11 @@ class PolicyModule(PromptModule):
             discarded=drawn.discarded,
             advantages=advantages,
             experience=experience,
-            credit=credit if credit is not None else join_credit([outcome.credit for outcome in first]),
-            attention={row: image for outcome in first for row, image in outcome.attention.items()}
-            | attention_maps(scored, 0, shown_rollouts(experience)),
-            logprobs=torch.cat([outcome.logprobs for outcome in first]),
-            entropy=torch.cat([outcome.entropy for outcome in first]),
+            credit=credit if credit is not None else join_credit([outcome.credit for outcome in first], width),
+            attention={row: image for found in maps for row, image in found.items()},
+            logprobs=join_rows([outcome.logprobs for outcome in first], width),
+            entropy=join_rows([outcome.entropy for outcome in first], width),
+            losses=join_rows([outcome.losses for outcome in first], width),
             metrics=metrics | taken | (sampling_metrics(drawn) if self.objective.dynamic_sampling else {}),
         )
 
@@ -179,7 +189,7 @@ class PolicyModule(PromptModule):
         experience = replace(experience, pictures_somewhere=any(parallel.gather(any(experience.pixels))))
         return experience if self.credit is None else self.credit.prepare(experience, groups)
 
-    def _score(self, experience: Experience) -> tuple[Experience, Evidence | None]:
+    def _score(self, experience: Experience) -> tuple[Experience, list[Evidence]]:
         """Stage 4, second half: no-grad passes, if anything asks for them.
 
         Policy: for old log-probs (several updates a batch), and for credit that needs those or the whole batch. Other
@@ -190,20 +200,19 @@ class PolicyModule(PromptModule):
         passes: list[Forward] = []
         reference: list[Tensor] = []
         with torch.no_grad():
-            for rows in micro_batches(experience.size, self.optimizer_settings.micro_batch_size):
-                batch = experience.rows(rows)
+            for rows in self.split.slices(experience):
+                batch = self.split.piece(experience, rows)
                 if needs_policy:
                     passes.append(self.forward_pass(self.policy, batch, self.credit, read=True))
                 if self.reference is not None:
                     reference.append(self.forward_pass.logprobs(self.reference, batch)[0])
+        width = experience.response_length
         scored = replace(
             experience,
-            old_logprobs=torch.cat([forward.logprobs for forward in passes]) if needs_old else None,
-            reference_logprobs=torch.cat(reference) if reference else None,
+            old_logprobs=join_rows([forward.logprobs for forward in passes], width) if needs_old else None,
+            reference_logprobs=join_rows(reference, width) if reference else None,
         )
-        if not passes or self.credit is None:
-            return scored, None
-        return scored, merge_evidence([forward.evidence for forward in passes], self.credit.probe)
+        return scored, [] if self.credit is None else [forward.evidence for forward in passes]
 
     def _learn(
         self,
@@ -222,13 +231,14 @@ class PolicyModule(PromptModule):
         shown = shown_rollouts(experience)
         waiting: deque[MicroBatch] = deque()
         for rows in batches:
-            batch = experience.rows(rows)
+            batch = self.split.piece(experience, rows)
             forward = self.forward_pass(self.policy, batch, self.credit, read=reads)
             if reads:
                 with self.timer.phase("credit"):
                     begun = self.credit.scheme.begin(batch, forward.evidence)
             else:
-                begun = lambda rows=rows: None if credit is None else credit.rows(rows)  # noqa: E731
+                known = None if credit is None else credit.rows(rows, batch.response_length)
+                begun = lambda known=known: known  # noqa: E731
             waiting.append(MicroBatch(rows, batch, forward, begun, shown))
             if len(waiting) > ahead:
                 yield self._backward(waiting.popleft(), advantages, totals)
@@ -242,7 +252,8 @@ class PolicyModule(PromptModule):
         batch, forward = part.batch, part.forward
         credit_on = self.objective.credit_on
         per_token = spread_advantages(advantages[part.rows], batch.response_mask, credit, credit_on=credit_on)
-        loss, sums = self.objective(forward.logprobs, per_token, batch, totals)
+        losses, sums = self.objective.per_token(forward.logprobs, per_token, batch)
+        loss = self.objective.aggregation(losses, batch.response_mask, totals)
         sums |= {"policy": loss.detach() * totals.tokens, "entropy": forward.entropy.sum()}
         if self.credit is not None and self.credit.scheme.has_auxiliary_loss:
             auxiliary = self.credit.scheme.auxiliary_loss(forward.logprobs, forward.evidence)
@@ -250,8 +261,9 @@ class PolicyModule(PromptModule):
             sums["auxiliary"] = auxiliary.detach() * totals.tokens
             loss = loss + auxiliary
         self.manual_backward(loss)
+        self.gradients.add(list(self.policy.parameters()))
         shown = attention_maps(forward.evidence, part.rows.start, part.shown)
-        return Outcome(sums, forward.logprobs.detach(), forward.entropy, credit, shown)
+        return Outcome(sums, forward.logprobs.detach(), forward.entropy, losses.detach(), credit, shown)
 
     def _totals(self, experience: Experience) -> BatchTotals:
         mask = experience.response_mask
@@ -262,7 +274,7 @@ class PolicyModule(PromptModule):
         """Stage 8; the gradient's norm before it was clipped, and the learning rate that was used."""
         optimizer = self.optimizers()
         parameters = list(self.policy.parameters())
-        parallel.add_gradients(parameters)
+        self.gradients.finish(parameters)
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.optimizer_settings.max_gradient_norm))
         taken = {"loss/gradient_norm": float(norm), "train/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
@@ -277,26 +289,10 @@ class PolicyModule(PromptModule):
 
     def configure_optimizers(self):
         """AdamW on the policy's trainable parameters, with the learning rate of `learning_rate_factor`."""
-        settings = self.optimizer_settings
-        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=settings.learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay
-        )
         updates = self.max_steps * self.objective.updates_per_batch
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda update: learning_rate_factor(update, settings, updates)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return optimizer_and_schedule(self.policy.parameters(), self.optimizer_settings, updates)
 
 
 def shown_rollouts(experience: Experience) -> list[int]:
     """The first rollout of each of the first groups."""
     return [row for row, key in enumerate(experience.keys) if key.endswith("/0")][:SHOWN_GROUPS]
-
-
-def learning_rate_factor(update: int, settings: OptimizerSettings, updates: int) -> float:
-    """The learning rate over its peak at an update: up linearly to 1, then down linearly to `decay_to` at the last."""
-    if update < settings.warmup_steps:
-        return (update + 1) / settings.warmup_steps
-    progress = min(1.0, (update - settings.warmup_steps) / max(1, updates - 1 - settings.warmup_steps))
-    return 1 - (1 - settings.decay_to) * progress

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
 from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
@@ -67,8 +69,9 @@ def prepare_process(parts: Parts) -> None:
         faulthandler.enable()  # a crash in C code says where it was
     if processes(parts.trainer) > 1:
         refuse_in_a_sweep()
-    if parts.trainer.threads is not None:
-        torch.set_num_threads(parts.trainer.threads)
+    threads = parts.trainer.threads or (1 if parts.trainer.deterministic else None)  # their number changes bits too
+    if threads is not None:
+        torch.set_num_threads(threads)
     seed_everything(parts.run.seed, verbose=False)
     if not parts.run.verbose:
         _quieten_lightning()
@@ -156,6 +159,14 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
     if parts.run.resume is not None and main_process():
         keep_until(parts.folder, 0 if start is None else start.step)
     return start
+
+
+def write_settings(config: DictConfig, folder: Path) -> None:
+    """Leave `config.yaml`, the settings that all others follow from, and `command.txt`."""
+    if not main_process():
+        return
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), folder / "config.yaml")
+    (folder / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n", encoding="utf-8")
 
 
 def settings_to_keep(config: DictConfig, data: Data) -> dict[str, Any]:

@@ -19,6 +19,7 @@ FREE = (
     *("resume", "resume_allow", "verbose", "experiment", "logger"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.threads"),
     *("trainer.cpu_offload", "trainer.activation_checkpointing", "trainer.checkpoint_every", "trainer.keep_best"),
+    "trainer.record_steps",
 )
 """Keys that may change between the parts of a run: they change where and how it computes, and not what."""
 

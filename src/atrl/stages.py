@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, Trainer
@@ -15,21 +15,26 @@ from atrl.callbacks.grounding import GroundingCallback
 from atrl.callbacks.progress import StepProgressBar
 from atrl.callbacks.record import RecordCallback
 from atrl.callbacks.rollout import RolloutCallback
+from atrl.callbacks.start import StartCallback
+from atrl.callbacks.steps import StepFileCallback
 from atrl.credit.calibration import HeadCalibration
 from atrl.data.loader import PromptLoader
 from atrl.data.templates import banned_token_ids, padding_id
 from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
+from atrl.gradients import DoubleSum, RunningSum
 from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, processes
 from atrl.prompt_module import PromptModule
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
+from atrl.splitting import EvenSplit, GroupSplit
 from atrl.strategy import precision_of, sharding_of, strategy_of
 
 if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint
     from atrl.data.prompts import PromptBuilder
     from atrl.models.load import LoadedModel
+    from atrl.rollout.base import Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,8 +151,12 @@ def reinforce(
         started=parts.started,
         start=start,
     )
-    rollout = RolloutCallback(parts.rollout, handle, folder=parts.folder, rescue=saving.rescue)
-    callbacks = [saving, rollout, credit, evaluate, grounding, record]
+    rollout = RolloutCallback(
+        parts.rollout, training_sampling(parts), handle, folder=parts.folder, rescue=saving.rescue
+    )
+    steps = StepFileCallback(parts.folder) if parts.trainer.record_steps else None
+    starting = None if start is None else StartCallback(start, loader)
+    callbacks = [starting, saving, rollout, credit, evaluate, grounding, record, steps]
     bound = [entry for entry in callbacks if entry is not None]
     fit(parts, module, loader, [*bound, *watchers, StepProgressBar()])
     return TrainingOutcome(
@@ -159,6 +168,11 @@ def reinforce(
         grounding=grounding and grounding.after,
         dropped=sorted({*loader.dropped, *held_out.dropped}),
     )
+
+
+def training_sampling(parts: Parts) -> Sampling:
+    """How training rollouts are drawn."""
+    return replace(parts.rollout.sampling, separate_groups=parts.trainer.deterministic)
 
 
 def credit_callback(parts: Parts, data: Data, loaded: LoadedModel, builder: PromptBuilder) -> AnchorCreditCallback:
@@ -189,6 +203,8 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
         max_response_tokens=parts.rollout.max_response_tokens,
         max_steps=parts.trainer.max_steps,
         seed=parts.run.seed,
+        split=GroupSplit() if parts.trainer.deterministic else EvenSplit(size=parts.optimizer.micro_batch_size),
+        gradients=DoubleSum() if parts.trainer.deterministic else RunningSum(),
         more_prompts=more_prompts,
     )
 
@@ -214,6 +230,8 @@ def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Seq
         enable_model_summary=False,
         inference_mode=False,
         use_distributed_sampler=False,
+        # On the CPU every kernel repeats itself; on a GPU some add up in whatever order their threads come in.
+        deterministic="warn" if settings.deterministic and settings.accelerator != "cpu" else None,
         **options,
     )
     trainer.fit(module, loader)

@@ -30,6 +30,8 @@ class StepRecord:
     """Of the policy that sampled, before this step's update; 0 on padding."""
     entropy: Float[Tensor, "rollout response"]
     """Of the same policy, in nats; 0 on padding."""
+    losses: Float[Tensor, "rollout response"]
+    """Of the first update, by token: weighed by credit, not yet aggregated, without a scheme's auxiliary loss."""
     metrics: dict[str, float]
     """Of the global batch."""
 
@@ -55,5 +57,6 @@ class Outcome:
     """Over its trained tokens, for the metrics."""
     logprobs: Float[Tensor, "rollout response"]
     entropy: Float[Tensor, "rollout response"]
+    losses: Float[Tensor, "rollout response"]
     credit: CreditOutput | None
     attention: dict[int, Float[Tensor, "response image"]]

@@ -133,6 +133,16 @@ class Prompt:
         return f"{self.problem.id}/{self.epoch}"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptTokens:
+    """Which tokens a truncated sampler (top-k, top-p, min-p) could have drawn at each token of a response."""
+
+    ids: Int[Tensor, "kept"]
+    """int32, those of one token after those of the other."""
+    counts: Int[Tensor, "response"]
+    """int32, how many there are of each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled response: exactly the ids that the sampler returned, its end-of-turn token included."""
@@ -143,6 +153,8 @@ class Rollout:
     """[response] log-probability of each token under the distribution that it was sampled from."""
     finished: bool
     """Whether the model ended the response itself; otherwise the token limit cut it."""
+    kept: KeptTokens | None = None
+    """What could have been drawn; None where nothing but the banned tokens was left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,6 +201,8 @@ class Experience:
     old_logprobs: Float[Tensor, "rollout response"] | None = None
     """Under the policy before this batch's updates; None when one update makes them the current ones."""
     reference_logprobs: Float[Tensor, "rollout response"] | None = None
+    kept: list[KeptTokens] | None = None
+    """[rollout] the tokens that sampling was restricted to, and so log-probs are; None where it was not."""
     pictures_somewhere: bool = True
     """Whether any rank's batch has a picture: then a sharded vision tower must run on all ranks."""
 
@@ -220,6 +234,7 @@ class Experience:
             reading=None if self.reading is None else self.reading[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
+            kept=None if self.kept is None else self.kept[index],
             pictures_somewhere=self.pictures_somewhere,
         )
 
@@ -260,11 +275,11 @@ class CreditOutput:
     trajectory_scale: Float[Tensor, "rollout"] | None = None
     """A factor on the whole rollout's advantage; None is 1."""
 
-    def rows(self, index: slice) -> CreditOutput:
-        """The rollouts of `index`."""
+    def rows(self, index: slice, width: int | None = None) -> CreditOutput:
+        """The rollouts of `index`, with the first `width` columns where one is given."""
         return CreditOutput(
-            weights=self.weights[index],
-            anchors=None if self.anchors is None else self.anchors[index],
-            density=None if self.density is None else self.density[index],
+            weights=self.weights[index, :width],
+            anchors=None if self.anchors is None else self.anchors[index, :width],
+            density=None if self.density is None else self.density[index, :width],
             trajectory_scale=None if self.trajectory_scale is None else self.trajectory_scale[index],
         )

@@ -21,6 +21,7 @@ from atrl.data.templates import banned_token_ids
 from atrl.rollout.base import ModelHandle, Sampler, Sampling
 from atrl.rollout.server import VllmServerSampler
 from atrl.rollout.transformers import TransformersSampler
+from atrl.rollout.truncation import kept_tokens
 from atrl.rollout.vllm import VllmSampler
 from atrl.types import Problem, Prompt, Rollout, RolloutGroup
 from tests.integration.conftest import running_server
@@ -425,3 +426,52 @@ def test_an_error_of_the_engine_is_named_and_leaves_nothing_behind(engine: VllmS
 def test_a_temperature_that_vllm_would_change_is_refused(engine: VllmSampler, prompts) -> None:
     with pytest.raises(ValueError, match=r"rollout.temperature must be 0 or at least 0.01 with vLLM, got 0.001"):
         engine.generate(prompts[:1], Sampling(group_size=1, temperature=0.001), seed="0/1")
+
+
+@pytest.mark.parametrize("limits", [{"top_k": 7}, {"top_k": 20, "top_p": 0.6}, {"top_k": 20, "min_p": 0.5}])
+def test_logprobs_are_over_the_tokens_that_were_left(
+    sampler: Sampler, policy, handle: ModelHandle, prompts, limits: dict
+) -> None:
+    """What both samplers leave is what `kept_tokens` leaves of the trainer's distribution, up to rounding."""
+    sampling = Sampling(group_size=3, temperature=0.7, max_response_tokens=12, **limits)
+    groups = sampler.generate(prompts, sampling, seed="0/1")
+    worst, positions, same = 0.0, 0, 0
+    for group in groups:
+        for rollout in group.rollouts:
+            logits = teacher_logits(policy, group.prompt, rollout) / sampling.temperature
+            logits[:, list(handle.banned_ids)] = -torch.inf
+            expected = kept_tokens(
+                logits.log_softmax(-1), top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
+            )
+            for step, ids in enumerate(rollout.kept.ids.split(rollout.kept.counts.tolist())):
+                left = torch.full_like(logits[step], -torch.inf)
+                left[ids.long()] = logits[step, ids.long()]
+                logprob = left.log_softmax(-1)[rollout.token_ids[step]]
+                worst = max(worst, abs(float(logprob) - rollout.logprobs[step]))
+                positions += 1
+                same += sorted(ids.tolist()) == expected[step].nonzero().squeeze(1).tolist()
+    print(f"\n{sampler.name}, {limits}: largest difference {worst:.1e}, {same} of {positions} sets the same")
+    assert worst < TOLERANCE
+    assert same > 0.97 * positions  # a token at the very limit may fall on either side
+
+
+def test_vllm_needs_a_bound_on_what_is_left(engine: VllmSampler, prompts) -> None:
+    with pytest.raises(ValueError, match=r"rollout.top_k must be set where rollout.top_p or min_p leaves tokens out"):
+        engine.generate(prompts[:1], Sampling(group_size=2, top_p=0.9), seed="0/1")
+
+
+def test_separate_groups_do_not_depend_on_their_company_in_any_bit(sampler: Sampler, prompts) -> None:
+    """Ids and log-probs of a prompt alone, among others, and among others in another order."""
+    sampling = Sampling(group_size=3, max_response_tokens=16, separate_groups=True)
+
+    def drawn(order: list[int]) -> dict[int, list[tuple[list[int], list[float]]]]:
+        groups = sampler.generate([prompts[index] for index in order], sampling, seed="0/1")
+        return {
+            index: [(rollout.token_ids, rollout.logprobs) for rollout in group.rollouts]
+            for index, group in zip(order, groups, strict=True)
+        }
+
+    together = drawn([0, 1, 2, 3, 4])
+    assert together == drawn([4, 2, 0, 3, 1])
+    for index in (1, 3, 4):
+        assert drawn([index]) == {index: together[index]}

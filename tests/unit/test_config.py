@@ -401,7 +401,9 @@ def group_options() -> list[tuple[str, str]]:
 
 
 def choice(group: str, option: str) -> str:
-    """The override that chooses a file: those in subfolders are options of the outermost group."""
+    """The override that chooses a file: those in subfolders that are no groups are options of the outermost one."""
+    if any(group in groups_of(root) for root in ROOT_CONFIGS):
+        return f"{group}={option}"
     outer, _, inner = group.partition("/")
     return f"{outer}={inner}/{option}" if inner else f"{outer}={option}"
 
@@ -456,4 +458,5 @@ def test_no_group_is_optional(root):
 
 @pytest.mark.parametrize("root", ROOT_CONFIGS)
 def test_every_group_is_described(root):
-    assert set(groups_of(root)) - {"experiment"} - set(COMPONENTS) - set(ROOTS[root]) == set()
+    outer = {group.partition("/")[0] for group in groups_of(root)}
+    assert outer - {"experiment"} - set(COMPONENTS) - set(ROOTS[root]) == set()

@@ -96,12 +96,12 @@ def test_rows_know_of_pictures_in_the_rest_of_the_batch(somewhere):
 
 def test_credit_of_micro_batches_is_joined_field_by_field():
     whole = CreditOutput(torch.rand(4, 3), torch.rand(4, 3) > 0.5, torch.rand(4, 3), torch.rand(4))
-    joined = join_credit([whole.rows(slice(0, 1)), whole.rows(slice(1, 4))])
+    joined = join_credit([whole.rows(slice(0, 1)), whole.rows(slice(1, 4))], 3)
     for field in fields(CreditOutput):
         assert torch.equal(getattr(joined, field.name), getattr(whole, field.name)), field.name
-    bare = join_credit([CreditOutput(torch.ones(1, 2)), CreditOutput(torch.zeros(1, 2))])
+    bare = join_credit([CreditOutput(torch.ones(1, 2)), CreditOutput(torch.zeros(1, 2))], 2)
     assert bare.weights.tolist() == [[1, 1], [0, 0]] and bare.anchors is bare.density is bare.trajectory_scale is None
-    assert join_credit([None, None]) is None
+    assert join_credit([None, None], 2) is None
 
 
 def test_collate_needs_a_prompt_for_each_response():

@@ -118,7 +118,7 @@ def test_evidence_of_micro_batches_merges_to_the_whole(policy, batch):
     with torch.no_grad():
         whole = PASS(policy, prepared, credit, read=True).evidence
         parts = [PASS(policy, prepared.rows(slice(n, n + 2)), credit, read=True).evidence for n in (0, 2)]
-    merged = merge_evidence(parts, credit.probe)
+    merged = merge_evidence(parts, credit.probe, batch.response_length)
     for name in ("logprobs", "entropy"):
         torch.testing.assert_close(getattr(merged, name), getattr(whole, name), atol=1e-5, rtol=0)
     for name in ("logprobs", "divergence"):

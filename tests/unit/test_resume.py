@@ -126,17 +126,14 @@ def test_a_run_that_goes_on_is_the_same_run_on_wandb(tmp_path: Path) -> None:
 
 
 def test_the_best_of_an_earlier_part_of_the_run_still_count(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     from atrl.callbacks.checkpoint import CheckpointCallback
 
-    loader = SimpleNamespace(load_state_dict=lambda state: None)
     scores = {"step_000001": 0.9, "step_000002": 0.5, "step_000003": 0.9}
     for name in (*scores, "step_000004"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     saving = CheckpointCallback(
-        tmp_path, every=None, keep_best=1, loader=loader, evaluation=None, settings={}, started=0.0,
-        start=Checkpoint(tmp_path, {"step": 4, "loader": {}, "scores": scores}),
+        tmp_path, every=None, keep_best=1, loader=None, evaluation=None, settings={}, started=0.0,
+        start=Checkpoint(tmp_path, {"step": 4, "scores": scores}),
     )  # fmt: skip
     saving._delete_all_but("step_000004")
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step_000001", "step_000004"}

@@ -44,7 +44,7 @@ class Sampler:
 
 def callback(tmp_path, every: int, dtype: str = "float32") -> RolloutCallback:
     settings = RolloutSettings(sampler=Sampler(dtype), check_sync_every=every)
-    return RolloutCallback(settings, handle=None, folder=tmp_path, rescue=str)
+    return RolloutCallback(settings, settings.sampling, handle=None, folder=tmp_path, rescue=str)
 
 
 def steps_warned_at(

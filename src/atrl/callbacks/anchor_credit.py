@@ -17,6 +17,7 @@ from atrl.credit.calibration import HeadCalibration
 from atrl.credit.probe import AttentionProbe
 from atrl.metrics import mean_of
 from atrl.module import PolicyModule
+from atrl.splitting import EvenSplit
 from atrl.types import CreditOutput
 
 
@@ -64,11 +65,12 @@ class AnchorCreditCallback(Callback):
         """
         assert isinstance(pl_module, PolicyModule)
         searching = self.scheme.head_search is not None and self._calibration is not None
-        if (searching or self.scheme.requests) and self.scheme.scope == "batch" and trainer.world_size > 1:
-            raise ValueError(
-                f"credit={self.scheme.name} compares rollouts and reads layers, which works in one process only: set "
-                "trainer.devices=1 and trainer.num_nodes=1"
-            )
+        if (searching or self.scheme.requests) and self.scheme.scope == "batch":
+            compares = f"credit={self.scheme.name} compares rollouts and reads layers, which works "
+            if trainer.world_size > 1:
+                raise ValueError(f"{compares}in one process only: set trainer.devices=1 and trainer.num_nodes=1")
+            if not isinstance(pl_module.split, EvenSplit):
+                raise ValueError(f"{compares}in a batch with one padding only: set trainer.deterministic=false")
         if not searching:
             self._bind(pl_module)
 

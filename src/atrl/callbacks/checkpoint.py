@@ -1,4 +1,4 @@
-"""Saves the training state now and then and when a run breaks off, and starts from a saved one."""
+"""Saves the training state now and then and when a run breaks off."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from lightning import Callback, Trainer
 
 from atrl import parallel
 from atrl.callbacks.evaluate import EvaluateCallback
-from atrl.checkpoint import Checkpoint, load_tensors, write_checkpoint
+from atrl.checkpoint import Checkpoint, write_checkpoint
 from atrl.data.loader import PromptLoader
 from atrl.module import PolicyModule
 from atrl.sharding import is_sharded
-from atrl.weight_sync import named_parameters
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +32,7 @@ class CheckpointCallback(Callback):
     until its first optimizer step policy and optimizer are those of the step before, and after its last its own. A step
     that broke off between its update and its end is saved too; then what it logged is missing.
 
-    Must come first: what other callbacks do when training starts, they do with the policy that it starts from; and
-    closing a broken engine may take long, which saving must not wait for.
+    Must come before the sampler's callback: closing a broken engine may take long, which saving must not wait for.
 
     Args:
         folder: of the run.
@@ -44,7 +42,7 @@ class CheckpointCallback(Callback):
         evaluation: tells which checkpoints are best; None keeps none but the last.
         settings: of the run: its `config`, and the fingerprint of its `data`.
         started: the run, in seconds of the clock; what earlier parts of it took is taken off.
-        start: where training starts from; None is the beginning.
+        start: the checkpoint that training starts from, by a `StartCallback` before this one; None is the beginning.
     """
 
     def __init__(
@@ -60,39 +58,19 @@ class CheckpointCallback(Callback):
         start: Checkpoint | None,
     ) -> None:
         self._root, self._every, self._keep_best = folder / "checkpoints", every, keep_best
-        self._loader, self._evaluation, self._settings, self._start = loader, evaluation, settings, start
+        self._loader, self._evaluation, self._settings = loader, evaluation, settings
         self._started = started
         self._saved = 0 if start is None else start.step
-        self._scores: dict[str, float] = {}
+        self._scores: dict[str, float] = {} if start is None else dict(start.state["scores"])
         self._trainer: Trainer | None = None
         self._at_rest = (0, 0)  # training steps and optimizer steps at the end of a step
         self._rescuing = threading.Lock()
-        if start is not None:
-            loader.load_state_dict(start.state["loader"])
-            self._scores = dict(start.state["scores"])
 
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
-        """Give policy, optimizer, schedule and the other callbacks their saved state, and the sampler the policy."""
+        """Note where the run stands, and stand by for its end."""
         self._trainer = trainer
-        if self._start is not None:
-            self._go_on(trainer, pl_module)
         self._at_rest = (pl_module.steps_done, _updates(trainer).completed)
         _before_lightning_kills(self._announce)
-
-    def _go_on(self, trainer, pl_module: PolicyModule) -> None:
-        assert self._start is not None
-        state = self._start.state
-        pl_module.resume_at(self._start.step, state["phases"])
-        trainer.fit_loop.epoch_loop.on_load_checkpoint({"_batches_that_stepped": self._start.step})
-        load_tensors(self._start, pl_module.policy, pl_module.optimizers(use_pl_optimizer=False))
-        schedule = pl_module.lr_schedulers()
-        schedule.load_state_dict(dict(state["schedule"]))
-        for group, rate in zip(schedule.optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
-            group["lr"] = rate
-        for callback in trainer.callbacks:
-            if type(callback).__name__ in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][type(callback).__name__])
-        pl_module.rollouts.update_weights(named_parameters(pl_module.policy), version=pl_module.steps_done)
 
     def on_train_batch_start(self, trainer, pl_module: PolicyModule, batch, batch_idx) -> None:
         """Save what the step before left, if it is time."""

@@ -37,8 +37,19 @@ class BoundRollouts:
     sampling: Sampling
 
     def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]:
-        """A group of rollouts for every prompt."""
-        return self.sampler.generate(prompts, self.sampling, seed=seed)
+        """A group of rollouts for every prompt.
+
+        Raises:
+            ValueError: if the sampler leaves tokens out and doesn't say which, so that the trainer's log-probs would be
+                those of another distribution.
+        """
+        groups = self.sampler.generate(prompts, self.sampling, seed=seed)
+        if self.sampling.truncates and any(rollout.kept is None for group in groups for rollout in group.rollouts):
+            raise ValueError(
+                f"rollout={self.sampler.name} doesn't say which tokens rollout.top_k, top_p and min_p left: "
+                "set top_k=null, top_p=1 and min_p=0"
+            )
+        return groups
 
     def rest(self) -> None:
         """No more rollouts until the weights are updated."""
@@ -59,16 +70,23 @@ class RolloutCallback(Callback):
     thousands of tokens of the run's own prompts are a wider probe than a prompt set aside.
 
     Args:
-        settings: the sampler, not yet started, and how training rollouts are drawn.
+        settings: the sampler, not yet started, and how it is watched.
+        sampling: how training rollouts are drawn.
         handle: what the sampler must know of the policy.
         folder: of the run; where a hung call leaves its traceback.
         rescue: saves what can be saved of a run whose sampler hangs, and says what that was.
     """
 
     def __init__(
-        self, settings: RolloutSettings, handle: ModelHandle, *, folder: Path, rescue: Callable[[], str]
+        self,
+        settings: RolloutSettings,
+        sampling: Sampling,
+        handle: ModelHandle,
+        *,
+        folder: Path,
+        rescue: Callable[[], str],
     ) -> None:
-        self._settings, self._handle = settings, handle
+        self._settings, self._sampling, self._handle = settings, sampling, handle
         self.sampler = settings.watched_sampler(folder, rescue)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -76,7 +94,7 @@ class RolloutCallback(Callback):
         assert isinstance(pl_module, PolicyModule)
         self.sampler.start(replace(self._handle, training_bytes=held_bytes(trainer, pl_module)))
         self.sampler.update_weights(named_parameters(pl_module.policy), version=pl_module.steps_done)
-        pl_module.rollouts = BoundRollouts(self.sampler, self._settings.sampling)
+        pl_module.rollouts = BoundRollouts(self.sampler, self._sampling)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Look whether the last sync reached the sampler, if it is time."""

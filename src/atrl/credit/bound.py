@@ -13,6 +13,8 @@ from torch import Tensor
 from atrl import parallel
 from atrl.credit.masking import mask_pixels
 from atrl.credit.reading import reading_mask
+from atrl.forward import merge_evidence
+from atrl.splitting import Split, join_rows
 from atrl.types import CreditOn, CreditOutput, Evidence, Experience, MaskedView, RolloutGroup
 
 if TYPE_CHECKING:
@@ -58,21 +60,26 @@ class BoundCredit:
         masked = mask_pixels(experience.pixels, experience.keys, mask, mean=self.scale.mean, std=self.scale.std)
         return replace(experience, masked_pixels=masked)
 
-    def assign(self, experience: Experience, evidence: Evidence) -> CreditOutput:
-        """Weights of this rank's whole batch; a scheme that compares rollouts sees those of all ranks."""
-        if self.scheme.scope == "response" or parallel.world_size() == 1:
+    def assign(self, experience: Experience, evidence: Sequence[Evidence], split: Split) -> CreditOutput:
+        """Weights of this rank's whole batch from the evidence of its pieces.
+
+        A scheme that compares rollouts sees those of all ranks.
+        """
+        if self.scheme.scope == "batch":
+            return self._compare(experience, merge_evidence(evidence, self.probe, experience.response_length))
+        rows = split.slices(experience)
+        begun = [
+            self.scheme.begin(split.piece(experience, part), seen) for part, seen in zip(rows, evidence, strict=True)
+        ]
+        return join_credit([finish() for finish in begun], experience.response_length)
+
+    def _compare(self, experience: Experience, evidence: Evidence) -> CreditOutput:
+        if parallel.world_size() == 1:
             return self.scheme.begin(experience, evidence)()
         assert not self.scheme.requests, f"credit scheme {self.scheme.name} compares rollouts and reads layers as well"
         before = sum(parallel.gather(experience.size)[: parallel.rank()])
         output = self.scheme.begin(*_of_all_ranks(experience, evidence))()
-        width = experience.response_length
-        own = output.rows(slice(before, before + experience.size))
-        return replace(
-            own,
-            weights=own.weights[:, :width],
-            anchors=None if own.anchors is None else own.anchors[:, :width],
-            density=None if own.density is None else own.density[:, :width],
-        )
+        return output.rows(slice(before, before + experience.size), experience.response_length)
 
 
 def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experience, Evidence]:
@@ -97,16 +104,18 @@ def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experienc
     return together, Evidence(rows(evidence.logprobs), rows(evidence.entropy), {}, masked)
 
 
-def join_credit(parts: Sequence[CreditOutput | None]) -> CreditOutput | None:
-    """The outputs for consecutive micro-batches as one."""
+def join_credit(parts: Sequence[CreditOutput | None], width: int) -> CreditOutput | None:
+    """The outputs for consecutive pieces of a batch as one, with `width` columns."""
     if parts[0] is None:
         return None
 
     def joined(name: str) -> Tensor | None:
         pieces = [getattr(part, name) for part in parts]
-        return None if pieces[0] is None else torch.cat(pieces)
+        return None if pieces[0] is None else join_rows(pieces, width)
 
-    return CreditOutput(joined("weights"), joined("anchors"), joined("density"), joined("trajectory_scale"))
+    scales = [part.trajectory_scale for part in parts]
+    scale = None if scales[0] is None else torch.cat(scales)
+    return CreditOutput(joined("weights"), joined("anchors"), joined("density"), scale)
 
 
 def spread_advantages(

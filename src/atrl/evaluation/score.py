@@ -95,5 +95,9 @@ def _of(groups: list[RolloutGroup], rewards: list[list[Reward]]) -> Score:
 
 
 def held_out_sampling(sampling: Sampling, *, samples: int, greedy: bool = False) -> Sampling:
-    """How held-out problems are sampled: at temperature 1, or greedily, whatever the training rollouts use."""
-    return replace(sampling, group_size=samples, temperature=0.0 if greedy else 1.0)
+    """How held-out problems are sampled: from the whole distribution at temperature 1, or greedily.
+
+    Whatever the training rollouts use.
+    """
+    temperature = 0.0 if greedy else 1.0
+    return replace(sampling, group_size=samples, temperature=temperature, top_k=None, top_p=1.0, min_p=0.0)

@@ -34,6 +34,20 @@ def credit_suits_the_loss(config: DictConfig) -> str | None:
     )
 
 
+def correction_suits_the_loss(config: DictConfig) -> str | None:
+    """A loss with one ratio a response has no place for corrections that differ within it."""
+    targets = [OmegaConf.select(config, f"algorithm.{key}._target_") for key in ("loss", "correction")]
+    if None in targets:
+        return None
+    loss, correction = map(locate, targets)
+    if getattr(loss, "accepts_token_credit", True) or getattr(correction, "unit", "token") == "sequence":
+        return None
+    return (
+        f"algorithm.correction={correction.__name__} can't be used with {loss.__name__}, whose ratio and clip are per "
+        "response: use algorithm/correction=sequence_mask or sequence_truncate, or algorithm=gspo_token"
+    )
+
+
 def _is_uniform(node: DictConfig) -> bool:
     """What the class says; where that depends on the schemes that it is made of (a product), what these say."""
     uniform = getattr(locate(node["_target_"]), "is_uniform", False)

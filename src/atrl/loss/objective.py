@@ -11,7 +11,8 @@ from torch import Tensor
 
 from atrl.advantage import GroupAdvantage
 from atrl.loss.aggregation import BatchTotals, ConstantLength, SequenceMean, TokenMean
-from atrl.loss.base import PolicyLoss
+from atrl.loss.base import PolicyLoss, log_ratio
+from atrl.loss.correction import Correction
 from atrl.loss.kl import k3_divergence
 from atrl.loss.overlong import OverlongPenalty
 from atrl.rollout.dynamic import DynamicSampling
@@ -20,7 +21,7 @@ from atrl.types import CreditOn, Experience
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is minimised: ``aggregate(policy loss + kl_coefficient · k3)``.
+    """What is minimised: ``aggregate(correction · policy loss + kl_coefficient · k3)``.
 
     Args:
         advantage: rewards of a group → an advantage per rollout.
@@ -30,6 +31,7 @@ class Objective:
         updates_per_batch: optimizer steps on one batch of rollouts.
         overlong: is added to the rewards before the advantage; None leaves them alone.
         dynamic_sampling: replaces prompts whose rewards are all equal before the advantage; None keeps all.
+        correction: weights of the policy loss against a sampler that is not the trainer; None is 1.
         credit_on: the rollouts whose tokens get a credit scheme's weights, by the sign of their advantage.
     """
 
@@ -40,6 +42,7 @@ class Objective:
     updates_per_batch: int = 1
     overlong: OverlongPenalty | None = None
     dynamic_sampling: DynamicSampling | None = None
+    correction: Correction | None = None
     credit_on: CreditOn = "all"
 
     def __post_init__(self) -> None:
@@ -59,7 +62,17 @@ class Objective:
         batch: Experience,
         totals: BatchTotals,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """This micro-batch's share of the loss, and sums over its trained tokens for the metrics.
+        """This micro-batch's share of the loss, and sums over its trained tokens for the metrics."""
+        per_token, sums = self.per_token(logprobs, advantages, batch)
+        return self.aggregation(per_token, batch.response_mask, totals), sums
+
+    def per_token(
+        self,
+        logprobs: Float[Tensor, "rollout response"],
+        advantages: Float[Tensor, "rollout response"],
+        batch: Experience,
+    ) -> tuple[Float[Tensor, "rollout response"], dict[str, Tensor]]:
+        """The loss of each token before it is aggregated, and the sums.
 
         Where the batch has no old log-probs the current ones take their place: with one update a batch the ratio
         is 1, and only its gradient matters. Whatever stands outside the response mask has no effect.
@@ -71,9 +84,14 @@ class Objective:
         token = self.loss(logprobs, old_logprobs, advantages, mask)
         per_token = token.loss
         sums = {"clip_share": (token.clipped & mask).sum().float()}
+        if self.correction is not None:
+            corrected = self.correction(log_ratio(old_logprobs, batch.sampler_logprobs, mask), mask)
+            per_token = per_token * corrected.weights
+            sums["correction_share"] = corrected.limited.sum().float()
+            sums["correction_weight"] = corrected.weights.sum()
         if self.kl_coefficient > 0:
             assert batch.reference_logprobs is not None, "algorithm.kl_coefficient > 0 needs reference log-probs"
             divergence = k3_divergence(logprobs, batch.reference_logprobs)
             per_token = per_token + self.kl_coefficient * divergence
             sums["kl"] = torch.where(mask, divergence.detach(), 0.0).sum()
-        return self.aggregation(per_token, mask, totals), sums
+        return per_token, sums

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from atrl.rollout.truncation import check_truncation
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
@@ -23,11 +24,20 @@ class Sampling:
         group_size: responses per prompt.
         temperature: of the softmax; 0 is greedy. The trainer divides its logits by the same number.
         max_response_tokens: a response is cut after so many tokens.
+        top_k: draw among the likeliest so many tokens; None is all.
+        top_p: draw among the likeliest tokens that together have this probability; 1 is all.
+        min_p: draw among tokens that are at least so many times as likely as the likeliest; 0 is all.
+        separate_groups: generate one prompt's responses at a time, with nothing left of the others', so that no bit of
+            them depends on the company that the prompt is in.
     """
 
     group_size: int
     temperature: float = 1.0
     max_response_tokens: int = 64
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    separate_groups: bool = False
 
     def __post_init__(self) -> None:
         if self.group_size < 1:
@@ -36,6 +46,14 @@ class Sampling:
             raise ValueError(f"rollout.temperature must be 0 (greedy) or more, got {self.temperature}")
         if self.max_response_tokens < 1:
             raise ValueError(f"rollout.max_response_tokens must be at least 1, got {self.max_response_tokens}")
+        check_truncation(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        if self.truncates and not self.temperature:
+            raise ValueError("rollout.temperature=0 is greedy and takes no rollout.top_k, top_p or min_p: drop them")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are left out that are not banned."""
+        return self.top_k is not None or self.top_p < 1 or self.min_p > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +92,10 @@ class Sampler(Protocol):
 
     name: str
     takes_videos: bool
+    says_what_it_keeps: Literal["always", "within top_k", "never"]
+    """Whether its rollouts hold the tokens that top-k, top-p and min-p left."""
+    separates_groups: bool
+    """Whether it heeds `Sampling.separate_groups`."""
 
     def check(self, model_type: str) -> None:
         """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""
@@ -128,4 +150,17 @@ def check_rollout(rollout: Rollout, prompt: Prompt, banned_ids: Sequence[int]) -
         f"problem {prompt.problem.id}: {len(rollout.token_ids)} tokens but {len(rollout.logprobs)} log-probs"
     )
     assert rollout.token_ids, f"problem {prompt.problem.id}: the sampler returned an empty response"
+    assert rollout.kept is None or _drawn_from_kept(rollout), (
+        f"problem {prompt.problem.id}: the sampler returned a token that its top-k, top-p or min-p leaves out"
+    )
     return rollout
+
+
+def _drawn_from_kept(rollout: Rollout) -> bool:
+    import torch
+
+    counts = rollout.kept.counts
+    if len(counts) != len(rollout.token_ids):
+        return False
+    drawn = torch.tensor(rollout.token_ids).repeat_interleave(counts) == rollout.kept.ids
+    return int(drawn.sum()) == len(rollout.token_ids)

@@ -11,6 +11,7 @@ from atrl.data.frames import FrameSampler
 from atrl.data.prompts import PromptBuilder, pixel_limits
 from atrl.data.templates import banned_token_ids, turn_end_ids
 from atrl.rollout.base import ModelHandle, Sampling
+from atrl.rollout.truncation import check_truncation
 from atrl.rollout.watch import Watch, WatchedSampler
 from atrl.types import Problem
 
@@ -27,6 +28,9 @@ class RolloutSettings:
         group_size: responses per prompt.
         prompts_per_step: prompts per training step.
         temperature: of the softmax.
+        top_k: draw among the likeliest so many tokens; None is all.
+        top_p: draw among the likeliest tokens that together have this probability; 1 is all.
+        min_p: draw among tokens that are at least so many times as likely as the likeliest; 0 is all.
         max_response_tokens: a response is cut there.
         max_prompt_tokens: a prompt that is longer, image and video tokens included, is dropped.
         video_frames: frames that are shown of a video: all of a shorter one, else so many, evenly spread.
@@ -41,6 +45,9 @@ class RolloutSettings:
     group_size: int = 8
     prompts_per_step: int = 16
     temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
     max_response_tokens: int = 64
     max_prompt_tokens: int = 256
     timeout_s: float = 1800.0
@@ -61,12 +68,18 @@ class RolloutSettings:
         if self.check_sync_every < 0:
             raise ValueError(f"rollout.check_sync_every must be 0 (never) or more, got {self.check_sync_every}")
         _ = self.frames  # refuses what is out of range
+        check_truncation(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
     @property
     def sampling(self) -> Sampling:
         """What the sampler is told for a training step."""
         return Sampling(
-            group_size=self.group_size, temperature=self.temperature, max_response_tokens=self.max_response_tokens
+            group_size=self.group_size,
+            temperature=self.temperature,
+            max_response_tokens=self.max_response_tokens,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
         )
 
     def watched_sampler(self, folder: Path, rescue: Callable[[], str]) -> WatchedSampler:

@@ -13,8 +13,9 @@ import torch
 from atrl.data.templates import padding_id
 from atrl.models.policy import evaluating, picture_inputs
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
+from atrl.rollout.truncation import collect, kept_tokens
 from atrl.sharding import gathered
-from atrl.types import Prompt, Rollout, RolloutGroup
+from atrl.types import KeptTokens, Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -34,6 +35,8 @@ class TransformersSampler:
 
     name = "transformers"
     takes_videos = True
+    says_what_it_keeps = "always"
+    separates_groups = True
 
     def __init__(self, *, max_batch_sequences: int = 256) -> None:
         if max_batch_sequences < 1:
@@ -55,11 +58,11 @@ class TransformersSampler:
         """`group_size` responses to every prompt, in order.
 
         A prompt's random numbers are its own, so its responses depend on the other prompts only as far as the
-        rounding of a matrix product depends on the size of the batch. With temperature 0 the log-probabilities are
-        those of temperature 1.
+        rounding of a matrix product depends on the size of the batch; with `separate_groups` not at all. With
+        temperature 0 the log-probabilities are those of temperature 1.
         """
         assert self._handle is not None, "the transformers sampler was not started"
-        at_a_time = max(1, self.max_batch_sequences // sampling.group_size)
+        at_a_time = 1 if sampling.separate_groups else max(1, self.max_batch_sequences // sampling.group_size)
         groups: list[RolloutGroup] = []
         with evaluating(self._handle.model), gathered(self._handle.model):
             for first in range(0, len(prompts), at_a_time):
@@ -154,10 +157,16 @@ def _sample(
     uniforms = uniforms.to(model.device)
     tokens = torch.full(uniforms.shape, -1, device=model.device)
     logprobs = torch.zeros(uniforms.shape, device=model.device)
+    kept: list[list[Tensor]] = [[] for _ in uniforms]
     batch = torch.arange(len(uniforms), device=model.device)  # which rollout each row of the batch is
     going = torch.ones_like(batch, dtype=torch.bool)  # which rows of the batch have not ended
     for step in range(sampling.max_response_tokens):
         scores = processed_logprobs(logits, handle.banned_ids, sampling.temperature)
+        if sampling.truncates:
+            left = kept_tokens(scores, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
+            scores = scores.masked_fill(~left, -torch.inf).log_softmax(dim=-1)
+            for row in going.nonzero().squeeze(1).tolist():
+                kept[batch[row]].append(left[row].nonzero().squeeze(1))
         token = draw(scores, uniforms[batch, step]) if sampling.temperature else scores.argmax(dim=-1)
         tokens[batch[going], step] = token[going]
         logprobs[batch[going], step] = scores.gather(1, token[:, None]).squeeze(1)[going]
@@ -170,12 +179,14 @@ def _sample(
             going = going[going]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         logits = _decode(model, token, cache, mask, positions + step)
-    return [_rollout(*row, ends.tolist()) for row in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+    found = collect(kept) if sampling.truncates else [None] * len(kept)
+    return [_rollout(*row, ends.tolist()) for row in zip(tokens.tolist(), logprobs.tolist(), found, strict=True)]
 
 
-def _rollout(tokens: list[int], logprobs: list[float], ends: Sequence[int]) -> Rollout:
+def _rollout(tokens: list[int], logprobs: list[float], kept: KeptTokens | None, ends: Sequence[int]) -> Rollout:
     length = tokens.index(-1) if -1 in tokens else len(tokens)
-    return Rollout(token_ids=tokens[:length], logprobs=logprobs[:length], finished=tokens[length - 1] in ends)
+    finished = tokens[length - 1] in ends
+    return Rollout(token_ids=tokens[:length], logprobs=logprobs[:length], finished=finished, kept=kept)
 
 
 def _prefill(

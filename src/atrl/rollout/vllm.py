@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,15 @@ from atrl.data.frames import frame_array, frame_metadata
 from atrl.models.families import check_vllm
 from atrl.rollout.base import ModelHandle, Sampling, check_prompt
 from atrl.rollout.transformers import end_token_ids, rollout_group
+from atrl.rollout.truncation import collect
 from atrl.rollout.vllm_engine import EngineOptions, cause, shut_down, start_engine
-from atrl.rollout.vllm_sampling import check_temperature, sampling_options
+from atrl.rollout.vllm_sampling import check_sampling, sampling_options
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from vllm import LLM, RequestOutput, SamplingParams
+    from vllm.logprobs import Logprob
 
 
 class VllmSampler(EngineOptions):
@@ -29,6 +31,8 @@ class VllmSampler(EngineOptions):
     _asleep = False
     _version = 0
     takes_videos = True
+    says_what_it_keeps = "within top_k"
+    separates_groups = True
 
     def check(self, model_type: str) -> None:
         """Raises ValueError if vLLM isn't installed (whether it can be imported shows at the start), or no help."""
@@ -56,12 +60,24 @@ class VllmSampler(EngineOptions):
         at the same time; each gets the responses to its own prompts.
 
         Raises:
-            ValueError: if the temperature is one that vLLM would change, or its processor expands a prompt differently.
+            ValueError: if the temperature is one that vLLM would change, if tokens are left out by probability alone,
+                or if its processor expands a prompt differently.
             RuntimeError: if the engine fails.
         """
         assert self._llm is not None and self._handle is not None, "the vLLM sampler was not started"
         assert not self._asleep, "the vLLM engine sleeps: new weights wake it"
-        check_temperature(sampling)
+        check_sampling(sampling)
+        if sampling.separate_groups:
+            return [self._alone(prompt, sampling, seed) for prompt in prompts]
+        return self._together(prompts, sampling, seed)
+
+    def _alone(self, prompt: Prompt, sampling: Sampling, seed: str) -> RolloutGroup:
+        """One group with nothing in the engine but itself: cached blocks of other prompts would change its batches."""
+        assert self._llm is not None
+        self._forget()
+        return self._together([prompt], sampling, seed)[0]
+
+    def _together(self, prompts: Sequence[Prompt], sampling: Sampling, seed: str) -> list[RolloutGroup]:
         requests = [(_request(prompt), self._sampling_parameters(prompt, sampling, seed)) for prompt in prompts]
         try:
             outputs = self._answer(requests)
@@ -70,7 +86,8 @@ class VllmSampler(EngineOptions):
             raise RuntimeError(
                 f"rollout=vllm: the engine failed on {len(prompts)} prompts{first}: {cause(error)}"
             ) from error
-        return [self._group(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+        pairs = zip(prompts, outputs, strict=True)
+        return [self._group(prompt, output, truncated=sampling.truncates) for prompt, output in pairs]
 
     def rest(self) -> None:
         """Give the GPU's memory back to the trainer, as far as `sleep_level` says, until new weights come."""
@@ -96,8 +113,7 @@ class VllmSampler(EngineOptions):
         if self._asleep:
             self._wake("kv_cache")
             self._asleep = False
-        self._llm.llm_engine.reset_encoder_cache()
-        assert self._llm.reset_prefix_cache(), "vLLM kept its prefix cache: a request is still running"
+        self._forget()
         self._version = version
 
     def close(self) -> None:
@@ -105,6 +121,12 @@ class VllmSampler(EngineOptions):
         llm, self._llm, self._handle = self._llm, None, None
         if llm is not None:
             shut_down(llm, spare_process_group=self._shares_process_group)
+
+    def _forget(self) -> None:
+        """Drop the features of pictures and the keys and values that are kept for later requests."""
+        assert self._llm is not None
+        self._llm.llm_engine.reset_encoder_cache()
+        assert self._llm.reset_prefix_cache(), "vLLM kept its prefix cache: a request is still running"
 
     def _wake(self, what: str) -> None:
         import torch
@@ -143,7 +165,7 @@ class VllmSampler(EngineOptions):
         options = sampling_options(prompt, sampling, self._handle, seed, banned_bias=-float("inf"))
         return SamplingParams(**options, output_kind=RequestOutputKind.FINAL_ONLY)
 
-    def _group(self, prompt: Prompt, output: RequestOutput) -> RolloutGroup:
+    def _group(self, prompt: Prompt, output: RequestOutput, *, truncated: bool) -> RolloutGroup:
         assert self._handle is not None
         check_prompt(prompt, output.prompt_token_ids or [], "vLLM")
         ends = end_token_ids(self._handle)
@@ -157,6 +179,7 @@ class VllmSampler(EngineOptions):
                     token_ids=ids,
                     logprobs=[step[token].logprob for step, token in zip(steps, ids, strict=True)],
                     finished=ids[-1] in ends,
+                    kept=collect([_left_tokens(steps)])[0] if truncated else None,
                 )
             )
         return rollout_group(self._handle, prompt, rollouts, self._version)
@@ -169,6 +192,13 @@ def _request(prompt: Prompt) -> dict[str, Any]:
         media["video"] = [(frame_array(frames), frame_metadata(frames)) for frames in prompt.videos]
         request["mm_processor_kwargs"] = {"do_sample_frames": False}  # the frames are chosen already
     return request | ({"multi_modal_data": media} if media else {})
+
+
+def _left_tokens(steps: Sequence[Mapping[int, Logprob]]) -> list[Tensor]:
+    """[response] ids of the tokens that the engine's limits left: those with a probability."""
+    import torch
+
+    return [torch.tensor([token for token, found in step.items() if found.logprob > -torch.inf]) for step in steps]
 
 
 def _gather(requests: list[Any]) -> tuple[int, list[Any]]:

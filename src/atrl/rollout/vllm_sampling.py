@@ -12,18 +12,28 @@ LOWEST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to this, which would falsify the log-probabilities."""
 
 
-def check_temperature(sampling: Sampling) -> None:
-    """Raises ValueError, in one line, for a temperature that vLLM would change."""
+TIES = 8
+"""More log-probabilities than `top_k` are asked for: tokens that tie with the last of them are kept as well."""
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises ValueError, in one line, for a temperature that vLLM would change, or a list of tokens without end."""
     if 0 < sampling.temperature < LOWEST_TEMPERATURE:
         raise ValueError(
             f"rollout.temperature must be 0 or at least {LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
+        )
+    if sampling.truncates and sampling.top_k is None:
+        raise ValueError(
+            "rollout.top_k must be set where rollout.top_p or min_p leaves tokens out, got null with vLLM: it bounds "
+            "the list of tokens that are left, which the trainer needs; 100 is usual"
         )
 
 
 def sampling_options(
     prompt: Prompt, sampling: Sampling, handle: ModelHandle, seed: str, *, banned_bias: float
 ) -> dict[str, Any]:
-    """Arguments of vLLM's `SamplingParams`: `group_size` responses with the log-probs of the sampled tokens.
+    """Arguments of vLLM's `SamplingParams`: `group_size` responses with log-probs: of the sampled tokens,
+    and of all that may be drawn where `sampling` leaves some out.
 
     Args:
         prompt, sampling, handle, seed: as a sampler gets them.
@@ -32,12 +42,15 @@ def sampling_options(
     return {
         "n": sampling.group_size,
         "temperature": sampling.temperature,
+        "top_k": sampling.top_k or 0,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
         "max_tokens": sampling.max_response_tokens,
         "seed": request_seed(seed, prompt.key),
         "stop_token_ids": list(end_token_ids(handle)),
         # A bias is one vectorised addition. `allowed_token_ids` would list the whole vocabulary in every request (newer
         # engines refuse more than 1024), and `bad_words` loops over requests in Python.
         "logit_bias": dict.fromkeys(handle.banned_ids, banned_bias),
-        "logprobs": 0,
+        "logprobs": sampling.top_k + TIES if sampling.truncates and sampling.top_k else 0,
         "detokenize": False,
     }

@@ -1,0 +1,40 @@
+"""Begins training where a checkpoint left it."""
+
+from __future__ import annotations
+
+from lightning import Callback
+
+from atrl.checkpoint import Checkpoint, load_tensors
+from atrl.data.loader import PromptLoader
+from atrl.module import PolicyModule
+from atrl.weight_sync import named_parameters
+
+
+class StartCallback(Callback):
+    """Gives policy, optimizer, schedule and the other callbacks their saved state, and the sampler the policy.
+
+    Must come first: what other callbacks do when training starts, they do with the policy that it starts from.
+
+    Args:
+        start: the checkpoint.
+        loader: of the prompts, which goes on where the data was left.
+    """
+
+    def __init__(self, start: Checkpoint, loader: PromptLoader) -> None:
+        self._start = start
+        loader.load_state_dict(start.state["loader"])
+
+    def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
+        """Hand everything out."""
+        state = self._start.state
+        pl_module.resume_at(self._start.step, state["phases"])
+        trainer.fit_loop.epoch_loop.on_load_checkpoint({"_batches_that_stepped": self._start.step})
+        load_tensors(self._start, pl_module.policy, pl_module.optimizers(use_pl_optimizer=False))
+        schedule = pl_module.lr_schedulers()
+        schedule.load_state_dict(dict(state["schedule"]))
+        for group, rate in zip(schedule.optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
+            group["lr"] = rate
+        for callback in trainer.callbacks:
+            if type(callback).__name__ in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][type(callback).__name__])
+        pl_module.rollouts.update_weights(named_parameters(pl_module.policy), version=pl_module.steps_done)
