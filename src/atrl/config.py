@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
 from atrl.loss.checks import credit_suits_the_loss, overlong_fits_the_response
+from atrl.plan.settings import WHERE_BUILT, PlannerSettings
 from atrl.schema import UNSET, check_call, check_group, to_plain
 from atrl.suggest import did_you_mean
 
@@ -32,6 +33,7 @@ class RunSettings:
     experiment: str = "demo"  # names the run's folder
     stage: Literal["rl", "sft", "sft_rl"] = "rl"
     seed: int = 0
+    plan: bool = False  # True prints memory and time and ends
     verbose: bool = False  # True lets the libraries log what they like
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ SECTIONS: dict[str, type] = {
     "": RunSettings,
     "trainer": TrainerSettings,
     "optimizer": OptimizerSettings,
+    "planner": PlannerSettings,
     "sft": SftSettings,
 }
 """The dataclass of each plain section of the training config; the root's name is empty."""
@@ -151,7 +154,9 @@ SECTIONS: dict[str, type] = {
 ROOTS: dict[str, dict[str, type]] = {"train": SECTIONS, "evaluate": {"": EvaluateSettings}}
 """The sections of each primary config, by its name in ``conf/``."""
 
-COMPONENTS: tuple[str, ...] = ("algorithm", "callbacks", "credit", "data", "logger", "model", "reward", "rollout")
+COMPONENTS: tuple[str, ...] = (
+    *("algorithm", "callbacks", "credit", "data", "hardware", "logger", "model", "reward", "rollout"),
+)
 """The groups that hold components: nodes with a ``_target_``, or lists or named sets of such."""
 
 
@@ -280,7 +285,19 @@ def one_process_draws(config: DictConfig) -> str | None:
     return None
 
 
+def planned_can_be_run(config: DictConfig) -> str | None:
+    """What is planned with must be what is trained with, or only be planned."""
+    if OmegaConf.select(config, "plan"):
+        return None
+    for name, key in WHERE_BUILT.items():
+        planned = OmegaConf.select(config, f"planner.{name}")
+        if planned not in (None, False, 1, "ddp") and OmegaConf.select(config, key) != planned:
+            return f"planner.{name}={planned} is not what the run would do: add plan=true, or set it to null"
+    return None
+
+
 CHECKS: tuple[Check, ...] = (
+    planned_can_be_run,
     processes_have_work,
     one_process_draws,
     group_holds_a_comparison,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atrl import parallel
+from atrl.alarms import clip_gradients
 from atrl.config import OptimizerSettings
 from atrl.credit.bound import BoundCredit, join_credit, spread_advantages
 from atrl.experience import build_experience, micro_batches
@@ -122,7 +123,7 @@ class PolicyModule(PromptModule):
         with phase("update"):
             for update in range(self.objective.updates_per_batch):
                 outcomes = list(self._learn(experience, advantages.flatten(), credit, batches, totals))  # 7
-                taken = self._optimizer_step()  # 8: clip, optimizer step, schedule
+                taken = self._optimizer_step(outcomes)  # 8: clip, optimizer step, schedule
                 first = outcomes if update == 0 else first
 
         with phase("sync"):  # 9: new weights → sampler
@@ -254,12 +255,17 @@ class PolicyModule(PromptModule):
         tokens, sequences = parallel.sums([mask.sum().item(), mask.any(dim=1).sum().item()])
         return BatchTotals(tokens=int(tokens), sequences=int(sequences), max_response_tokens=self.max_response_tokens)
 
-    def _optimizer_step(self) -> dict[str, float]:
-        """Stage 8; the gradient's norm before it was clipped, and the learning rate that was used."""
+    def _optimizer_step(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Stage 8; the gradient's norm before it was clipped, and the learning rate that was used.
+
+        Raises:
+            NonFiniteStop: if a loss or gradient is not finite, before the weights change.
+        """
         optimizer = self.optimizers()
         parallel.add_gradients(self.policy.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer_settings.max_gradient_norm)
-        taken = {"loss/gradient_norm": float(norm), "train/learning_rate": optimizer.param_groups[0]["lr"]}
+        losses = [outcome.sums["policy"] for outcome in outcomes]
+        norm = clip_gradients(self.policy, self.optimizer_settings.max_gradient_norm, losses)
+        taken = {"loss/gradient_norm": norm, "train/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()

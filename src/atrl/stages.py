@@ -123,7 +123,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     saving = CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)
     callbacks = [rollout, credit, evaluate, grounding, record, saving]
     bound = [entry for entry in callbacks if entry is not None]
-    trainer = build_trainer(parts, [*bound, *watchers, StepProgressBar()])
+    trainer = build_trainer(parts, [*bound, *watchers, *parts.callbacks, StepProgressBar()])
     trainer.fit(module, loader)
     return TrainingOutcome(
         module=module,

@@ -22,8 +22,12 @@ class CheckpointCallback(Callback):
         """Save if it is time, counted in training steps."""
         done = batch_idx + 1
         if done == trainer.num_training_batches or (self._every and done % self._every == 0):
-            # Written beside its place first: a killed write leaves the previous checkpoint whole.
-            beside = self._path.with_suffix(".tmp")
-            trainer.save_checkpoint(beside)
-            if trainer.is_global_zero:
-                beside.replace(self._path)
+            save_atomically(trainer, self._path)
+
+
+def save_atomically(trainer, path: Path) -> None:
+    """Write beside its place first: a killed write leaves the previous checkpoint whole. All ranks must call."""
+    beside = path.with_suffix(".tmp")
+    trainer.save_checkpoint(beside)
+    if trainer.is_global_zero:
+        beside.replace(path)

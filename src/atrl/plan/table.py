@@ -26,11 +26,15 @@ def render(job: Job, hardware: Hardware, title: str) -> str:
 def _summary(job: Job, hardware: Hardware) -> str:
     lengths = job.lengths
     return (
-        f"{job.model.name}: {job.base_parameters / 1e9:.2f} B parameters, {job.trained_parameters / 1e9:.2f} B trained; "
+        f"{job.model.name}: {_count(job.base_parameters)} parameters, {_count(job.trained_parameters)} trained; "
         f"{job.gpus} × {hardware.name}, {job.strategy}\n"
         f"{job.prompts} prompts × {job.group} responses of {lengths.response} tokens at most "
         f"({lengths.response_mean:.0f} on average) to {lengths.prompt} ({lengths.image} of the picture)"
     )
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
 
 
 def _memory(job: Job, hardware: Hardware) -> list[str]:

@@ -1,0 +1,41 @@
+"""The section `planner`: what the planner is told beside the run's own settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerSettings:
+    """What a run's own settings don't say, or can't say yet; null takes what they do say."""
+
+    prompt_tokens: int | None = None  # of the longest prompt; null is rollout.max_prompt_tokens
+    image_tokens: int | None = None  # of these; null is all of them, which takes most memory
+    response_tokens: float | None = None  # mean length of a response; null is rollout.max_response_tokens
+    strategy: Literal["ddp", "fsdp"] | None = None
+    activation_checkpointing: bool | None = None
+    cpu_offload: bool | None = None
+    lora_rank: int | None = None
+    engine_tensor_parallel: int | None = None
+    engine_sleeps: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a count that is too small."""
+        for name in ("prompt_tokens", "response_tokens", "lora_rank", "engine_tensor_parallel"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"planner.{name} must be at least 1, got {value}")
+        if self.image_tokens is not None and self.image_tokens < 0:
+            raise ValueError(f"planner.image_tokens must be 0 or more, got {self.image_tokens}")
+
+
+WHERE_BUILT = {
+    "strategy": "trainer.strategy",
+    "activation_checkpointing": "trainer.activation_checkpointing",
+    "cpu_offload": "trainer.cpu_offload",
+    "lora_rank": "model.lora.rank",
+    "engine_tensor_parallel": "rollout.sampler.tensor_parallel_size",
+    "engine_sleeps": "rollout.sampler.sleep",
+}
+"""For planner settings that the run itself must follow: the key that says so. A config without the key can't follow."""
