@@ -291,7 +291,8 @@ def planned_can_be_run(config: DictConfig) -> str | None:
         return None
     for name, key in WHERE_BUILT.items():
         planned = OmegaConf.select(config, f"planner.{name}")
-        if planned not in (None, False, 1, "ddp") and OmegaConf.select(config, key) != planned:
+        asks_for_nothing = planned is None or planned is False or (planned is not True and planned in (1, "ddp"))
+        if not asks_for_nothing and OmegaConf.select(config, key) != planned:
             return f"planner.{name}={planned} is not what the run would do: add plan=true, or set it to null"
     return None
 

@@ -33,7 +33,9 @@ def problems(job: Job, hardware: Hardware) -> list[str]:
     if job.engine.name == "vllm":
         room, one = plan.part("vLLM cache").rollout, job.lengths.total * cache_per_token(job)
         if room < one:
-            found.append(f"rollout: vLLM's cache of {room / GIB:.2f} GiB holds no response, which takes {one / GIB:.2f}")
+            found.append(
+                f"rollout: vLLM's cache of {room / GIB:.2f} GiB holds no response, which takes {one / GIB:.2f}"
+            )
     return found
 
 

@@ -46,7 +46,15 @@ class Hardware:
     cores: float = 8.0
 
     def __post_init__(self) -> None:
-        for field in ("memory_gib", "peak_tflops", "float32_tflops", "bandwidth_gb", "node_gb", "network_gb", "per_node"):
+        for field in (
+            "memory_gib",
+            "peak_tflops",
+            "float32_tflops",
+            "bandwidth_gb",
+            "node_gb",
+            "network_gb",
+            "per_node",
+        ):
             if getattr(self, field) <= 0:
                 raise ValueError(f"hardware.{field} must be above 0, got {getattr(self, field)}")
         for field in ("compute_efficiency", "bandwidth_efficiency", "network_efficiency"):

@@ -54,7 +54,9 @@ def plan_memory(job: Job, hardware: Hardware) -> MemoryPlan:
             _always("weights", weights(job)),
             Part(name="gathered", rollout=_gathered_for_sync(job), update=gathered(job), step=0.0),
             Part(name="gradients", update=_gradients_at_the_height(job), step=gradients(job)),
-            _always("optimizer", 0.0 if job.cpu_offload else 2 * gradients(job), step=_optimizer_scratch(job, hardware)),
+            _always(
+                "optimizer", 0.0 if job.cpu_offload else 2 * gradients(job), step=_optimizer_scratch(job, hardware)
+            ),
             Part(name="activations", update=activations(job) * (2 if job.overlaps else 1)),
             Part(name="logits", update=logits(job) + (processed_logits(job) if job.overlaps else 0.0)),
             Part(name="credit", update=credit(job)),
@@ -145,7 +147,9 @@ def _engine(job: Job, hardware: Hardware) -> tuple[Part, ...]:
         return (Part(name="sampler cache", rollout=cache + max(drawn, repeated)),)
     held = job.base_parameters * engine.weights / engine.tensor_parallel
     # vLLM takes its share of the device whole: what weights leave is its cache, less what a forward pass needs.
-    cache = engine.cache if engine.cache is not None else engine.share * hardware.memory - held - hardware.engine_scratch
+    cache = (
+        engine.cache if engine.cache is not None else engine.share * hardware.memory - held - hardware.engine_scratch
+    )
     scratch = 0.0 if engine.cache is not None else hardware.engine_scratch
     parts = {"vLLM weights": held, "vLLM cache": max(cache, 0.0), "vLLM scratch": scratch}
     awake = 0.0 if engine.sleeps else 1.0

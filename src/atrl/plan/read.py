@@ -156,6 +156,8 @@ def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
     if not config.credit:
         return CreditCost()
     scheme = instantiate(config.credit)
+    if scheme.head_search is not None:  # any will do: they cost the same
+        scheme = scheme.with_heads(tuple((0, head) for head in range(scheme.head_search.count)))
     masked = "no" if scheme.picture_mask is None else "gradient" if scheme.needs_masked_gradient else "forward"
     clusters = [part for part in getattr(scheme, "schemes", (scheme,)) if hasattr(part, "num_clusters")]
     return CreditCost(
@@ -170,10 +172,7 @@ def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
 
 
 def _heads_read(scheme: Any, shape: ModelShape) -> int:
-    """Heads whose attention is read, over all layers; those still to be found (`heads=auto`) are as many as asked."""
-    search = scheme.head_search
-    if search is not None:
-        return search.count
+    """Heads whose attention is read, over all layers."""
     every, count = shape.text.layers * shape.text.heads, 0
     for request in scheme.requests:
         heads, layers = getattr(request, "heads", None), getattr(request, "layers", None)

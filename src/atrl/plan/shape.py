@@ -146,7 +146,9 @@ def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
     """
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"{name} is a {family}, which can't be planned: the formulas are those of {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"{name} is a {family}, which can't be planned: the formulas are those of {', '.join(FAMILIES)}"
+        )
     text = config.get("text_config") or config
     return ModelShape(
         name=name,

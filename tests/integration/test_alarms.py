@@ -1,0 +1,123 @@
+"""Every alarm in a real training run: it warns, it stops with a checkpoint, and it leaves healthy runs alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+
+from atrl.alarms import AlarmStop, NonFiniteStop
+from tests.integration.conftest import REPOSITORY, SMALL
+
+OPTIONS = ("rollout=transformers", "trainer.evaluate_samples=0", "callbacks.alarms.patience=1")
+BOUNDS = "callbacks.alarms.bounds"
+
+
+class Poison(Callback):
+    """Makes one gradient, or the loss, of step `step` not finite, and remembers the weights from before it."""
+
+    def __init__(self, what: str, step: int, value: float) -> None:
+        self.what, self.step, self.value, self.before = what, step, value, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx != self.step:
+            return
+        self.before = {name: value.clone() for name, value in pl_module.policy.state_dict().items()}
+        poison = lambda grad: torch.full_like(grad, self.value)  # noqa: E731
+        if self.what == "gradient":
+            pl_module.policy.lm_head.weight.register_hook(poison)
+        else:
+            objective, value = pl_module.objective, self.value
+            pl_module.objective = type("Poisoned", (), {"__getattr__": lambda _, name: getattr(objective, name)})()
+            type(pl_module.objective).__call__ = lambda _, *args: (objective(*args)[0] * value, objective(*args)[1])
+
+
+def stopped(train, *overrides: str, watch=None) -> tuple[str, Path, dict]:
+    with pytest.raises(AlarmStop) as caught:
+        train(*OPTIONS, *overrides, name="stopped", watch=watch)
+    text = str(caught.value)
+    path = Path(text.rpartition("state in ")[2])
+    return text, path, torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "metric"),
+    [
+        (("entropy_collapse.warn=20", "entropy_collapse.stop=10"), "loss/entropy"),
+        (
+            ("length_explosion.warn=0.001", "length_explosion.stop=0.01", "length_explosion.reference_steps=1"),
+            "rollout/response_length is",
+        ),
+        (("mismatch.warn=0", "mismatch.stop=1e-12"), "rollout/logprob_gap_mean"),
+        (("mismatch_max.warn=0", "mismatch_max.stop=1e-12"), "rollout/logprob_gap_max"),
+    ],
+    ids=["entropy", "length", "mismatch", "mismatch_max"],
+)
+def test_a_bound_stops_the_run_with_its_cause_and_a_checkpoint(train, bounds, metric: str) -> None:
+    text, path, saved = stopped(train, "trainer.max_steps=3", *(f"{BOUNDS}.{bound}" for bound in bounds))
+    name = bounds[0].partition(".")[0]
+    step = 2 if name == "length_explosion" else 1
+    assert text.startswith(f"step {step}: alarm {name}: ") and metric in text
+    assert saved["optimizer_states"][0]["state"][0]["step"] == step  # after the step, and resumable: with its optimizer
+    rows = (path.parents[1] / "metrics.csv").read_text().splitlines()
+    assert len(rows) == step + 1  # the step that set it off is on record
+
+
+def test_the_share_of_clipped_tokens(train) -> None:
+    options = ("algorithm.updates_per_batch=3", "optimizer.learning_rate=2e-2", "optimizer.warmup_steps=0")
+    text, _, _ = stopped(train, *options, f"{BOUNDS}.clip_share.warn=0.001", f"{BOUNDS}.clip_share.stop=0.01")
+    assert "alarm clip_share: loss/clip_share is" in text
+
+
+def test_a_bound_warns_and_the_run_goes_on(train) -> None:
+    with pytest.warns(UserWarning, match=r"step 1: alarm entropy_collapse: loss/entropy is .*, below 20"):
+        run = train(*OPTIONS, f"{BOUNDS}.entropy_collapse.warn=20")
+    assert run.trained.module.steps_done == 2
+    assert not (run.folder / "checkpoints" / "alarm.ckpt").exists()
+
+
+def test_the_default_bounds_leave_the_demo_alone(train) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*alarm.*")
+        run = train("rollout=transformers", "trainer.max_steps=6", "callbacks.alarms.patience=1")
+    assert run.trained.module.steps_done == 6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(train, value: float) -> None:
+    poison = Poison("gradient", 1, value)
+    text, _, saved = stopped(train, watch=poison)
+    assert text.startswith("step 2: alarm non_finite: the gradient is not finite, though the loss is")
+    assert "the first model.language_model.embed_tokens.weight" in text
+    for name, before in poison.before.items():
+        assert torch.equal(saved["state_dict"][f"policy.{name}"], before), name
+    assert saved["optimizer_states"][0]["state"][0]["step"] == 1
+
+
+def test_a_loss_that_is_not_finite_is_told_from_a_gradient(train) -> None:
+    poison = Poison("loss", 0, float("nan"))
+    with pytest.raises(NonFiniteStop, match="step 1: alarm non_finite: the loss is not finite"):
+        train(*OPTIONS, "callbacks=alarms", watch=poison)
+
+
+def test_without_the_callback_a_run_stops_all_the_same(train) -> None:
+    poison = Poison("gradient", 0, float("nan"))
+    with pytest.raises(NonFiniteStop):
+        train(*OPTIONS[:2], "callbacks=none", watch=poison)
+
+
+def test_the_command_line_says_it_in_one_line_and_exits_with_3(tmp_path: Path) -> None:
+    options = (*OPTIONS, *SMALL, "logger=csv", "hydra.run.dir=run", f"{BOUNDS}.entropy_collapse.stop=10")
+    command = [sys.executable, REPOSITORY / "train.py", *options, f"{BOUNDS}.entropy_collapse.warn=20"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 3
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and "alarm entropy_collapse" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "alarm.ckpt").is_file()
+    assert not (tmp_path / "outputs").exists()  # `outputs/latest` is for runs that finished
