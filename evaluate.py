@@ -11,12 +11,12 @@ from atrl.cli import run
 
 
 def main(config: DictConfig) -> None:
-    """Load a checkpoint, answer held-out problems greedily and by sampling, write `evaluation.json`."""
+    """Score a checkpoint or recorded answers, or compare two results; write `evaluation.json`."""
     from hydra.core.hydra_config import HydraConfig
 
-    from atrl.evaluation.run import evaluate
+    from atrl.evaluation.command import evaluate_command
 
-    evaluate(config, Path(HydraConfig.get().runtime.output_dir))
+    evaluate_command(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -26,12 +27,22 @@ def main(config: DictConfig) -> None:
     parts = pipeline.instantiate_parts(config, folder)
     pipeline.prepare_process(parts)
     data = pipeline.load_data(parts)  # bad data stops here, before any model loads
+    start = pipeline.starting_point(config, parts, data)
+    if start is not None and start.step >= parts.trainer.max_steps:
+        print(f"nothing is left to do: {start.folder} comes after step {start.step} of {parts.trainer.max_steps}")
+        return
     loaded = parts.model.load(pipeline.work_folder(folder))
 
     from atrl import leave, stages
 
-    warmed_up = stages.warm_up(parts, data, loaded) if parts.run.stage != "rl" else None
-    trained = stages.reinforce(parts, data, loaded) if parts.run.stage != "sft" else None
+    warms_up = parts.run.stage != "rl" and start is None
+    warmed_up = stages.warm_up(parts, data, loaded) if warms_up else None
+    settings = pipeline.settings_to_keep(config, data)
+    if start is not None:  # what earlier parts took counts
+        parts = replace(parts, started=parts.started - start.state["seconds"])
+    trained = None
+    if parts.run.stage != "sft":
+        trained = stages.reinforce(parts, data, loaded, settings=settings, start=start)
     leave.finish_run(config, parts, data, loaded, warmed_up, trained)
 
 

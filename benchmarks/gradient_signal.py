@@ -15,7 +15,8 @@ import torch
 
 from atrl.advantage import GroupAdvantage, ShuffledAdvantage
 from atrl.data.geometry import GeometryProblems
-from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.data.prompts import PromptBuilder
+from atrl.data.templates import banned_token_ids
 from atrl.experience import build_experience, micro_batches
 from atrl.logprobs import process_logits, token_logprobs
 from atrl.models.load import PretrainedModel

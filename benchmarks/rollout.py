@@ -22,7 +22,8 @@ def main() -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from atrl.data.geometry import GeometryProblems
-    from atrl.data.prompts import PromptBuilder, banned_token_ids
+    from atrl.data.prompts import PromptBuilder
+    from atrl.data.templates import banned_token_ids
     from atrl.models import scratch
     from atrl.rollout.base import ModelHandle, Sampling
 

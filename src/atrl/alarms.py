@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -49,8 +49,8 @@ class Bound:
             raise ValueError(f"callbacks.alarms: reference_steps of {self.metric} must be 0 or more")
         if self.warn is not None and self.stop is not None and not self._beyond_or_at(self.stop, self.warn):
             raise ValueError(
-                f"callbacks.alarms: the bounds of {self.metric} must be passed in the order warn, stop, got {self.warn} "
-                f"and {self.stop} with side={self.side}"
+                f"callbacks.alarms: the bounds of {self.metric} must be passed in the order warn, stop, got "
+                f"{self.warn} and {self.stop} with side={self.side}"
             )
 
     def passed(self, value: float, bound: float | None) -> bool:
@@ -109,17 +109,29 @@ def clip_gradients(model: nn.Module, max_norm: float, losses: Iterable[Tensor]) 
     """
     import torch
 
-    from atrl import parallel
+    from atrl.sharding import whole
 
     named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([parameter.grad for _, parameter in named])
-    value = float(norm)
+    value = float(whole(norm))
     if not math.isfinite(value):
-        bad = [name for name, parameter in named if not parameter.grad.isfinite().all()]
-        # Only here, where all ranks are: each has its own losses.
-        lost = sum(parallel.sums([sum(not bool(loss.isfinite().all()) for loss in losses)]))
-        what = "the loss is not finite" if lost else "the gradient is not finite, though the loss is"
-        where = f"{len(bad)} of {len(named)} parameters, the first {bad[0]}" if bad else "the norm alone: it overflows"
-        raise NonFiniteStop(f"alarm non_finite: {what} (gradient of {where}); the weights were left as they were")
+        raise NonFiniteStop(
+            f"alarm non_finite: {_what_is_not_finite(named, losses)}; the weights were left as they were"
+        )
     torch.nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], max_norm, norm)
     return value
+
+
+def _what_is_not_finite(named: Sequence[tuple[str, nn.Parameter]], losses: Iterable[Tensor]) -> str:
+    """Of all ranks, each of which has its own losses and, where the model is divided, its own part of each gradient."""
+    from atrl import parallel
+    from atrl.sharding import own_part
+
+    lost = [any(not bool(loss.isfinite().all()) for loss in losses)]
+    broken = [not bool(own_part(parameter.grad).isfinite().all()) for _, parameter in named]
+    lost_anywhere, *counts = parallel.sums([*lost, *broken])
+    bad = [name for (name, _), count in zip(named, counts, strict=True) if count]
+    what = "the loss is not finite" if lost_anywhere else "the gradient is not finite, though the loss is"
+    if not bad:
+        return f"{what} (every gradient is, and only their norm overflows)"
+    return f"{what} (gradient of {len(bad)} of {len(named)} parameters, the first {bad[0]})"

@@ -72,7 +72,8 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
         config_path: the folder of the configs, relative to the file of `task`.
 
     Returns:
-        The exit code: 0, 3 for a run that an alarm stopped, 2 for an error of the user's (bad overrides, a ``ValueError`` raised in atrl's own
+        The exit code: 0, 3 for a run that an alarm stopped, 2 for an error of the user's (bad overrides, a
+        ``ValueError`` raised in atrl's own
         code, a file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with
         ``error:``; with ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they are raised.
 

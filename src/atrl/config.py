@@ -35,6 +35,8 @@ class RunSettings:
     seed: int = 0
     plan: bool = False  # True prints memory and time and ends
     verbose: bool = False  # True lets the libraries log what they like
+    resume: str | None = None  # auto: the newest checkpoint of the run's folder, if any; or a path
+    resume_allow: tuple[str, ...] = ()  # keys that may differ from the checkpoint's
 
     def __post_init__(self) -> None:
         """Raises ValueError for a seed that the random generators refuse."""
@@ -49,21 +51,29 @@ class TrainerSettings:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int | Literal["auto"] = 1  # processes on each node
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"  # both: a whole policy in each process
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # auto is ddp: a whole policy in each process; fsdp divides it
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    cpu_offload: bool = False  # with fsdp, parameters and optimizer wait in host memory
+    activation_checkpointing: bool = False  # activations are computed again for the backward pass
     threads: int | None = None  # of each process; null for all cores divided among the processes
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
     evaluate_every: int | None = None  # steps; null for only before and after
     evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report
     grounding_samples: int = 128  # of these problems, also without their own pictures; 0 leaves that out
     checkpoint_every: int | None = None  # steps; null for only one at the end
+    keep_best: int = 0  # evaluated checkpoints that stay, beside the last
 
     def __post_init__(self) -> None:
         """Raises ValueError for a count that is too small."""
         at_least("trainer.max_steps", self.max_steps, 1, "each step takes one rollout batch")
         at_least("trainer.num_nodes", self.num_nodes, 1)
         at_least("trainer.evaluate_samples", self.evaluate_samples, 0, "0 leaves the evaluation out")
+        at_least("trainer.keep_best", self.keep_best, 0, "0 keeps the last alone")
         at_least("trainer.grounding_samples", self.grounding_samples, 0, "0 leaves the controls out")
+        if self.cpu_offload and self.strategy != "fsdp":
+            raise ValueError(
+                f"trainer.cpu_offload needs trainer.strategy=fsdp, got {self.strategy}: or set it to false"
+            )
         if self.devices != "auto":
             at_least("trainer.devices", self.devices, 1, "write trainer.accelerator=cpu to use no GPU")
         if self.threads is not None:
@@ -131,10 +141,16 @@ class EvaluateSettings:
     threads: int | None = None  # null for all cores
     seed: int = 0
     verbose: bool = False
+    predictions: str | None = None  # a file of recorded answers, to be scored instead of a checkpoint's
+    extract_again: bool = False  # True reads recorded responses even where an extraction is recorded too
+    missing: Literal["refuse", "skip"] = "refuse"  # what to do about problems that the file has no answer to
+    compare: list[str] | None = None  # two finished evaluations, to be compared
 
     def __post_init__(self) -> None:
         """Raises ValueError for a count that is too small, or a seed that the random generators refuse."""
         check_seed(self.seed)
+        if self.compare is not None and len(self.compare) != 2:
+            raise ValueError(f"compare must name two results, got {len(self.compare)}: write compare=[FOLDER,FOLDER]")
         if self.threads is not None:
             at_least("threads", self.threads, 1, "null takes all cores")
         at_least("samples", self.samples, 0, "0 scores greedily alone")
@@ -155,7 +171,8 @@ ROOTS: dict[str, dict[str, type]] = {"train": SECTIONS, "evaluate": {"": Evaluat
 """The sections of each primary config, by its name in ``conf/``."""
 
 COMPONENTS: tuple[str, ...] = (
-    *("algorithm", "callbacks", "credit", "data", "hardware", "logger", "model", "reward", "rollout"),
+    *("algorithm", "benchmark", "callbacks", "credit", "data", "hardware", "judge", "logger", "model", "reward"),
+    "rollout",
 )
 """The groups that hold components: nodes with a ``_target_``, or lists or named sets of such."""
 
@@ -274,6 +291,28 @@ def processes_have_work(config: DictConfig) -> str | None:
     return None
 
 
+def sharded_ranks_work_alike(config: DictConfig) -> str | None:
+    """Ranks that divide a model run it equally often, and the reference must be copied before it is divided."""
+    if OmegaConf.select(config, "trainer.strategy") != "fsdp":
+        return None
+    devices, nodes = OmegaConf.select(config, "trainer.devices"), OmegaConf.select(config, "trainer.num_nodes")
+    prompts = OmegaConf.select(config, "rollout.prompts_per_step")
+    if isinstance(devices, int) and prompts is not None and prompts % (devices * (nodes or 1)):
+        return (
+            f"rollout.prompts_per_step must be a multiple of {devices * (nodes or 1)}, the processes that divide the "
+            f"policy (trainer.strategy=fsdp), got {prompts}"
+        )
+    if (
+        OmegaConf.select(config, "stage") == "sft_rl"
+        and (OmegaConf.select(config, "algorithm.kl_coefficient") or 0) > 0
+    ):
+        return (
+            "stage=sft_rl with algorithm.kl_coefficient > 0 and trainer.strategy=fsdp would copy a divided model: run "
+            "stage=sft first, and stage=rl with model.path set to the model that it leaves"
+        )
+    return None
+
+
 def one_process_draws(config: DictConfig) -> str | None:
     """Which prompts are drawn again would depend on the split over processes."""
     if OmegaConf.select(config, "algorithm.dynamic_sampling") is None:
@@ -291,7 +330,7 @@ def planned_can_be_run(config: DictConfig) -> str | None:
         return None
     for name, key in WHERE_BUILT.items():
         planned = OmegaConf.select(config, f"planner.{name}")
-        asks_for_nothing = planned is None or planned is False or (planned is not True and planned in (1, "ddp"))
+        asks_for_nothing = planned is None or planned is False or (planned == 1 and planned is not True)
         if not asks_for_nothing and OmegaConf.select(config, key) != planned:
             return f"planner.{name}={planned} is not what the run would do: add plan=true, or set it to null"
     return None
@@ -300,6 +339,7 @@ def planned_can_be_run(config: DictConfig) -> str | None:
 CHECKS: tuple[Check, ...] = (
     planned_can_be_run,
     processes_have_work,
+    sharded_ranks_work_alike,
     one_process_draws,
     group_holds_a_comparison,
     overlong_fits_the_response,

@@ -57,6 +57,11 @@ class ForwardPass:
         """Run `policy` on `batch`; with `read` also collect the evidence that `credit`'s scheme asks for.
 
         Without `read` the scheme's auxiliary loss, if it has one, still gets its view of the masked picture.
+
+        Raises:
+            AssertionError: if the scheme names a `picture_mask` and `batch` has no masked pictures, which
+                `BoundCredit.prepare` adds; if the model's attention does not reach the probe.
+            ValueError: if a layer or head that the scheme names is not there.
         """
         scheme = None if credit is None else credit.scheme
         probe = credit.probe if credit is not None and read else None
@@ -100,7 +105,7 @@ class ForwardPass:
 
 
 def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None) -> Evidence:
-    """The evidence of consecutive micro-batches as that of one batch."""
+    """The evidence of consecutive micro-batches, at least one, as that of one batch."""
     masked = None
     if parts[0].masked is not None:
         masked = MaskedView(

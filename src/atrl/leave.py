@@ -19,6 +19,8 @@ from atrl.pipeline import main_process
 from atrl.types import Status
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from atrl.evaluation.score import Score
     from atrl.models.load import LoadedModel
     from atrl.pipeline import Data, Parts
@@ -37,13 +39,15 @@ def finish_run(
 ) -> None:
     """Export the model, write `config.yaml`, `summary.json` and the report, move `latest`, and say what came out."""
     from atrl.report.build import write_report
+    from atrl.sharding import whole_state
 
     parts.reward.close()
+    state = whole_state(loaded.model)  # all ranks hold a part of a sharded model
     if not main_process():
         return
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), parts.folder / "config.yaml")
     (parts.folder / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n", encoding="utf-8")
-    export_model(loaded, parts.folder / "model")
+    export_model(loaded, state, parts.folder / "model")
     summary = summarise(parts, warmed_up, trained)
     (parts.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report = write_report(parts.folder)
@@ -51,9 +55,9 @@ def finish_run(
     print("\n".join(closing_words(parts, data, summary, warmed_up, trained, report)))
 
 
-def export_model(loaded: LoadedModel, folder: Path) -> None:
+def export_model(loaded: LoadedModel, state: dict[str, Tensor], folder: Path) -> None:
     """A checkpoint as transformers and vLLM load it: safetensors, configuration, tokenizer, processor, template."""
-    loaded.model.save_pretrained(folder)
+    loaded.model.save_pretrained(folder, state_dict=state)
     loaded.processor.save_pretrained(folder)
 
 

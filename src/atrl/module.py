@@ -92,7 +92,7 @@ class PolicyModule(PromptModule):
         self.timer = PhaseTimer()
         self.forward_pass = ForwardPass(temperature=temperature, banned_ids=banned_ids, timer=self.timer)
         self.last_step: StepRecord | None = None
-        self.steps_done = 0
+        self.steps_done = self.first_step = 0
 
     def on_fit_start(self) -> None:
         """Lightning moves only what is in the module tree, which the reference is kept out of."""
@@ -174,6 +174,7 @@ class PolicyModule(PromptModule):
     def _tensors(self, groups: list[RolloutGroup], seed: str) -> Experience:
         """Stage 4, first half: one padded batch, with masked pictures if credit asks for them."""
         experience = build_experience(groups, pad_id=self.pad_id, device=self.device, seed=seed)
+        experience = replace(experience, pictures_somewhere=any(parallel.gather(any(experience.pixels))))
         return experience if self.credit is None else self.credit.prepare(experience, groups)
 
     def _score(self, experience: Experience) -> tuple[Experience, Evidence | None]:
@@ -262,7 +263,7 @@ class PolicyModule(PromptModule):
             NonFiniteStop: if a loss or gradient is not finite, before the weights change.
         """
         optimizer = self.optimizers()
-        parallel.add_gradients(self.policy.parameters())
+        parallel.add_gradients(list(self.policy.parameters()))
         losses = [outcome.sums["policy"] for outcome in outcomes]
         norm = clip_gradients(self.policy, self.optimizer_settings.max_gradient_norm, losses)
         taken = {"loss/gradient_norm": norm, "train/learning_rate": optimizer.param_groups[0]["lr"]}
@@ -270,6 +271,11 @@ class PolicyModule(PromptModule):
         optimizer.zero_grad()
         self.lr_schedulers().step()
         return taken
+
+    def resume_at(self, step: int, seconds: dict[str, float]) -> None:
+        """Go on after `step` training steps, whose phases took `seconds`."""
+        self.steps_done = self.first_step = step
+        self.timer.total.update(seconds)
 
     def configure_optimizers(self):
         """AdamW on the policy's trainable parameters, with the learning rate of `learning_rate_factor`."""

@@ -1,5 +1,9 @@
 """What several processes that train one policy tell each other; each call is a no-op in a single process.
 
+Every rank must make the same calls, in the same order and with values of the same shapes unless a function says
+otherwise: ranks that do not agree wait for each other. Where another rank has ended, each raises the RuntimeError of
+torch.distributed.
+
 Every rank takes its share of the prompts and of nothing else: advantages, totals, weights' statistics and metrics are
 those of the global batch, and gradients are added up. So the split over ranks changes rounding and nothing more.
 """
@@ -13,6 +17,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 Item = TypeVar("Item")
 
@@ -30,14 +35,14 @@ def world_size() -> int:
 def share(items: Sequence[Item]) -> Sequence[Item]:
     """This rank's consecutive share of `items`; the shares in order of rank are `items`.
 
-    Of n items rank r gets those from ⌊n·r/world⌋ to ⌊n·(r+1)/world⌋.
+    Of n items rank r gets those from ⌊n·r/world⌋ to ⌊n·(r+1)/world⌋; none where there are fewer items than ranks.
     """
     count, world, this = len(items), world_size(), rank()
     return items[count * this // world : count * (this + 1) // world]
 
 
 def sums(values: Iterable[float]) -> list[float]:
-    """Each number added up over the ranks; every rank must pass as many."""
+    """Each number added up over the ranks, in float64; every rank must pass as many."""
     values = [float(value) for value in values]
     if world_size() == 1 or not values:
         return values
@@ -46,8 +51,18 @@ def sums(values: Iterable[float]) -> list[float]:
     return tensor.tolist()
 
 
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def gather(item: Item) -> list[Item]:
-    """The picklable `item` of every rank, in order of rank, on every rank."""
+    """The `item` of every rank, in order of rank, on every rank.
+
+    Raises:
+        PicklingError, AttributeError, TypeError: as pickle, where `item` can't be pickled and this rank is not alone.
+    """
     if world_size() == 1:
         return [item]
     found: list[Any] = [None] * world_size()
@@ -55,10 +70,10 @@ def gather(item: Item) -> list[Item]:
     return found
 
 
-def gather_rows(tensor: Float[Tensor, "row *rest"], fill: float = 0.0) -> Float[Tensor, "all_rows *rest"]:
+def gather_rows(tensor: Float[Tensor, "row *rest"]) -> Float[Tensor, "all_rows *rest"]:
     """The rows of every rank's tensor, in order of rank, on every rank.
 
-    Ranks may have different numbers of rows, and of columns in dimension 1, which are filled up to the most.
+    Ranks may have different numbers of rows, and of columns in dimension 1, which are filled up with 0 to the most.
     """
     if world_size() == 1:
         return tensor
@@ -66,17 +81,17 @@ def gather_rows(tensor: Float[Tensor, "row *rest"], fill: float = 0.0) -> Float[
     if tensor.ndim > 1:
         width = max(part.shape[1] for part in parts)
         after = (0, 0) * (tensor.ndim - 2)
-        parts = [nn.functional.pad(part, (*after, 0, width - part.shape[1]), value=fill) for part in parts]
+        parts = [nn.functional.pad(part, (*after, 0, width - part.shape[1])) for part in parts]
     return torch.cat(parts)
 
 
-def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over the ranks, in one message.
+def add_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over the ranks, in one message; a sharded model's are that already.
 
     A parameter that this rank's rollouts did not touch (the vision tower, where no prompt has a picture) counts as 0.
     One that no rank's did keeps no gradient, as in a single process: AdamW would move it on zeros.
     """
-    if world_size() == 1:
+    if world_size() == 1 or any(isinstance(parameter, DTensor) for parameter in parameters):
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     touched = sums(parameter.grad is not None for parameter in trained)

@@ -15,6 +15,7 @@ from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSett
 from atrl.preflight import check_devices, check_layers, check_reading
 
 if TYPE_CHECKING:
+    from atrl.checkpoint import Checkpoint
     from atrl.data.base import ProblemSource
     from atrl.loss.objective import Objective
     from atrl.models.load import PretrainedModel, ScratchModel
@@ -61,7 +62,7 @@ def prepare_process(parts: Parts) -> None:
     import torch
     from lightning import seed_everything
 
-    if several_processes(parts.trainer):
+    if processes(parts.trainer) > 1:
         refuse_in_a_sweep()
     if parts.trainer.threads is not None:
         torch.set_num_threads(parts.trainer.threads)
@@ -70,14 +71,14 @@ def prepare_process(parts: Parts) -> None:
         _quieten_lightning()
 
 
-def several_processes(settings: TrainerSettings) -> bool:
-    """Whether the settings ask for more than one process."""
+def processes(settings: TrainerSettings) -> int:
+    """How many processes the settings ask for, on all nodes together."""
     import torch
 
     devices = settings.devices
     if devices == "auto":  # every GPU; on the CPU one process
         devices = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1
-    return devices * settings.num_nodes > 1
+    return devices * settings.num_nodes
 
 
 def refuse_in_a_sweep() -> None:
@@ -133,8 +134,32 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     parts.model.check()
     if parts.run.stage != "sft":
         check_layers(parts.credit, parts.model)
+        parts.rollout.sampler.check(parts.model.model_type())
     check_devices(parts.trainer)
     return parts
+
+
+def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint | None:
+    """The checkpoint that the run goes on from; the run's files are cut back to it.
+
+    Raises:
+        ValueError: if it can't be found, or is of a run with other settings.
+    """
+    from atrl.resume import check_same_run, find_checkpoint, keep_until
+
+    start = find_checkpoint(parts.run.resume, parts.folder)
+    if start is not None:
+        check_same_run(start, config, data.train, allow=parts.run.resume_allow)
+    if parts.run.resume is not None and main_process():
+        keep_until(parts.folder, 0 if start is None else start.step)
+    return start
+
+
+def settings_to_keep(config: DictConfig, data: Data) -> dict[str, Any]:
+    """What checkpoints hold so that another run is not taken for the same."""
+    from atrl.resume import fingerprint, settings_of
+
+    return {"config": settings_of(config), "data": fingerprint(data.train)}
 
 
 def _quieten_lightning() -> None:

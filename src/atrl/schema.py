@@ -38,7 +38,7 @@ def to_plain(config: DictConfig | ListConfig, problems: list[str], path: str = "
 
 def _resolved(parent: Any, key: Any, problems: list[str], path: str) -> Any:
     if OmegaConf.is_missing(parent, key):
-        problems.append(f"{path} is not set: add {path}=VALUE to the command line, or to an experiment file")
+        problems.append(f"{path} is not set: add {path}=VALUE to the command line")
         return UNSET
     try:
         value = parent[key]

@@ -15,6 +15,7 @@ from torch import Tensor
 from atrl import parallel
 from atrl.config import SftSettings
 from atrl.data.loader import PromptLoader
+from atrl.data.templates import padding_id
 from atrl.evaluation.score import score_together
 from atrl.experience import collate
 from atrl.logprobs import process_logits, token_logprobs
@@ -35,24 +36,27 @@ class SupervisedModule(PromptModule):
 
     Args:
         policy: the model that is trained.
-        tokenizer: of the policy; its end-of-sequence token ends every answer.
+        tokenizer: of the policy.
+        end_id: the token that ends every answer.
         settings: steps, batch size and learning rate.
     """
 
-    def __init__(self, *, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: SftSettings) -> None:
+    def __init__(
+        self, *, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_id: int, settings: SftSettings
+    ) -> None:
         super().__init__()
         self.policy, self.settings = policy, settings
-        self._tokenizer = tokenizer
+        self._tokenizer, self._end_id = tokenizer, end_id
 
     def training_step(self, prompts: list[Prompt], batch_index: int) -> Float[Tensor, ""]:
         """Mean negative log-probability of the batch's answer tokens, in nats; a rank's share of it."""
-        loss = -mean_target_logprob(self.policy, self._tokenizer, prompts)
+        loss = -mean_target_logprob(self.policy, self._tokenizer, prompts, self._end_id)
         self.log("sft/loss", parallel.sums([loss.item()])[0], prog_bar=True, batch_size=1)
         return loss
 
     def on_after_backward(self) -> None:
         """Ranks have different answers; their gradients add up to the batch's."""
-        parallel.add_gradients(self.policy.parameters())
+        parallel.add_gradients(list(self.policy.parameters()))
 
     def configure_optimizers(self):
         """AdamW, warmed up linearly and then decayed by a cosine to 5 % of the peak."""
@@ -67,17 +71,23 @@ class SupervisedModule(PromptModule):
 
 
 def mean_target_logprob(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], end_id: int
 ) -> Float[Tensor, ""]:
-    """This rank's share of the mean log-probability of the batch's target tokens, the end tokens included."""
-    answers = [
-        [*tokenizer(prompt.problem.target, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        for prompt in prompts
-    ]
+    """This rank's share of the mean log-probability of the batch's target tokens, `end_id` after each included."""
+    answers = [[*tokenizer(prompt.problem.target, add_special_tokens=False)["input_ids"], end_id] for prompt in prompts]
     device = policy.device
-    input_ids, attention_mask, mask = collate(prompts, answers, pad_id=tokenizer.pad_token_id, device=device)
+    input_ids, attention_mask, mask = collate(
+        prompts, answers, pad_id=padding_id(tokenizer, [policy.config.image_token_id]), device=device
+    )
     pixels = [{name: tensor.to(device) for name, tensor in prompt.pixels.items()} for prompt in prompts]
-    batch = Experience(input_ids, attention_mask, mask, pixels, sampler_logprobs=torch.zeros(mask.shape, device=device))
+    batch = Experience(
+        input_ids,
+        attention_mask,
+        mask,
+        pixels,
+        sampler_logprobs=torch.zeros(mask.shape, device=device),
+        pictures_somewhere=any(parallel.gather(any(pixels))),
+    )
     logprobs = token_logprobs(
         process_logits(response_logits(policy, batch), temperature=1.0), input_ids[:, batch.prompt_length :]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, Trainer
 
@@ -17,15 +17,17 @@ from atrl.callbacks.record import RecordCallback
 from atrl.callbacks.rollout import RolloutCallback
 from atrl.credit.calibration import HeadCalibration
 from atrl.data.loader import PromptLoader
-from atrl.data.prompts import banned_token_ids
+from atrl.data.templates import banned_token_ids, padding_id
 from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.module import PolicyModule
-from atrl.pipeline import Data, Parts, several_processes
+from atrl.pipeline import Data, Parts, processes
+from atrl.prompt_module import PromptModule, Sharding
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
-from atrl.strategy import ReplicatedStrategy
+from atrl.strategy import strategy_of
 
 if TYPE_CHECKING:
+    from atrl.checkpoint import Checkpoint
     from atrl.data.prompts import PromptBuilder
     from atrl.models.load import LoadedModel
 
@@ -61,13 +63,19 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     """Train `loaded.model` on worked answers, in place, and keep the weights that the selection split likes best."""
     import time
 
-    from atrl.rollout.transformers import TransformersSampler
+    from atrl.rollout.transformers import TransformersSampler, end_token_ids
 
     start = time.perf_counter()
     builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
-    module = SupervisedModule(policy=loaded.model, tokenizer=loaded.processor.tokenizer, settings=parts.sft)
+    handle = parts.rollout.handle(loaded, data.train)
+    module = SupervisedModule(
+        policy=loaded.model,
+        tokenizer=loaded.processor.tokenizer,
+        end_id=(*handle.turn_end_ids, *end_token_ids(handle))[0],  # as the chat template closes an answer
+        settings=parts.sft,
+    )
     sampler = TransformersSampler()
-    sampler.start(parts.rollout.handle(loaded, data.train))
+    sampler.start(handle)
     sampling = held_out_sampling(parts.rollout.sampling, samples=1)
     selection = SelectBest(
         builder.build_all(data.selection).prompts, sampler, sampling, parts.reward, every=parts.sft.evaluate_every
@@ -83,14 +91,23 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
         return score(sampler, held_out, parts.reward, sampling, seed=seed) if held_out else None
 
     before = held_out_score()
-    build_trainer(parts, [selection, StepProgressBar()], gradient_clip_val=1.0).fit(module, loader)
+    fit(parts, module, loader, [selection, StepProgressBar()], gradient_clip_val=1.0)
     return WarmUpOutcome(selection.history, time.perf_counter() - start, before, held_out_score())
 
 
-def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequence[Callback] = ()) -> TrainingOutcome:
+def reinforce(
+    parts: Parts,
+    data: Data,
+    loaded: LoadedModel,
+    *,
+    settings: dict[str, Any] | None = None,
+    start: Checkpoint | None = None,
+    watchers: Sequence[Callback] = (),
+) -> TrainingOutcome:
     """Train `loaded.model` by reinforcement learning, in place, scoring it before and after.
 
-    `watchers` are callbacks of the caller's own, which see every step's record.
+    Training goes on from `start`, if there is one. Checkpoints hold `settings`, by which a later part of the run is
+    known to be one. `watchers` are callbacks of the caller's own, which see every step's record.
     """
     builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
     loader = PromptLoader(
@@ -104,7 +121,7 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
     record = RecordCallback(
         parts.folder,
         tokenizer=loaded.processor.tokenizer,
-        merge_size=loaded.processor.image_processor.merge_size,
+        merge_size=getattr(loaded.processor.image_processor, "merge_size", 1),
         max_steps=parts.trainer.max_steps,
     )
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
@@ -120,11 +137,19 @@ def reinforce(parts: Parts, data: Data, loaded: LoadedModel, *, watchers: Sequen
         controls = build_controls(held_out.prompts[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
         if controls.true:
             grounding = GroundingCallback(controls, evaluate, parts.folder)
-    saving = CheckpointCallback(parts.folder, parts.trainer.checkpoint_every)
-    callbacks = [rollout, credit, evaluate, grounding, record, saving]
+    saving = CheckpointCallback(
+        parts.folder,
+        every=parts.trainer.checkpoint_every,
+        keep_best=parts.trainer.keep_best,
+        loader=loader,
+        evaluation=evaluate,
+        settings=settings or {},
+        started=parts.started,
+        start=start,
+    )
+    callbacks = [saving, rollout, credit, evaluate, grounding, record]
     bound = [entry for entry in callbacks if entry is not None]
-    trainer = build_trainer(parts, [*bound, *watchers, *parts.callbacks, StepProgressBar()])
-    trainer.fit(module, loader)
+    fit(parts, module, loader, [*bound, *watchers, *parts.callbacks, StepProgressBar()])
     return TrainingOutcome(
         module=module,
         record=record,
@@ -151,7 +176,7 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
     reference = None
     if parts.objective.kl_coefficient > 0:
         reference = copy.deepcopy(loaded.model).requires_grad_(False).eval()
-    tokenizer = loaded.processor.tokenizer
+    banned_ids = banned_token_ids(loaded.processor)
     return PolicyModule(
         policy=loaded.model,
         reference=reference,
@@ -159,8 +184,8 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
         reward=parts.reward,
         optimizer_settings=parts.optimizer,
         temperature=parts.rollout.temperature,
-        banned_ids=banned_token_ids(loaded.processor),
-        pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        banned_ids=banned_ids,
+        pad_id=padding_id(loaded.processor.tokenizer, banned_ids),
         max_response_tokens=parts.rollout.max_response_tokens,
         max_steps=parts.trainer.max_steps,
         seed=parts.run.seed,
@@ -168,15 +193,22 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
     )
 
 
-def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Trainer:
-    """Lightning's trainer; its loops are as long as the loader, and checkpoints are our own callback's."""
+def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Sequence[Callback], **options) -> None:
+    """Train by Lightning's trainer; its loops are as long as the loader, and checkpoints are our own callback's."""
+    import torch
+
     settings = parts.trainer
-    return Trainer(
+    if settings.activation_checkpointing:
+        module.policy.gradient_checkpointing_enable({"use_reentrant": False})
+    compute_dtype = torch.bfloat16 if settings.precision == "bf16-mixed" else None
+    module.sharding = Sharding(compute_dtype=compute_dtype, offload=settings.cpu_offload)
+    trainer = Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=ReplicatedStrategy() if several_processes(settings) else "auto",
-        precision=settings.precision,
+        strategy=strategy_of(settings, processes(settings)),
+        # A sharded model computes in bfloat16 by itself: under autocast whole float32 parameters would be gathered.
+        precision="32-true" if settings.strategy == "fsdp" else settings.precision,
         max_epochs=1,
         logger=parts.logger or False,
         callbacks=list(callbacks),
@@ -188,3 +220,4 @@ def build_trainer(parts: Parts, callbacks: Sequence[Callback], **options) -> Tra
         use_distributed_sampler=False,
         **options,
     )
+    trainer.fit(module, loader)

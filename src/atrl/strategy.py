@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.strategies import DDPStrategy
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+if TYPE_CHECKING:
+    from atrl.config import TrainerSettings
+
+
+def strategy_of(settings: TrainerSettings, processes: int) -> Strategy | str:
+    """What `trainer.strategy` asks for, in Lightning's terms."""
+    if settings.strategy == "fsdp":
+        # One dimension of ranks: Lightning's "auto" would split single matrices among the processes of a node.
+        return ModelParallelStrategy(
+            data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return ReplicatedStrategy() if processes > 1 else "auto"
 
 
 class ReplicatedStrategy(DDPStrategy):

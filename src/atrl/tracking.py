@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -18,6 +20,7 @@ def wandb_logger(
     group: str | None = None,
     tags: list[str] | None = None,
     mode: Literal["auto", "online", "offline"] = "auto",
+    resume: str | None = None,
 ) -> WandbLogger:
     """Lightning's logger for W&B.
 
@@ -28,6 +31,7 @@ def wandb_logger(
         group: runs that belong together.
         tags: of the run.
         mode: "auto" is online for who is logged in and offline otherwise; `wandb sync` uploads an offline run.
+        resume: as of the run; unless it is None, the W&B run that `save_dir` began goes on, if there is one.
     """
     from lightning.pytorch.loggers import WandbLogger
 
@@ -43,7 +47,20 @@ def wandb_logger(
         offline=offline,
         mode="offline" if offline else "online",
         log_model=False,
+        id=_run_id(Path(save_dir), goes_on=resume is not None),
+        resume="allow",
     )
+
+
+def _run_id(folder: Path, *, goes_on: bool) -> str:
+    """The id of the W&B run that `folder` belongs to, which is kept in it."""
+    file = folder / "wandb_run_id"
+    if goes_on and file.is_file():
+        return file.read_text(encoding="utf-8").strip()
+    run_id = uuid4().hex[:8]
+    if os.environ.get("LOCAL_RANK", "0") == "0" and folder.is_dir():
+        file.write_text(f"{run_id}\n", encoding="utf-8")
+    return run_id
 
 
 def _logged_in() -> bool:
@@ -56,6 +73,7 @@ def _logged_in() -> bool:
 def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Log `metrics` for this training step; `LightningModule.log` would repeat them at every later one."""
     # Before the first batch the loop stands at -1, which no chart has a place for.
-    step = max(0, trainer.fit_loop.total_batch_idx)
+    done_before = getattr(trainer.lightning_module, "first_step", 0)  # Lightning counts from where it started
+    step = max(0, done_before + trainer.fit_loop.total_batch_idx)
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=step)

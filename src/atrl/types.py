@@ -47,11 +47,19 @@ class ReadingRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """Something said before the question, by whom."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """A question about pictures with a verifiable answer.
 
-    `question` holds one ``<image>`` mark for each entry of `images`, in order. `images` are files (opened when
-    needed, so that a data set of any size fits in memory) or pictures already in memory.
+    The texts of `history` and then `question` hold one ``<image>`` mark for each entry of `images`, in order. `images`
+    are files (opened when needed, so that a data set of any size fits in memory) or pictures already in memory.
     """
 
     id: str
@@ -60,6 +68,8 @@ class Problem:
     images: tuple[Path | Image, ...] = ()
     target: str | None = None  # a worked answer for supervised warm-up
     reading: ReadingRule | None = None
+    history: tuple[Turn, ...] = ()
+    """A conversation that the question goes on with; its answers are part of the prompt and never trained on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +80,8 @@ class Prompt:
     token_ids: list[int]
     """[prompt] with every image placeholder repeated once per image token."""
     pixels: dict[str, Tensor]
-    """The processor's tensors (Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3])."""
+    """The processor's tensors of its pictures. Qwen: ``pixel_values`` [patches, dim], ``image_grid_thw`` [images, 3];
+    others: ``pixel_values`` [tiles, channels, height, width]."""
     images: tuple[Image, ...]
     engine_token_ids: list[int]
     """[shorter prompt] with one placeholder per picture, as an inference engine wants it."""
@@ -139,6 +150,8 @@ class Experience:
     old_logprobs: Float[Tensor, "rollout response"] | None = None
     """Under the policy before this batch's updates; None when one update makes them the current ones."""
     reference_logprobs: Float[Tensor, "rollout response"] | None = None
+    pictures_somewhere: bool = True
+    """Whether any rank's batch has a picture: then a sharded vision tower must run on all ranks."""
 
     @property
     def size(self) -> int:
@@ -168,6 +181,7 @@ class Experience:
             reading=None if self.reading is None else self.reading[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
+            pictures_somewhere=self.pictures_somewhere,
         )
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
-from collections.abc import Callable
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +68,32 @@ def train(tmp_path: Path) -> Callable[..., Run]:
         return Run(folder, parts, trained)
 
     return run
+
+
+@contextmanager
+def running_server(model: Path | str, log: Path, *options: str, key: str = "") -> Iterator[str]:
+    """The URL of a real server of `model` on a free port; it and its processes end with the block, or with pytest."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "atrl.rollout.serve", str(model), "--port", str(port), *options]
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "VLLM_API_KEY": key},
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(server.pid, sign)
+                server.wait(timeout=20)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+def _end_with_parent() -> None:
+    """Linux only: the kernel sends SIGTERM when the parent is gone, even if that was killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

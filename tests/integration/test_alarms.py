@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
+from safetensors.torch import load_file
 
 from atrl.alarms import AlarmStop, NonFiniteStop
 from tests.integration.conftest import REPOSITORY, SMALL
 
 OPTIONS = ("rollout=transformers", "trainer.evaluate_samples=0", "callbacks.alarms.patience=1")
 BOUNDS = "callbacks.alarms.bounds"
+NORM = "model.language_model.norm.weight"
 
 
 class Poison(Callback):
@@ -41,8 +43,8 @@ def stopped(train, *overrides: str, watch=None) -> tuple[str, Path, dict]:
     with pytest.raises(AlarmStop) as caught:
         train(*OPTIONS, *overrides, name="stopped", watch=watch)
     text = str(caught.value)
-    path = Path(text.rpartition("state in ")[2])
-    return text, path, torch.load(path, weights_only=True)
+    folder = Path(text.rpartition("state in ")[2])
+    return text, folder, load_file(folder / "rank_00000.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -59,12 +61,12 @@ def stopped(train, *overrides: str, watch=None) -> tuple[str, Path, dict]:
     ids=["entropy", "length", "mismatch", "mismatch_max"],
 )
 def test_a_bound_stops_the_run_with_its_cause_and_a_checkpoint(train, bounds, metric: str) -> None:
-    text, path, saved = stopped(train, "trainer.max_steps=3", *(f"{BOUNDS}.{bound}" for bound in bounds))
+    text, folder, saved = stopped(train, "trainer.max_steps=3", *(f"{BOUNDS}.{bound}" for bound in bounds))
     name = bounds[0].partition(".")[0]
     step = 2 if name == "length_explosion" else 1
     assert text.startswith(f"step {step}: alarm {name}: ") and metric in text
-    assert saved["optimizer_states"][0]["state"][0]["step"] == step  # after the step, and resumable: with its optimizer
-    rows = (path.parents[1] / "metrics.csv").read_text().splitlines()
+    assert saved[f"optimizer/step/{NORM}"] == step  # after the step, with its optimizer
+    rows = (folder.parents[1] / "metrics.csv").read_text().splitlines()
     assert len(rows) == step + 1  # the step that set it off is on record
 
 
@@ -78,7 +80,7 @@ def test_a_bound_warns_and_the_run_goes_on(train) -> None:
     with pytest.warns(UserWarning, match=r"step 1: alarm entropy_collapse: loss/entropy is .*, below 20"):
         run = train(*OPTIONS, f"{BOUNDS}.entropy_collapse.warn=20")
     assert run.trained.module.steps_done == 2
-    assert not (run.folder / "checkpoints" / "alarm.ckpt").exists()
+    assert run.trained.after is None and not run.trained.module.trainer.should_stop
 
 
 def test_the_default_bounds_leave_the_demo_alone(train) -> None:
@@ -94,15 +96,17 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(train, va
     text, _, saved = stopped(train, watch=poison)
     assert text.startswith("step 2: alarm non_finite: the gradient is not finite, though the loss is")
     assert "the first model.language_model.embed_tokens.weight" in text
-    for name, before in poison.before.items():
-        assert torch.equal(saved["state_dict"][f"policy.{name}"], before), name
-    assert saved["optimizer_states"][0]["state"][0]["step"] == 1
+    tied = {"lm_head.weight"}
+    for name, before in ((name, value) for name, value in poison.before.items() if name not in tied):
+        assert torch.equal(saved[f"model/{name}"], before), name
+    assert saved[f"optimizer/step/{NORM}"] == 1
 
 
 def test_a_loss_that_is_not_finite_is_told_from_a_gradient(train) -> None:
     poison = Poison("loss", 0, float("nan"))
-    with pytest.raises(NonFiniteStop, match="step 1: alarm non_finite: the loss is not finite"):
-        train(*OPTIONS, "callbacks=alarms", watch=poison)
+    with pytest.raises(NonFiniteStop, match=r"^step 1: alarm non_finite: the loss is not finite") as caught:
+        train(*OPTIONS, watch=poison)
+    assert "state in" not in str(caught.value)  # before the first step there is nothing to save
 
 
 def test_without_the_callback_a_run_stops_all_the_same(train) -> None:
@@ -119,5 +123,23 @@ def test_the_command_line_says_it_in_one_line_and_exits_with_3(tmp_path: Path) -
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1 and "alarm entropy_collapse" in errors[0]
     assert "Traceback" not in done.stderr
-    assert (tmp_path / "run" / "checkpoints" / "alarm.ckpt").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "last" / "state.json").is_file()
     assert not (tmp_path / "outputs").exists()  # `outputs/latest` is for runs that finished
+
+
+def test_a_stopped_run_goes_on_with_other_bounds(tmp_path: Path) -> None:
+    """It needs no `resume_allow`: bounds change when a run ends, and not what it computes."""
+    options = (*OPTIONS, *SMALL, "logger=csv", "hydra.run.dir=run", "resume=auto", "trainer.max_steps=3")
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, REPOSITORY / "train.py", *options, "trainer.checkpoint_every=1", *more]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    stop = run(f"{BOUNDS}.mismatch.warn=0", f"{BOUNDS}.mismatch.stop=1e-12", "callbacks.alarms.patience=2")
+    assert stop.returncode == 3, stop.stderr
+    assert "error: step 2: alarm mismatch: " in stop.stderr
+    # The step before is kept beside the one that set the alarm off.
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")} == {"step_000001", "step_000002"}
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 4

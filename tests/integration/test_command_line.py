@@ -66,7 +66,7 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
         "config.yaml",
         "metrics.csv",
         "report.html",
-        "checkpoints/last.ckpt",
+        "checkpoints/last/state.json",
         "model/model.safetensors",
         "grounding.json",
     ):
@@ -86,13 +86,14 @@ def test_every_rollout_is_written_with_weights_that_average_one(finished: Path) 
 
 def test_the_exported_model_loads_and_is_the_trained_one(finished: Path) -> None:
     import torch
+    from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(finished / "chosen" / "model")
     AutoProcessor.from_pretrained(finished / "chosen" / "model")
-    checkpoint = torch.load(finished / "chosen" / "checkpoints" / "last.ckpt", weights_only=True)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, checkpoint["state_dict"][f"policy.{name}"]), name
+    checkpoint = load_file(finished / "chosen" / "checkpoints" / "last" / "rank_00000.safetensors")
+    for name, value in model.named_parameters():
+        assert torch.equal(value, checkpoint[f"model/{name}"]), name
 
 
 def test_evaluate_scores_a_run_with_transformers(finished: Path) -> None:
@@ -113,9 +114,11 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def test_two_processes_train_like_one(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_like_one(finished: Path, tmp_path: Path, strategy: str) -> None:
     """The same problems, responses and weights; what is computed differs by rounding."""
-    options = ("rollout=transformers", "seed=3", "hydra.run.dir=two", "trainer.devices=2", *SMALL)
+    where = (f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+    options = ("rollout=transformers", "seed=3", "hydra.run.dir=two", *where, *SMALL)
     done = run("train.py", *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out problems") == 1

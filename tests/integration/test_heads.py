@@ -116,8 +116,8 @@ def test_every_scheme_and_criterion_goes_through(train, cache) -> None:
 def test_the_sampler_is_ready_whatever_the_order_of_the_callbacks(train, monkeypatch) -> None:
     from atrl import stages
 
-    build = stages.build_trainer
-    monkeypatch.setattr(stages, "build_trainer", lambda parts, callbacks: build(parts, callbacks[::-1]))
+    fit = stages.fit
+    monkeypatch.setattr(stages, "fit", lambda *arguments: fit(*arguments[:-1], arguments[-1][::-1]))
     run = train(*AUTO, "trainer.evaluate_samples=0", "trainer.max_steps=1")
     assert len(choice(run)["chosen"]) == 3
 

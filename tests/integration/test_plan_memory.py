@@ -28,13 +28,8 @@ WIDE_VOCABULARY = LARGER | {"text_config": LARGER["text_config"] | {"vocab_size"
 class PhasePeaks(Callback):
     """The most bytes alive in each phase of the last step, and the lengths of its batch."""
 
-    def __init__(self, checkpointing: bool) -> None:
-        self.checkpointing = checkpointing
+    def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
-
-    def on_train_start(self, trainer, pl_module) -> None:
-        if self.checkpointing:
-            pl_module.policy.gradient_checkpointing_enable({"use_reentrant": False})
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         states = pl_module.optimizers(use_pl_optimizer=False).state.values()
@@ -85,7 +80,7 @@ def planned(watch: PhasePeaks, overrides: tuple[str, ...], folder: Path) -> Job:
     job = job_of(compose_config(folder, *overrides))
     image = watch.patches // job.model.vision.patches_per_token
     lengths = replace(job.lengths, prompt=watch.prompt, image=image, response=watch.response)
-    return replace(job, lengths=lengths, checkpointing=watch.checkpointing)
+    return replace(job, lengths=lengths)
 
 
 CASES = {
@@ -100,7 +95,7 @@ CASES = {
     "autocast": (("trainer.precision=bf16-mixed",), LARGER),
     "masked picture, with a gradient": (("credit=papo",), None),
     "masked picture, scored first": (("credit=vppo", "rollout.prompts_per_step=2"), WIDE_VOCABULARY),
-    "checkpointing": (("credit=none",), LARGER),
+    "checkpointing": (("credit=none", "trainer.activation_checkpointing=true"), LARGER),
 }
 
 
@@ -110,7 +105,7 @@ def test_planned_memory_is_what_a_step_takes(case: str, train, tmp_path: Path) -
     options = ("rollout=transformers", "trainer.evaluate_samples=0", *overrides)
     if sizes is not None:
         options += (f"model.path={random_checkpoint(tmp_path / 'checkpoint', sizes)}",)
-    watch = PhasePeaks(checkpointing=case == "checkpointing")
+    watch = PhasePeaks()
     train(*options, watch=watch)
     hardware = replace(hardware_of(compose_config(tmp_path, *options)), reserved_gib=0.0)
     plan = plan_memory(planned(watch, options, tmp_path), hardware)

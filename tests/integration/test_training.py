@@ -9,6 +9,8 @@ import pytest
 import torch
 from lightning import Callback
 
+from atrl.forward import ForwardPass
+from atrl.module import PolicyModule
 from tests.integration.conftest import needs_vllm
 
 TRANSFORMERS = "rollout=transformers"
@@ -173,6 +175,52 @@ def test_weights_are_the_same_wherever_they_are_worked_out(train, overrides) -> 
     assert set(one.attention) == set(other.attention) == {0, 4, 8, 12}
     for row, image in one.attention.items():
         torch.testing.assert_close(image, other.attention[row], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "alive"),
+    [
+        (("credit.workers=2",), [1, 2, 2, 2]),  # the next forward pass runs while the weights are worked out
+        (("credit.workers=0",), [1, 1, 1, 1]),
+        (("credit=none",), [1, 1, 1, 1]),
+        (("credit.workers=2", "algorithm.updates_per_batch=2"), [1] * 8),  # weighed before the first update
+    ],
+    ids=["elsewhere", "here", "none", "scored before"],
+)
+def test_at_most_two_micro_batches_hold_activations(train, monkeypatch, overrides, alive) -> None:
+    counted, living = [], 0
+    forward, backward = ForwardPass.__call__, PolicyModule.manual_backward
+
+    def counting_forward(*arguments, **options):
+        nonlocal living
+        if torch.is_grad_enabled():
+            living += 1
+            counted.append(living)
+        return forward(*arguments, **options)
+
+    def counting_backward(*arguments, **options):
+        nonlocal living
+        backward(*arguments, **options)
+        living -= 1
+
+    monkeypatch.setattr(ForwardPass, "__call__", counting_forward)
+    monkeypatch.setattr(PolicyModule, "manual_backward", counting_backward)
+    one_step = ("trainer.max_steps=1", "trainer.evaluate_samples=0", "optimizer.micro_batch_size=4")
+    train(TRANSFORMERS, *one_step, *overrides)
+    assert counted == alive and living == 0
+
+
+@pytest.mark.parametrize("split", [None, "test", "selection"])
+def test_the_policy_is_scored_on_the_split_that_was_asked_for(train, split) -> None:
+    chosen = () if split is None else (f"trainer.evaluate_split={split}",)
+    run = train(TRANSFORMERS, "trainer.max_steps=1", "trainer.grounding_samples=4", *chosen)
+    problems = run.parts.source.load(split or "test")[:8]
+    for score in (run.trained.before, run.trained.after):
+        assert [(group.prompt.problem.id, group.prompt.problem.answer) for group in score.groups] == [
+            (problem.id, problem.answer) for problem in problems
+        ]
+    asked = {group.prompt.problem.id for group in run.trained.grounding["true"].groups}
+    assert asked <= {problem.id for problem in problems[:4]}
 
 
 def test_dynamic_sampling_replaces_groups_that_teach_nothing(train) -> None:

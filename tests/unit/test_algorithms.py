@@ -138,6 +138,8 @@ def test_a_product_goes_with_gspo_if_all_of_its_schemes_do():
     config = composed("algorithm=gspo", "credit=entropy_atrl")
     config.credit.schemes = [uniform, papo]
     check_config(config)
+    config.credit.schemes = [uniform, {"_target_": "atrl.credit.entropy.EntropyCredit"}]
+    assert credit_suits_the_loss(config).startswith("credit=product can't be used with SequenceClippedLoss")
 
 
 def test_the_overlong_cache_fits_the_response():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,10 @@ from atrl.credit.background import Background, spare_cores
 
 def squares(items, power):
     return [(item**power, os.getpid()) for item in items]
+
+
+def priorities(items):
+    return [os.nice(0) for _ in items]
 
 
 def interrupted(items):
@@ -49,6 +54,10 @@ def test_the_work_is_split_over_processes_and_comes_back_in_order(background):
         results = wait()
         assert [value for value, _ in results] == [item**3 for item in range(count)]
         assert all(process != here for _, process in results)
+
+
+def test_the_training_comes_first(background):
+    assert background.submit(priorities, [0, 0])() == [min(19, os.nice(0) + 10)] * 2
 
 
 def test_several_batches_wait_at_once(background):
@@ -82,6 +91,19 @@ def test_auto_takes_the_cores_that_torch_leaves(monkeypatch):
     idle = Background("auto", option="credit.workers")
     idle.open(nothing)
     assert not idle.is_open and idle.submit(squares, [2], 2)() == [(4, os.getpid())]
+
+
+def test_auto_starts_four_at_most(monkeypatch):
+    """On a large machine more would only take memory."""
+    asked = []
+    monkeypatch.setattr("atrl.credit.background.spare_cores", lambda: 60)
+    monkeypatch.setattr(
+        "atrl.credit.background.ProcessPoolExecutor", lambda count, *_: asked.append(count) or ThreadPoolExecutor(1)
+    )
+    many = Background("auto", option="credit.workers")
+    many.open(nothing)
+    many.close()
+    assert asked == [4]
 
 
 def test_a_process_that_dies_is_named(background):
@@ -131,6 +153,7 @@ def test_processes_that_can_not_start_are_named():
     broken = Background(1, option="credit.workers")
     with pytest.raises(RuntimeError, match=r"no worker process could be started: .* credit\.workers=0"):
         broken.open(_fail)
+    assert not broken.is_open
 
 
 def _fail() -> None:

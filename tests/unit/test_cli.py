@@ -255,7 +255,7 @@ MISTAKES = {
     "file that is not there": (["trainer.action=no_such_file"], "No such file or directory: absent.jsonl"),
     "value left open": (
         ["trainer.later=???"],
-        "trainer.later is not set: add trainer.later=VALUE to the command line, or to an experiment file",
+        "trainer.later is not set: add trainer.later=VALUE to the command line",
     ),
 }
 

@@ -150,7 +150,7 @@ def test_every_density_scheme_leaves_its_heads_open(scheme):
     with pytest.raises(ValueError, match=r"^credit\.heads=auto is resolved when training starts"):
         _ = open_scheme.requests
     known = open_scheme.with_heads(((1, 0), (2, 3)))
-    assert known == scheme(heads=((1, 0), (2, 3)), anchor_ratio=0.3, **options)
+    assert known == scheme(heads=((1, 0), (2, 3)), anchor_ratio=0.3, **options | {"layers": None})
     assert known.head_search is None and known.requests[0].heads == ((1, 0), (2, 3))
     assert known.with_heads(((0, 0),)) is known
 
@@ -161,6 +161,10 @@ def test_every_density_scheme_leaves_its_heads_open(scheme):
     [
         ({"heads": "autoo"}, r"^credit\.heads must be \[layer, head\] pairs, auto or null, got 'autoo': try auto$"),
         ({"auto_heads": 0}, r"^credit\.auto_heads must be at least 1, got 0: try 8$"),
+        (
+            {"layers": [2], "heads": [[0, 1], [2, 3]]},
+            r"^credit\.layers=\[2\] has no effect beside credit\.heads=\[\[0, 1\], \[2, 3\]\], .*: set one .* to null$",
+        ),
     ],
 )
 def test_ranges(scheme, options, message):

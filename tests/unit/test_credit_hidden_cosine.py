@@ -12,7 +12,7 @@ from credit_evidence import batch_of
 from atrl.credit import hidden
 from atrl.credit.hidden import HiddenRequest, picture_cosine
 from atrl.credit.hidden_cosine import HiddenCosineCredit, minmax
-from atrl.credit.probe import AttentionProbe
+from atrl.credit.probe import AttentionProbe, Recorder
 from atrl.credit.regions import packed_regions, padded_regions
 from atrl.experience import micro_batches
 from atrl.models.policy import picture_inputs, response_logits
@@ -112,6 +112,29 @@ def test_mixed_precision_is_read_in_float32(pooling):
     with torch.autocast("cpu", torch.bfloat16):
         mixed.read_hidden(0, states)
     assert plain.result().any() and torch.equal(plain.result(), mixed.result())
+
+
+def test_a_layer_that_runs_twice_counts_once():
+    """As when it is computed again for its gradient."""
+    ids = torch.tensor([[9, 9, 1, 2, 2, 2], [9, 9, 1, 2, 2, 2]])
+    first, second = torch.randn(2, *ids.shape, 16, generator=torch.Generator().manual_seed(0))
+    regions = padded_regions(replace(BATCH, input_ids=ids, attention_mask=torch.ones_like(ids)), [9], "own")
+    once, twice = (HiddenRequest().reader(None, regions) for _ in range(2))
+    for reader, order in ((once, (0, 1)), (twice, (0, 0, 1, 0))):
+        for layer in order:
+            reader.read_hidden(layer, (first, second)[layer])
+    assert once.result().any() and torch.equal(once.result(), twice.result())
+
+
+def test_the_time_of_reading_is_known():
+    """Credit's share of a step is counted from it."""
+    ids = torch.tensor([[9, 9, 1, 2, 2, 2], [9, 9, 1, 2, 2, 2]])
+    regions = padded_regions(replace(BATCH, input_ids=ids, attention_mask=torch.ones_like(ids)), [9], "own")
+    reader = HiddenRequest().reader(None, regions)
+    recorder = Recorder({HiddenRequest(): reader})
+    assert recorder.seconds == 0
+    reader.read_hidden(0, torch.ones(*ids.shape, 16))
+    assert recorder.seconds == reader.seconds > 0
 
 
 def layer_outputs(policy, batch) -> list[torch.Tensor]:

@@ -66,12 +66,12 @@ def test_the_masked_gradient_can_be_left_out():
 
 
 def test_a_token_that_the_mask_makes_far_likelier_is_clipped():
-    """d = 50 and d = −50: the estimate stops at 10, without a gradient. At d = −9 it has not yet."""
-    logprobs = torch.tensor([[-50.0, 0.0]], requires_grad=True)
-    value = loss(PapoCredit(gamma=1.0, eta=0.0), logprobs, torch.tensor([[0.0, -50.0]]))
-    assert value[0].tolist() == [-10, -10]
+    """d = 50, −50 and 100, whose eᵈ overflows: the estimate stops at 10, without a gradient. At −9 it has not yet."""
+    logprobs = torch.tensor([[-50.0, 0.0, -100.0]], requires_grad=True)
+    value = loss(PapoCredit(gamma=1.0, eta=0.0), logprobs, torch.tensor([[0.0, -50.0, 0.0]]))
+    assert value[0].tolist() == [-10, -10, -10]
     value.sum().backward()
-    assert logprobs.grad.tolist() == [[0, 0]]
+    assert logprobs.grad.tolist() == [[0, 0, 0]]
     unclipped = loss(PapoCredit(gamma=1.0, eta=0.0), torch.zeros(1, 1), torch.tensor([[-9.0]]))
     assert unclipped.item() == pytest.approx(-(exp(-9) + 9 - 1))
 

@@ -92,6 +92,14 @@ def test_what_it_asks_for_is_what_they_ask_for():
     assert with_loss.scope == "response"
 
 
+def test_one_that_works_elsewhere_is_worth_waiting_for():
+    class Elsewhere(UniformCredit):
+        works_elsewhere = True
+
+    assert ProductCredit(schemes=[UniformCredit(), Elsewhere()]).works_elsewhere
+    assert not ProductCredit(schemes=[UniformCredit(), UniformCredit()]).works_elsewhere
+
+
 def test_auxiliary_losses_add_up():
     parts = [PapoCredit(gamma=0.1, eta=0.0), UniformCredit(), PapoCredit(gamma=0.2, eta=0.5)]
     logprobs = torch.tensor([[-1.0, -2.0]])

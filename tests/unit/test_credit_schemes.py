@@ -125,12 +125,12 @@ def test_response_edges_are_read_only_where_the_graph_has_them():
         ({"anchor_ratio": 1.5}, r"credit\.anchor_ratio must be in \(0, 1\], got 1\.5"),
         ({"num_clusters": 0}, r"credit\.num_clusters must be at least 1, got 0"),
         ({"neighbours": 0}, r"credit\.neighbours must be at least 1, got 0"),
-        ({"rest_weight": -1.0}, r"credit\.rest_weight must be between 0 and .* got -1\.0 and 3\.0"),
+        ({"rest_weight": -1.0}, r"credit\.rest_weight must be between 0 and .* got -1\.0 and 3\.0: try 1 and 3$"),
         ({"rest_weight": 4.0}, r"credit\.rest_weight must be between 0 and .* got 4\.0 and 3\.0"),
         ({"rest_weight": 0.0, "anchor_weight": 0.0}, r"credit\.anchor_weight > 0, got 0\.0 and 0\.0"),
         ({"sink_factor": -1.0}, r"credit\.sink_factor must be 0 \(off\) or more, got -1\.0"),
         ({"top_heads": 0}, r"credit\.top_heads must be at least 1, got 0"),
-        ({"workers": -1}, r"credit\.workers must be 0 .* or more, got -1"),
+        ({"workers": -1}, r"credit\.workers must be 0 .* or more, got -1: try auto$"),
     ],
 )
 def test_ranges(options, message):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from atrl.credit.bound import join_credit
 from atrl.experience import build_experience, collate, micro_batches
 from atrl.models.policy import response_logits
-from atrl.types import Experience, Problem, Prompt, Rollout, RolloutGroup
+from atrl.types import CreditOutput, Experience, Problem, Prompt, Rollout, RolloutGroup
 
 
 def group(prompt_ids: list[int], *responses: list[int]) -> RolloutGroup:
@@ -62,6 +65,37 @@ def test_rows_keep_the_padding_and_the_shared_pictures(built):
     assert rows.sampler_logprobs.tolist() == [[-6, -7, 0], [-8, -9, -10]]
     assert rows.pixels[0] is built.pixels[0] and rows.pixels[1] is built.pixels[2]
     assert rows.old_logprobs is None
+
+
+def test_rollouts_are_named_by_step_visit_and_sample():
+    """Two visits of one problem are told apart, and so are the samples of each."""
+    again = replace(GROUPS[0], prompt=replace(GROUPS[0].prompt, epoch=1))
+    keys = build_experience([GROUPS[0], again], pad_id=99, seed="7/2").keys
+    assert keys == ["7/2/p/0/0", "7/2/p/0/1", "7/2/p/1/0", "7/2/p/1/1"]
+
+
+@pytest.mark.parametrize("kind", [Experience, CreditOutput])
+def test_rows_are_those_of_every_field(kind):
+    """Each field holds its own name's number and the row's, so that a mixed-up or a forgotten one shows."""
+    names = [field.name for field in fields(kind) if field.name != "pictures_somewhere"]  # of the whole batch
+    lists = {"pixels", "masked_pixels", "keys"}
+    whole = {
+        name: [[10 * place + row] for row in range(4)] if name in lists else torch.arange(4.0)[:, None] + 10 * place
+        for place, name in enumerate(names)
+    }
+    part = kind(**whole).rows(slice(1, 3))
+    for name in names:
+        assert list(getattr(part, name)) == list(whole[name][1:3]), name
+
+
+def test_credit_of_micro_batches_is_joined_field_by_field():
+    whole = CreditOutput(torch.rand(4, 3), torch.rand(4, 3) > 0.5, torch.rand(4, 3), torch.rand(4))
+    joined = join_credit([whole.rows(slice(0, 1)), whole.rows(slice(1, 4))])
+    for field in fields(CreditOutput):
+        assert torch.equal(getattr(joined, field.name), getattr(whole, field.name)), field.name
+    bare = join_credit([CreditOutput(torch.ones(1, 2)), CreditOutput(torch.zeros(1, 2))])
+    assert bare.weights.tolist() == [[1, 1], [0, 0]] and bare.anchors is bare.density is bare.trajectory_scale is None
+    assert join_credit([None, None]) is None
 
 
 def test_collate_needs_a_prompt_for_each_response():

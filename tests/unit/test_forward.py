@@ -10,10 +10,11 @@ import torch
 from atrl.credit.attention import AttentionRequest
 from atrl.credit.base import CreditScheme, PictureMask
 from atrl.credit.bound import BoundCredit, PictureScale
-from atrl.credit.probe import AttentionProbe
+from atrl.credit.probe import AttentionProbe, Recorder
 from atrl.forward import ForwardPass, attention_maps, merge_evidence
 from atrl.logprobs import process_logits, token_divergence
 from atrl.models.policy import response_logits
+from atrl.timing import PhaseTimer
 from atrl.types import CreditOutput
 from tests.unit.attention import read
 
@@ -80,6 +81,15 @@ def test_evidence_is_that_of_the_same_pass(policy, batch):
     assert PASS(policy, batch, credit, read=False).evidence is None
 
 
+def test_reading_on_the_way_counts_as_credit_and_not_as_the_update(policy, batch, monkeypatch):
+    monkeypatch.setattr(Recorder, "seconds", 1000.0)  # what the readers took
+    credit = bound(policy, Looks(reads=(REQUEST,)))
+    forward_pass = replace(PASS, timer=PhaseTimer())
+    with forward_pass.timer.phase("update"):
+        forward_pass(policy, batch, credit, read=True)
+    assert forward_pass.timer.total["credit"] > 1000 and -1000 < forward_pass.timer.total["update"] < 0
+
+
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_the_masked_view_is_a_pass_over_the_masked_pictures(policy, batch, auxiliary):
     credit = bound(policy, Looks(mask=PictureMask(ratio=0.5), auxiliary=auxiliary))
@@ -111,7 +121,8 @@ def test_evidence_of_micro_batches_merges_to_the_whole(policy, batch):
     merged = merge_evidence(parts, credit.probe)
     for name in ("logprobs", "entropy"):
         torch.testing.assert_close(getattr(merged, name), getattr(whole, name), atol=1e-5, rtol=0)
-    torch.testing.assert_close(merged.masked.divergence, whole.masked.divergence, atol=1e-5, rtol=0)
+    for name in ("logprobs", "divergence"):
+        torch.testing.assert_close(getattr(merged.masked, name), getattr(whole.masked, name), atol=1e-5, rtol=0)
     torch.testing.assert_close(merged.read[REQUEST].image, whole.read[REQUEST].image, atol=1e-6, rtol=0)
 
 

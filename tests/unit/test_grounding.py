@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -187,6 +188,8 @@ def test_controls_are_of_the_same_problems_and_all_fit(processor):
     assert fewer.left_out == 2
     ids = [prompt.problem.id for prompt in fewer.true]
     assert len(ids) == 3 and "large" in ids
+    alike = [replace(prompt, problem=replace(prompt.problem, answer="1")) for prompt in prompts]
+    assert build_controls(alike, tight, seed=0).same_answer == 3  # those in the lists, not the one left out
     for found in (controls, fewer):
         names = [prompt.problem.id for prompt in found.true]
         assert [prompt.problem.id for prompt in found.blank] == names

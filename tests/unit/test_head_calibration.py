@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+
+import torch
 
 from atrl import parallel
 from atrl.credit.calibration import HeadCalibration
@@ -20,7 +23,9 @@ class OfItsRank(HeadCalibration):
 
 def found_with(folder: Path | None):
     try:
-        return OfItsRank(prompts=[], blank=[], folder=folder).choose(None, None)
+        return OfItsRank(prompts=[], blank=[], folder=folder).choose(
+            None, SimpleNamespace(policy=torch.nn.Linear(1, 1))
+        )
     except ValueError as error:
         return str(error)
 

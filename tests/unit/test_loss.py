@@ -165,7 +165,7 @@ def test_objective_ignores_what_is_masked(garbage, with_old):
 
 
 def test_objective_options_are_checked():
-    with pytest.raises(ValueError, match=r"algorithm\.kl_coefficient must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match=r"algorithm\.kl_coefficient must be 0 \(off\) or more, got -1"):
         objective(kl_coefficient=-1)
     with pytest.raises(ValueError, match=r"algorithm\.updates_per_batch must be at least 1, got 0"):
         objective(updates_per_batch=0)

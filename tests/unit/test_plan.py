@@ -225,7 +225,7 @@ def test_checkpointing_and_lora_in_passes() -> None:
 
 
 def test_bytes_that_are_sent() -> None:
-    # 64 prompts of 8 on 8 GPUs in fours are 16 micro-batches; weights twice in 2 bytes, gradients once in 4; 7 parts of 8
+    # 64 prompts of 8 on 8 GPUs in fours are 16 micro-batches; weights twice in 2 bytes, gradients in 4; 7/8
     assert communication(seven()) == 16 * 7 / 8 * 8_292_166_656 * (2 * 2 + 4)
     assert communication(seven(strategy="ddp")) == 2 * 7 / 8 * 8_292_166_656 * 4
 
@@ -251,7 +251,7 @@ def test_what_fits_needs_no_advice() -> None:
     ("changes", "setting"),
     [
         ({"micro_batch": 64}, "optimizer.micro_batch_size="),
-        ({"strategy": "ddp"}, "planner.strategy=fsdp"),
+        ({"strategy": "ddp"}, "trainer.strategy=fsdp"),
         ({"engine": Engine(name="vllm", weights=2, share=0.2, sequences=64, sleeps=True)}, "gpu_memory_utilization="),
     ],
 )
@@ -331,14 +331,12 @@ def test_what_cannot_be_planned_is_said_in_a_line(override: str, line: str) -> N
         plan(config_of(override))
 
 
-@pytest.mark.parametrize(
-    "setting", ["strategy=fsdp", "lora_rank=8", "activation_checkpointing=true", "engine_sleeps=true"]
-)
+@pytest.mark.parametrize("setting", ["lora_rank=8", "engine_tensor_parallel=2", "engine_sleeps=true"])
 def test_a_run_refuses_what_can_only_be_planned(setting: str) -> None:
     with pytest.raises(ValueError, match=rf"^planner\.{setting.partition('=')[0]}=\w+ is not what the run would do"):
         check_config(config_of(f"planner.{setting}", "plan=false"))
     check_config(config_of(f"planner.{setting}"))
-    check_config(config_of("planner.strategy=ddp", "planner.engine_sleeps=false", "plan=false"))
+    check_config(config_of("planner.engine_tensor_parallel=1", "planner.engine_sleeps=false", "plan=false"))
 
 
 @pytest.mark.parametrize("name", ["cpu", "a100_80gb", "h100_80gb", "h200_141gb"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atrl.credit import attention as attention_module
-from atrl.credit.attention import AttentionRequest, Block, blocks
+from atrl.credit.attention import AttentionReader, AttentionRequest, Block, blocks
 from atrl.credit.connectivity import remove_sinks
 from atrl.credit.probe import AttentionProbe
 from atrl.credit.regions import padded_regions
@@ -68,12 +68,13 @@ def test_reads_the_layers_and_heads_that_are_asked_for(policy, batch):
         read(policy, batch, replace(FULL, layers=(9,)))
 
 
-def test_edges_are_the_strongest_of_the_symmetrised_attention(policy, batch):
-    """Mean over layers and heads of the response's rows on its own columns."""
-    edges, attention = read(policy, batch, EDGES).edges, eager_attention(policy, batch)
+@pytest.mark.parametrize(("row", "shift"), [("predicting", 1), ("own", 0)])
+def test_edges_are_the_strongest_of_the_symmetrised_attention(policy, batch, row, shift):
+    """Mean over layers and heads of the response's rows on its own columns; a token's own is no edge."""
+    edges, attention = read(policy, batch, replace(EDGES, row=row)).edges, eager_attention(policy, batch)
     for row in range(batch.size):
         tokens = batch.prompt_length + batch.response_mask[row].nonzero()[:, 0]
-        mean = attention[row].mean(dim=(0, 1))[tokens - 1][:, tokens]
+        mean = attention[row].mean(dim=(0, 1))[tokens - shift][:, tokens]
         strengths = (mean + mean.T) / 2
         strengths.fill_diagonal_(0)
         kept = min(5, len(tokens))
@@ -85,6 +86,20 @@ def test_edges_are_the_strongest_of_the_symmetrised_attention(policy, batch):
             strengths.gather(1, own) * (edges.strengths[row, : len(tokens)] > 0), edges.strengths[row, : len(tokens)]
         )
         assert (edges.strengths[row, len(tokens) :] == 0).all()
+
+
+def test_a_layer_that_runs_twice_counts_once(batch):
+    """As when it is computed again for its gradient: nothing of its second time is added."""
+    generator = torch.Generator().manual_seed(0)
+    columns = batch.input_ids.shape[1]
+    layers = [[torch.randn(batch.size, heads, columns, 4, generator=generator) for heads in (4, 2)] for _ in range(2)]
+    once, twice = (AttentionReader(EDGES, padded_regions(batch, (1,))) for _ in range(2))
+    for reader, order in ((once, (0, 1)), (twice, (0, 0, 1, 0))):
+        for number in order:
+            reader.read_attention(number, *layers[number], scaling=0.5)
+    first, second = once.result(), twice.result()
+    assert torch.equal(first.total, second.total) and torch.equal(first.image, second.image)
+    assert torch.equal(first.edges.strengths, second.edges.strengths) and first.edges.strengths.any()
 
 
 def test_sinks_are_left_out(policy, batch):

@@ -8,7 +8,8 @@ from itertools import groupby
 import pytest
 from PIL import Image
 
-from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.data.prompts import PromptBuilder
+from atrl.data.templates import banned_token_ids
 from atrl.types import Problem
 
 PICTURE = Image.new("RGB", (112, 112), "white")

@@ -137,6 +137,9 @@ def test_report_of_a_bare_summary_says_what_is_missing(tmp_path):
         ),
         ({"images": ["x"], "attention": [[[[1.0]], [[1.0, 2.0]]]]}, "line 2: attention: "),
         ({"images": [], "attention": [[[[1.0]], [[1.0]]]]}, "attention has 1 entries for 0 images"),
+        ({"reading": [True]}, "reading has 1 entries for 2 tokens"),
+        ({"entropy": [0.1, 0.2, 0.3]}, "entropy has 3 entries for 2 tokens"),
+        ({"images": ["a.png"], "attention": [[[[]], [[]]]]}, r"attention must be .* got shape \[2, 1, 0\]"),
     ],
 )
 def test_malformed_samples_are_named_in_one_line(tmp_path, change, message):
@@ -145,6 +148,8 @@ def test_malformed_samples_are_named_in_one_line(tmp_path, change, message):
         step=1, problem="p", question="<image>q", gold="1", response="ab", tokens=["a", "b"], weights=[1.5, 0.5],
         advantage=0.5, reward=1.0, parts={}, status="right", images=[],
     )  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text(json.dumps(good) + "\n\n")
+    assert len(RunFolder.read(tmp_path).samples) == 1  # blank lines are no samples
     (tmp_path / "samples.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n")
     with pytest.raises(ValueError, match=message) as caught:
         RunFolder.read(tmp_path)

@@ -115,6 +115,21 @@ def test_without_a_box_the_response_is_read_only_if_that_is_allowed(maths):
         maths.require_boxed = True
 
 
+def test_only_the_end_of_a_response_without_a_box_is_searched(maths):
+    """A response is as long as its author likes; math-verify's search is not free."""
+    maths.require_boxed = False
+    try:
+        texts = ["It is 7. " + "so " * count for count in (100, 2000)]
+        assert maths.score(texts, [problem("7")] * 2) == [RIGHT, UNREAD]
+    finally:
+        maths.require_boxed = True
+
+
+def test_the_limits_reach_the_workers():
+    part = MathAnswer(cpu_seconds=0.5, memory_gib=0.25, workers=3)
+    assert (part._workers.cpu_seconds, part._workers.memory_bytes, part._workers.workers) == (0.5, 2**28, 3)
+
+
 HOSTILE = {
     "tower": "9**9**9",
     "latex tower": "9^{9^{9^{9}}}",

@@ -12,8 +12,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from atrl.models.load import LoadedModel
 from atrl.models.policy import evaluating
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
+from atrl.rollout.server import VllmServerSampler
+from atrl.rollout.settings import RolloutSettings
 from atrl.rollout.transformers import (
     TransformersSampler,
     draw,
@@ -71,21 +74,34 @@ def test_samplers_check_their_options(sampler: type, options: dict, message: str
         sampler(**options)
 
 
-@pytest.mark.parametrize(("name", "sampler"), [("vllm", VllmSampler), ("transformers", TransformersSampler)])
+@pytest.mark.parametrize(("pictures", "most"), [([1, 3, 2], 3), ([0, 0], 1), ([], 1)])
+def test_the_engine_is_told_of_the_most_pictures_of_any_problem(checkpoint, processor, policy, pictures, most) -> None:
+    problems = [Problem(id=str(n), question="?", answer="!", images=(Path("a.png"),) * n) for n in pictures]
+    settings = RolloutSettings(sampler=None)
+    loaded = LoadedModel(policy, processor, checkpoint)
+    assert settings.handle(loaded, problems).max_images == most
+    assert settings.handle(loaded, tuple(problems)).max_images == 1  # generated problems are not looked through
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [("vllm", VllmSampler), ("transformers", TransformersSampler), ("server", VllmServerSampler)],
+)
 def test_the_yaml_holds_the_defaults(name: str, sampler: type) -> None:
     config = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     options = config["sampler"]
     assert options.pop("_target_") == f"{sampler.__module__}.{sampler.__qualname__}"
-    assert options == {key: p.default for key, p in inspect.signature(sampler).parameters.items()}
+    defaults = {key: p.default for key, p in inspect.signature(sampler).parameters.items()}
+    assert options == {key: "???" if value is inspect.Parameter.empty else value for key, value in defaults.items()}
     sampling = Sampling(group_size=config["group_size"])
     assert sampling.temperature == config["temperature"]
     assert sampling.max_response_tokens == config["max_response_tokens"]
 
 
-def test_both_yamls_ask_for_the_same_rollouts() -> None:
-    vllm, transformers = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("vllm", "transformers"))
-    del vllm.sampler, transformers.sampler
-    assert vllm == transformers
+def test_all_yamls_ask_for_the_same_rollouts() -> None:
+    vllm, transformers, server = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("vllm", "transformers", "server"))
+    del vllm.sampler, transformers.sampler, server.sampler
+    assert vllm == transformers == server
 
 
 def test_request_seeds_depend_on_seed_and_problem() -> None:

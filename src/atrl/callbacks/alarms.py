@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from atrl.alarms import AlarmStop, Bound, NonFiniteStop, Watch
-from atrl.callbacks.checkpoint import save_atomically
+from atrl.callbacks.checkpoint import CheckpointCallback
 from atrl.metrics import rollout_metrics
 from atrl.module import PolicyModule
 
@@ -20,37 +21,50 @@ LOSS = "loss/policy"
 class AlarmCallback(Callback):
     """Looks at the metrics of every step, which are the same on every rank, so that all stop together.
 
-    A run that stops leaves `checkpoints/alarm.ckpt` and raises `AlarmStop`, once the step's metrics are written and
-    before the policy is evaluated. After a loss or gradient that is not finite the checkpoint holds the weights from
-    before the step; otherwise those after it.
+    A run that stops leaves a checkpoint, from which it can go on with other settings, beside those it had, and raises
+    `AlarmStop`: after the step's metrics are written, before the policy is evaluated. After a loss or gradient that is
+    not finite the checkpoint holds the weights from before the step, otherwise those after it.
 
     Args:
         bounds: by the alarm's name.
         patience: steps in a row beyond a bound before it counts: one bad batch is no alarm.
     """
 
-    def __init__(self, *, bounds: Mapping[str, Bound] | None = None, patience: int = 3) -> None:
+    def __init__(self, *, bounds: Mapping[str, Bound | None] | None = None, patience: int = 3) -> None:
         if patience < 1:
             raise ValueError(f"callbacks.alarms.patience must be at least 1, got {patience}")
-        self._watches = [Watch(name, bound, patience) for name, bound in (bounds or {}).items() if bound is not None]
+        given = {name: bound for name, bound in (bounds or {}).items() if bound is not None}
+        self._watches = {name: Watch(name, bound, patience) for name, bound in given.items()}
         self._cause: str | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the bounds are relative to, and for how long they have been passed."""
+        return {name: [watch.first, watch.beyond_warn, watch.beyond_stop] for name, watch in self._watches.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; alarms that are new begin."""
+        for name, watch in self._watches.items():
+            if name in state:
+                first, watch.beyond_warn, watch.beyond_stop = state[name]
+                watch.first = list(first)
+
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
-        """Warn, or save and tell the trainer to end after this step."""
+        """Warn, or tell the trainer to end after this step."""
         step = pl_module.last_step
         metrics = rollout_metrics(step, 1.0) | step.metrics
-        if not math.isfinite(metrics.get(LOSS, 0.0)):
-            self._cause = f"alarm non_finite: the loss is {metrics[LOSS]}, though the gradient is finite"
-        for watch in self._watches:
-            if self._cause is None and watch.bound.metric in metrics:
-                verdict, line = watch.look(metrics[watch.bound.metric])
-                if verdict == "warn":
-                    rank_zero_warn(f"step {step.step}: {line}")
-                if verdict == "stop":
-                    self._cause = line
-        if self._cause is not None:
-            self._cause = f"step {step.step}: {self._cause}"
-            save_atomically(trainer, _path(trainer))
+        causes = []
+        if not math.isfinite(metrics[LOSS]):
+            causes.append(f"alarm non_finite: the loss is {metrics[LOSS]}, though the gradient is finite")
+        for watch in self._watches.values():
+            if watch.bound.metric not in metrics:
+                continue
+            verdict, line = watch.look(metrics[watch.bound.metric])
+            if verdict == "warn":
+                rank_zero_warn(f"step {step.step}: {line}")
+            if verdict == "stop":
+                causes.append(line)
+        if causes:
+            self._cause = f"step {step.step}: {causes[0]}"
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer, pl_module: PolicyModule) -> None:
@@ -60,15 +74,16 @@ class AlarmCallback(Callback):
             AlarmStop: if an alarm ended training.
         """
         if self._cause is not None:
-            raise AlarmStop(f"{self._cause}; stopped, state in {_path(trainer)}")
+            raise AlarmStop(f"{self._cause}; state in {_save(trainer, pl_module)}")
 
     def on_exception(self, trainer, pl_module: PolicyModule, exception: BaseException) -> None:
-        """Save what a step that was given up has left untouched."""
-        if isinstance(exception, NonFiniteStop):
-            pl_module.policy.zero_grad()
-            save_atomically(trainer, _path(trainer))
-            exception.args = (f"step {pl_module.steps_done + 1}: {exception}; state in {_path(trainer)}",)
+        """Save what a step that was given up has left untouched; before the first there is nothing to save."""
+        if not isinstance(exception, NonFiniteStop):
+            return
+        where = f"; state in {_save(trainer, pl_module)}" if pl_module.steps_done else ""
+        exception.args = (f"step {pl_module.steps_done + 1}: {exception}{where}",)
 
 
-def _path(trainer) -> Path:
-    return Path(trainer.default_root_dir) / "checkpoints" / "alarm.ckpt"
+def _save(trainer, pl_module: PolicyModule) -> Path:
+    saving = next(callback for callback in trainer.callbacks if isinstance(callback, CheckpointCallback))
+    return saving.save(trainer, pl_module, keep_others=True)

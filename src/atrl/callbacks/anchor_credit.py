@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool
 from lightning import Callback, LightningModule, Trainer
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from atrl import parallel
 from atrl.credit.agreement import area_under_curve, bimodality
-from atrl.credit.base import CreditScheme
+from atrl.credit.base import CreditScheme, Heads
 from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.calibration import HeadCalibration
 from atrl.credit.probe import AttentionProbe
@@ -26,14 +28,23 @@ class AnchorCreditCallback(Callback):
         processor: of the policy. Its tokenizer tells which tokens spell out what the problem's reading rule names, only
             for measuring; how it scales pictures, for schemes that mask them.
         calibration: finds the heads of a scheme that leaves them open; others need none.
+
+    Raises:
+        ValueError: if the scheme masks patches and the processor makes none.
     """
 
     def __init__(self, scheme: CreditScheme, processor, calibration: HeadCalibration | None = None) -> None:
         self.scheme, self._tokenizer, self._calibration = scheme, processor.tokenizer, calibration
         pictures = processor.image_processor
+        if scheme.picture_mask is not None and not hasattr(pictures, "merge_size"):
+            raise ValueError(
+                f"credit={scheme.name} blacks out patches, and this model's {type(pictures).__name__} cuts pictures "
+                "into none: use a Qwen-VL model, or another scheme"
+            )
         self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
         self._fractions: list[float] = []
         self._recalls: list[float] = []
+        self._heads: Heads | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach the probe if something is to be read, start what the scheme needs, and bind.
@@ -53,13 +64,23 @@ class AnchorCreditCallback(Callback):
         if not searching:
             self._bind(pl_module)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the summary averages, and the heads that were found."""
+        return {"fractions": self._fractions, "recalls": self._recalls, "heads": self._heads}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take these over."""
+        self._fractions, self._recalls = list(state["fractions"]), list(state["recalls"])
+        self._heads = None if state["heads"] is None else tuple(tuple(pair) for pair in state["heads"])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the heads, if they are still to be found, with the policy that training starts from."""
         search = self.scheme.head_search
         if search is not None:
-            with trainer.precision_plugin.forward_context():  # as in a training step
-                heads = self._calibration.choose(search, pl_module)
-            self.scheme = self.scheme.with_heads(heads)
+            if self._heads is None:
+                with trainer.precision_plugin.forward_context():  # as in a training step
+                    self._heads = self._calibration.choose(search, pl_module)
+            self.scheme = self.scheme.with_heads(self._heads)
             self._bind(pl_module)
 
     def _bind(self, pl_module: PolicyModule) -> None:

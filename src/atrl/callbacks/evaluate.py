@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning import Callback
 
@@ -28,15 +29,27 @@ class EvaluateCallback(Callback):
         self._prompts, self._samples, self._every, self._seed = prompts, samples, every, seed
         self.before: Score | None = None
         self.after: Score | None = None
+        self.latest: tuple[int, float] | None = None
+        """Step and accuracy of the last score on the way."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on need not measure again."""
+        return {"before": None if self.before is None else self.before.in_short()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what was measured when the run began."""
+        self.before = None if state["before"] is None else Score.from_short(state["before"])
 
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training found it."""
-        self.before = self.score(pl_module, self._prompts)
+        if self.before is None:
+            self.before = self.score(pl_module, self._prompts)
 
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
         """Log `eval/accuracy` every so many steps."""
         if self._every and pl_module.steps_done % self._every == 0:
-            log_once(trainer, {"eval/accuracy": self.score(pl_module, self._prompts).accuracy})
+            self.latest = pl_module.steps_done, self.score(pl_module, self._prompts).accuracy
+            log_once(trainer, {"eval/accuracy": self.latest[1]})
 
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training leaves it."""

@@ -10,7 +10,7 @@ from lightning import Callback
 
 from atrl import parallel
 from atrl.callbacks.evaluate import EvaluateCallback
-from atrl.evaluation.grounding import Controls, in_short
+from atrl.evaluation.grounding import Controls
 from atrl.evaluation.score import Score, on_problems
 from atrl.module import PolicyModule
 from atrl.tracking import log_once
@@ -33,9 +33,18 @@ class GroundingCallback(Callback):
         self.before: dict[str, Score] | None = None
         self.after: dict[str, Score] | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on need not measure again."""
+        return {} if self.before is None else {name: score.in_short() for name, score in self.before.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what was measured when the run began."""
+        self.before = {name: Score.from_short(figures) for name, figures in state.items()}
+
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training found it."""
-        self.before = self._measure(trainer, pl_module, self._evaluation.before)
+        if self.before is None:
+            self.before = self._measure(trainer, pl_module, self._evaluation.before)
 
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training leaves it; both go to the file."""
@@ -56,7 +65,7 @@ class GroundingCallback(Callback):
     def _as_json(self) -> dict[str, Any]:
         moments = {"before": self.before, "after": self.after}
         return {
-            **{moment: {name: in_short(score) for name, score in found.items()} for moment, found in moments.items()},
+            **{moment: {name: score.in_short() for name, score in found.items()} for moment, found in moments.items()},
             "left_out": self._controls.left_out,
             "same_answer": self._controls.same_answer,
         }

@@ -19,9 +19,7 @@ class StepProgressBar(TQDMProgressBar):
     def init_train_tqdm(self):
         """One bar for the whole run: the epoch is of no interest here."""
         bar = super().init_train_tqdm()
-        bar.bar_format = (
-            "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
-        )
+        bar.bar_format = _BAR
         return bar
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,16 @@ class RecordCallback(Callback):
         self._moments = {1 + round(moment * (max_steps - 1) / last) for moment in range(_SAMPLE_MOMENTS)}
         self.statuses: Counter[Status] = Counter()
         self.generated_tokens = self.trained_tokens = 0
-        self.peak_host_bytes = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts so far."""
+        counts = {"generated_tokens": self.generated_tokens, "trained_tokens": self.trained_tokens}
+        return counts | {"statuses": {status.value: count for status, count in self.statuses.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Count on from there."""
+        self.generated_tokens, self.trained_tokens = state["generated_tokens"], state["trained_tokens"]
+        self.statuses = Counter({Status(name): count for name, count in state["statuses"].items()})
 
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
         """Time spent before the first step is not the first step's."""
@@ -129,6 +139,7 @@ def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:
                     "step": step.step,
                     "problem": problem.id,
                     "question": problem.question,
+                    **({"history": [asdict(turn) for turn in problem.history]} if problem.history else {}),
                     "gold": problem.answer,
                     "response": group.texts[sample],
                     "tokens": token_pieces(rollout.token_ids, tokenizer),

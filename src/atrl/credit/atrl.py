@@ -16,7 +16,7 @@ from atrl.credit.base import normalise
 from atrl.credit.clusters import ClusterSettings, TokenRows, weigh_all
 from atrl.credit.density import DensityCredit
 from atrl.credit.graph import EdgeKind
-from atrl.credit.weights import Ranking, check_weights
+from atrl.credit.weights import Ranking, check_count, check_weights
 from atrl.types import CreditOutput, Evidence, Experience
 
 
@@ -59,12 +59,13 @@ class AtrlCredit(DensityCredit):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_weights(self.anchor_ratio, self.anchor_weight, self.rest_weight)
-        for option, remedy in (("num_clusters", "try 8"), ("neighbours", "try 8")):
-            value = getattr(self, option)
-            if value != "auto" and value < 1:
-                raise ValueError(f"credit.{option} must be at least 1, got {value}: {remedy}")
+        check_count("neighbours", self.neighbours, usual=8)
+        if self.num_clusters != "auto":
+            check_count("num_clusters", self.num_clusters, usual=8)
         if self.workers != "auto" and self.workers < 0:
-            raise ValueError(f"credit.workers must be 0 (cluster in the training process) or more, got {self.workers}")
+            raise ValueError(
+                f"credit.workers must be 0 (cluster in the training process) or more, got {self.workers}: try auto"
+            )
         object.__setattr__(self, "_background", Background(self.workers, option="credit.workers"))
 
     @property

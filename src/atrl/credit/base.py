@@ -143,8 +143,8 @@ class CreditScheme(ABC):
     def auxiliary_loss(
         self, logprobs: Float[Tensor, "rollout response"], evidence: Evidence
     ) -> Float[Tensor, "rollout response"]:
-        """A loss per token, with a gradient, which is aggregated like the policy's and added to it."""
-        raise NotImplementedError(f"credit scheme {self.name} has no auxiliary loss")
+        """A loss per token, with a gradient, which is aggregated like the policy's and added to it; 0 by default."""
+        return torch.zeros_like(logprobs)
 
 
 def normalise(

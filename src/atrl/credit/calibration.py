@@ -19,6 +19,7 @@ from atrl.credit.heads import calibrate, choose_heads
 from atrl.data.loader import PromptLoader
 from atrl.evaluation.grounding import blanked
 from atrl.experience import build_experience
+from atrl.sharding import gathered
 from atrl.types import Problem, Prompt
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ class HeadCalibration:
             ValueError: as `choose_heads` and `calibrate`.
         """
         found: Heads | ValueError | None = None
-        if parallel.rank() == 0:
-            try:
-                found = self._choose(search, module)
-            except ValueError as error:  # all must stop, or the others would wait for the first for ever
-                found = error
+        with gathered(module.policy):
+            if parallel.rank() == 0:
+                try:
+                    found = self._choose(search, module)
+                except ValueError as error:  # all must stop, or the others would wait for the first for ever
+                    found = error
         found = parallel.gather(found)[0]
         if isinstance(found, ValueError):
             raise found

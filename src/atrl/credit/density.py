@@ -13,6 +13,7 @@ from atrl.credit.attention import AttentionRequest
 from atrl.credit.base import CreditScheme, Criterion, Heads, HeadSearch, top_tokens
 from atrl.credit.connectivity import Reduction, connectivity_density
 from atrl.credit.regions import Row
+from atrl.credit.weights import check_count
 from atrl.types import Evidence, Experience
 
 
@@ -21,7 +22,7 @@ class DensityCredit(CreditScheme):
     """A scheme that ranks tokens by their attention on the picture.
 
     Args:
-        layers: numbers of the layers that are read; None is all.
+        layers: numbers of the layers that are read; None is all. Not beside `heads` that are named.
         heads: [layer, head] pairs that are read; None is all heads of `layers`, "auto" the `auto_heads` best of them,
             which are found before training (see `credit/heads.py`).
         auto_heads: how many heads "auto" takes, at most all.
@@ -43,14 +44,18 @@ class DensityCredit(CreditScheme):
     sink_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.top_heads < 1:
-            raise ValueError(f"credit.top_heads must be at least 1, got {self.top_heads}: try 4")
+        check_count("top_heads", self.top_heads, usual=4)
+        check_count("auto_heads", self.auto_heads, usual=8)
         if self.sink_factor < 0:
             raise ValueError(f"credit.sink_factor must be 0 (off) or more, got {self.sink_factor}: try 4")
         if isinstance(self.heads, str) and self.heads != "auto":
             raise ValueError(f"credit.heads must be [layer, head] pairs, auto or null, got {self.heads!r}: try auto")
-        if self.auto_heads < 1:
-            raise ValueError(f"credit.auto_heads must be at least 1, got {self.auto_heads}: try 8")
+        if self.layers is not None and self.heads is not None and self.heads != "auto":
+            layers, heads = list(self.layers), [list(pair) for pair in self.heads]
+            raise ValueError(
+                f"credit.layers={layers} has no effect beside credit.heads={heads}, whose pairs name their layers: set "
+                "one of them to null"
+            )
 
     @property
     def neighbours_read(self) -> int:
@@ -71,8 +76,8 @@ class DensityCredit(CreditScheme):
         )
 
     def with_heads(self, heads: Heads) -> DensityCredit:
-        """Itself with `heads` for "auto"; a scheme that names its heads stays as it is."""
-        return replace(self, heads=heads) if self.heads == "auto" else self
+        """Itself with `heads` for "auto", chosen among `layers`; a scheme that names its heads stays as it is."""
+        return replace(self, heads=heads, layers=None) if self.heads == "auto" else self
 
     @property
     def _layers(self) -> tuple[int, ...] | None:

@@ -28,7 +28,8 @@ class LowConnectivityCredit(DensityCredit):
         super().__post_init__()
         if not 0 < self.anchor_ratio < 1:
             raise ValueError(
-                f"credit.anchor_ratio must be in (0, 1), got {self.anchor_ratio}: no token would be left to train"
+                f"credit.anchor_ratio must be in (0, 1), got {self.anchor_ratio}: the paper finds 0.15, and some token "
+                "must be left to train"
             )
 
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:

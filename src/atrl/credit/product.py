@@ -123,8 +123,8 @@ class ProductCredit(CreditScheme):
     def auxiliary_loss(
         self, logprobs: Float[Tensor, "rollout response"], evidence: Evidence
     ) -> Float[Tensor, "rollout response"]:
-        """The sum of those that there are."""
-        return sum(scheme.auxiliary_loss(logprobs, evidence) for scheme in self.schemes if scheme.has_auxiliary_loss)
+        """The sum of theirs."""
+        return sum(scheme.auxiliary_loss(logprobs, evidence) for scheme in self.schemes)
 
     def _multiplied(self, batch: Experience, parts: list[CreditOutput]) -> CreditOutput:
         scales = [part.trajectory_scale for part in parts if part.trajectory_scale is not None]

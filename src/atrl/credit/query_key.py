@@ -80,9 +80,8 @@ class QueryKeyReader:
         query: Float[Tensor, "row heads column width"],
         key: Float[Tensor, "row kv_heads column width"],
         *,
-        scaling: float,
         sliding_window: int | None = None,
-        softcap: float | None = None,
+        **of_scores: float | None,
     ) -> None:
         """Add layer `layer`: queries and keys after rotary embedding. A cosine needs neither scaling nor softcap."""
         wanted = self._request.layers is None or layer in self._request.layers

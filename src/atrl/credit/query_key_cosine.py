@@ -17,7 +17,7 @@ from atrl.credit.hidden import Pooling
 from atrl.credit.metis import partition
 from atrl.credit.query_key import QueryKeyCapture, QueryKeyRequest
 from atrl.credit.regions import Row
-from atrl.credit.weights import check_weights, choose_anchors, load_map
+from atrl.credit.weights import check_count, check_weights, choose_anchors, load_map
 from atrl.types import CreditOutput, Evidence, Experience
 
 NEIGHBOURS = 8
@@ -69,9 +69,9 @@ class QueryKeyCosineCredit(CreditScheme):
 
     def __post_init__(self) -> None:
         check_weights(self.anchor_ratio, self.anchor_weight, self.rest_weight)
-        for option, remedy in (("top_heads", "try 4"), ("window", "try 16"), ("num_clusters", "try 8")):
-            if getattr(self, option) < 1:
-                raise ValueError(f"credit.{option} must be at least 1, got {getattr(self, option)}: {remedy}")
+        check_count("top_heads", self.top_heads, usual=4)
+        check_count("window", self.window, usual=16)
+        check_count("num_clusters", self.num_clusters, usual=8)
 
     @property
     def requests(self) -> tuple[QueryKeyRequest, ...]:

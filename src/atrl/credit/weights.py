@@ -16,6 +16,12 @@ def check_ratio(option: str, ratio: float, *, remedy: str = "the paper finds 0.1
         raise ValueError(f"credit.{option} must be in (0, 1], got {ratio}: {remedy}")
 
 
+def check_count(option: str, count: int, *, usual: int) -> None:
+    """Raises ValueError for fewer than one of something; `usual` is the remedy."""
+    if count < 1:
+        raise ValueError(f"credit.{option} must be at least 1, got {count}: try {usual}")
+
+
 def check_weights(anchor_ratio: float, anchor_weight: float, rest_weight: float) -> None:
     """Raises ValueError for a ratio or for weights that single nothing out."""
     check_ratio("anchor_ratio", anchor_ratio)
@@ -27,6 +33,7 @@ def check_levels(anchor_weight: float, rest_weight: float) -> None:
     if not 0 <= rest_weight <= anchor_weight or anchor_weight == 0:
         raise ValueError(
             f"credit.rest_weight must be between 0 and credit.anchor_weight > 0, got {rest_weight} and {anchor_weight}"
+            ": try 1 and 3"
         )
 
 

@@ -22,7 +22,7 @@ class PromptLoader:
         problems: of the training split.
         builder: turns a problem into a prompt.
         batch_size: prompts per step.
-        steps: batches in all; the loader's length.
+        steps: batches of the whole run; less those that are done, the loader's length.
         seed: of the order.
     """
 
@@ -32,13 +32,17 @@ class PromptLoader:
         self._problems, self._builder = problems, builder
         self._batch_size, self._steps, self._seed = batch_size, steps, seed
         self._cursor = 0
+        self._done = 0
+        self._starts: list[int] = []
         self.dropped: set[str] = set()
 
     def __len__(self) -> int:
-        return self._steps
+        return max(0, self._steps - self._done)
 
     def __iter__(self) -> Iterator[list[Prompt]]:
-        for _ in range(self._steps):
+        self._starts = []
+        for _ in range(len(self)):
+            self._starts.append(self._cursor)
             yield list(parallel.share(self.take(self._batch_size)))
 
     def take(self, count: int) -> list[Prompt]:
@@ -75,10 +79,12 @@ class PromptLoader:
             self._ordered = (epoch, order)
         return self._ordered[1]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where in the data the loader stands."""
-        return {"cursor": self._cursor}
+    def state_after(self, steps: int) -> dict[str, Any]:
+        """Where in the data the loader stood after `steps` training steps of the run, whatever was drawn since."""
+        index = steps - self._done
+        cursor = self._starts[index] if index < len(self._starts) else self._cursor
+        return {"cursor": cursor, "done": steps, "dropped": sorted(self.dropped)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._cursor = state["cursor"]
+        """Go on from there, with the steps that are left."""
+        self._cursor, self._done, self.dropped = state["cursor"], state["done"], set(state["dropped"])

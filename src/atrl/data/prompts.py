@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atrl.data.images import open_image
-from atrl.types import Problem, Prompt
+from atrl.data.templates import feature_token_id, missing_bos, render, special_tokens
+from atrl.types import Problem, Prompt, Turn
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import ProcessorMixin
 
 IMAGE_MARK = "<image>"
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What a processor returns of the text; all else belongs to pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +37,22 @@ class PromptBuilder:
     def build(self, problem: Problem) -> Prompt:
         """The prompt of `problem`, of any length.
 
+        The chat template's text is tokenised here and never again: sampler and trainer get ids.
+
         Raises:
-            ValueError: if the marks in the question and the pictures differ in number, a picture can't be read, or
-                the text spells out one of the model's control tokens.
+            ValueError: if the marks in the texts and the pictures differ in number, a picture can't be read, the text
+                spells out one of the model's control tokens, or the chat template doesn't admit the conversation.
         """
         images = tuple(open_image(image, problem_id=problem.id) for image in problem.images)
         text = self._chat_text(problem)
-        inputs = self.processor(text=[text], images=list(images) or None, return_tensors="pt")
-        pixels = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+        tokenizer, first = self.processor.tokenizer, missing_bos(self.processor.tokenizer, text)
+        inputs = self.processor(text=[text], images=list(images) or None, return_tensors="pt", add_special_tokens=False)
         prompt = Prompt(
             problem=problem,
-            token_ids=inputs["input_ids"][0].tolist(),
-            pixels=pixels,
+            token_ids=first + inputs["input_ids"][0].tolist(),
+            pixels={name: inputs[name] for name in inputs if name not in _PER_TOKEN},
             images=images,
-            engine_token_ids=self.processor.tokenizer(text, add_special_tokens=False)["input_ids"],
+            engine_token_ids=first + tokenizer(text, add_special_tokens=False)["input_ids"],
         )
         self._check_placeholders(prompt)
         return prompt
@@ -63,26 +69,35 @@ class PromptBuilder:
         return batch
 
     def _chat_text(self, problem: Problem) -> str:
-        pieces = problem.question.split(IMAGE_MARK)
-        if len(pieces) - 1 != len(problem.images):
+        turns = [*problem.history, Turn("user", problem.question)]
+        marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+        if marks != len(problem.images):
             raise ValueError(
-                f"problem {problem.id}: {len(pieces) - 1} {IMAGE_MARK} marks for {len(problem.images)} images; "
-                "give the question one mark per image"
+                f"problem {problem.id}: {marks} {IMAGE_MARK} marks for {len(problem.images)} images; give the question "
+                "one mark per image"
             )
         if self.instruction:
-            pieces[-1] = f"{pieces[-1].rstrip()} {self.instruction}"
-        self._check_text(problem.id, pieces)
+            turns[-1] = Turn("user", f"{problem.question.rstrip()} {self.instruction}")
+        messages = [self._message(problem.id, turn) for turn in turns]
+        try:
+            return render(self.processor, messages)
+        except Exception as error:  # templates are programs, and refuse what they don't know
+            raise ValueError(
+                f"problem {problem.id}: the chat template does not admit its turns "
+                f"({', '.join(turn.role for turn in turns)}): {' '.join(str(error).split())}"
+            ) from error
+
+    def _message(self, problem_id: str, turn: Turn) -> dict[str, Any]:
+        pieces = turn.text.split(IMAGE_MARK)
+        self._check_text(problem_id, pieces)
         content: list[dict[str, str]] = []
         for index, piece in enumerate(pieces):
             content += [{"type": "image"}] * (index > 0)
             content += [{"type": "text", "text": piece}] * bool(piece)
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        return {"role": turn.role, "content": content}
 
     def _check_text(self, problem_id: str, pieces: Sequence[str]) -> None:
-        tokenizer = self.processor.tokenizer
-        for token in (*tokenizer.all_special_tokens, self.processor.image_token):
+        for token in (*special_tokens(self.processor.tokenizer), self.processor.image_token):
             if any(token in piece for piece in pieces):
                 raise ValueError(
                     f"problem {problem_id}: its text contains {token!r}, which the model would take for a control "
@@ -90,14 +105,28 @@ class PromptBuilder:
                 )
 
     def _check_placeholders(self, prompt: Prompt) -> None:
-        grid = prompt.pixels.get("image_grid_thw")
-        features = 0 if grid is None else int(grid.prod(dim=1).sum()) // self.processor.image_processor.merge_size**2
-        placeholders = prompt.token_ids.count(self.processor.image_token_id)
+        marks = prompt.engine_token_ids.count(self.processor.image_token_id)
+        if marks != len(prompt.images):
+            raise ValueError(
+                f"problem {prompt.problem.id}: the chat template leaves {marks} of its {len(prompt.images)} pictures "
+                "in the prompt: put them where the template takes them, usually into the first question"
+            )
+        placeholders = prompt.token_ids.count(feature_token_id(self.processor))
+        features = self._features(prompt.pixels, placeholders)
         if placeholders != features:
             raise ValueError(
                 f"problem {prompt.problem.id}: the prompt holds {placeholders} image tokens but its pictures give "
                 f"{features} features; does the processor come from the same checkpoint as the model?"
             )
+
+    def _features(self, pixels: Mapping[str, Tensor], placeholders: int) -> int:
+        """Image tokens that the pictures give: by their grid of patches, else as many for each tile of equal size."""
+        grid, tiles = pixels.get("image_grid_thw"), pixels.get("pixel_values")
+        if grid is not None:
+            return int(grid.prod(dim=1).sum()) // self.processor.image_processor.merge_size**2
+        if tiles is None:
+            return 0
+        return max(1, placeholders // len(tiles)) * len(tiles)
 
 
 @dataclass(slots=True)
@@ -106,12 +135,3 @@ class PromptBatch:
 
     prompts: list[Prompt] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-
-
-def banned_token_ids(processor: ProcessorMixin) -> tuple[int, ...]:
-    """Ids that no response may contain: placeholders and boundaries of pictures and videos, if the model has them."""
-    tokenizer = processor.tokenizer
-    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-    extra: Sequence[str] = [getattr(processor, name, None) for name in ("image_token", "video_token")]
-    known = tokenizer.get_vocab()
-    return tuple(sorted({known[name] for name in (*names, *extra) if name in known}))

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from atrl.data.images import image_from_bytes
+from atrl.data.messages import read_messages
 from atrl.data.prompts import IMAGE_MARK
 from atrl.suggest import did_you_mean
-from atrl.types import Problem
+from atrl.types import Problem, Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,8 +46,9 @@ class RowFormat:
     """Which columns hold what, and how a row becomes a problem.
 
     Args:
-        problem_column: text of the question. Each ``<image>`` in it stands for one of the row's images, in
-            order; if there is no mark at all, one for each image is put in front.
+        problem_column: text of the question, or a list of messages that ends with it (`read_messages`). Each
+            ``<image>`` in the texts stands for one of the row's images, in order; if there is no mark at all, one for
+            each image is put in front of the first thing that the user says.
         answer_column: text, number or truth value; numbers and truth values are written as in JSON.
         images_column: one image or a list: a path (relative to the table's file), a Hugging Face
             ``{"bytes", "path"}``, or encoded bytes. None for problems without pictures.
@@ -122,13 +124,25 @@ class RowFormat:
                 marks and images differ in number.
         """
         where = f"problem {problem_id} ({row.place})"
-        question = self._text(row, self.problem_column, where)
+        history, question = self._conversation(row, where)
         answer = self._text(row, self.answer_column, where).strip()
         choices = row.values.get(self.choices_column) if self.choices_column else None
         if choices is not None:
             question, answer = self._with_choices(question, answer, choices, where)
         images = tuple(self._image(value, problem_id, folder, where) for value in self._image_values(row, where))
-        return Problem(id=problem_id, question=_with_marks(question, len(images), where), answer=answer, images=images)
+        *history, last = _with_marks([*history, Turn("user", question)], len(images), where)
+        return Problem(id=problem_id, question=last.text, answer=answer, images=images, history=tuple(history))
+
+    def _conversation(self, row: Row, where: str) -> tuple[tuple[Turn, ...], str]:
+        value = row.values.get(self.problem_column)
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            return (), self._text(row, self.problem_column, where)
+        history, question = read_messages(value, f"{where}: {self.problem_column}")
+        for turn in (*history, Turn("user", question)):
+            _encodable(turn.text, self.problem_column, where)
+        if not question.strip():
+            raise ValueError(f"{where}: {self.problem_column} ends with an empty question: fill it in")
+        return history, question
 
     def _text(self, row: Row, column: str, where: str) -> str:
         text = _as_text(row.values.get(column), column, where)
@@ -195,16 +209,18 @@ class RowFormat:
         return path
 
 
-def _with_marks(question: str, images: int, where: str) -> str:
-    marks = question.count(IMAGE_MARK)
+def _with_marks(turns: Sequence[Turn], images: int, where: str) -> list[Turn]:
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
     if marks == 0:
-        return IMAGE_MARK * images + question
+        first = next(index for index, turn in enumerate(turns) if turn.role == "user")
+        marked = Turn("user", IMAGE_MARK * images + turns[first].text)
+        return [*turns[:first], marked, *turns[first + 1 :]]
     if marks != images:
         raise ValueError(
             f"{where}: the text has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} for {images} "
             f"image{'s' * (images != 1)}: write one mark for each image, or none at all"
         )
-    return question
+    return list(turns)
 
 
 def _as_text(value: Any, what: str, where: str) -> str:

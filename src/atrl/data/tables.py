@@ -27,8 +27,11 @@ class Table:
     """Where relative image paths start."""
 
 
-def read_file(path: Path, key: str, columns: Collection[str]) -> Table:
+def read_file(path: Path, key: str, columns: Collection[str], *, name_column: str | None = None) -> Table:
     """The table in a local file; of Parquet only `columns` are read.
+
+    With `name_column` a JSON file may also be one object of named rows, as several benchmarks publish theirs: each
+    name then stands in that column of its row, where the row has none itself.
 
     Raises:
         ValueError: naming the file, and the line where there is one, if it is missing, empty or broken.
@@ -49,7 +52,10 @@ def read_file(path: Path, key: str, columns: Collection[str]) -> Table:
     if path.stat().st_size == 0:
         raise ValueError(f"{key}: {path} is an empty file: name one that holds problems")
     try:
-        names, rows = readers[path.suffix.lower()](path, columns)
+        if name_column and path.suffix.lower() == ".json":
+            names, rows = _read_named(path, name_column)
+        else:
+            names, rows = readers[path.suffix.lower()](path, columns)
     except OSError as error:
         raise ValueError(f"{key}: {path} can't be read ({one_line(error)}): check the file") from error
     return Table(str(path), path.stem, names, rows, path.parent)
@@ -66,7 +72,10 @@ def _read_jsonl(path: Path, columns: Collection[str]) -> tuple[list[str], list[R
 
 
 def _read_json(path: Path, columns: Collection[str]) -> tuple[list[str], list[Row]]:
-    content = _parse_json(path.read_bytes(), path)
+    return _list_of_rows(_parse_json(path.read_bytes(), path), path)
+
+
+def _list_of_rows(content: Any, path: Path) -> tuple[list[str], list[Row]]:
     if not isinstance(content, list):
         raise ValueError(f"{path} holds {_json_kind(content)}: write a list of objects, or one object a line as .jsonl")
     rows = [
@@ -75,6 +84,54 @@ def _read_json(path: Path, columns: Collection[str]) -> tuple[list[str], list[Ro
         for place in [f"row {number} of {path.name}"]
     ]
     return _union(rows), rows
+
+
+def _read_named(path: Path, name_column: str) -> tuple[list[str], list[Row]]:
+    content = _parse_json(path.read_bytes(), path)
+    if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
+        return _list_of_rows(content, path)
+    rows = [
+        Row({name_column: name} | values, f"{name!r} of {path.name}", number)
+        for number, (name, values) in enumerate(content.items(), start=1)
+    ]
+    return _union(rows), rows
+
+
+def read_hub(
+    name: str,
+    config: str | None,
+    split: str,
+    columns: Collection[str],
+    *,
+    key: str = "data.split",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> Table:
+    """One split of a Hugging Face dataset, or of a local folder that `datasets` can read; of it only `columns`.
+
+    Pictures stay encoded. Datasets that need code of their own are refused.
+
+    Raises:
+        ValueError: if the dataset can't be loaded, or has no such split.
+    """
+    from datasets import load_dataset
+
+    try:
+        splits = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
+    except Exception as error:  # network, file system, parser and builder errors have no common base
+        raise ValueError(
+            f"dataset {name!r} can't be loaded ({type(error).__name__}: {one_line(error)}): "
+            "check data.name, data.config, data.revision and the network"
+        ) from error
+    if split not in splits:
+        raise ValueError(
+            f"{key}: dataset {name} has no split {split!r}{did_you_mean(split, splits) or '.'} "
+            f"Its splits are {', '.join(splits)}"
+        )
+    origin, names = f"{name} ({split})", splits[split].column_names
+    kept = splits[split].select_columns([column for column in columns if column in names])
+    values = kept.with_format("arrow")[:].to_pylist() if kept.column_names else [{}] * len(kept)
+    return Table(origin, split, names, numbered(values, origin), Path(name) if Path(name).is_dir() else None)
 
 
 def _read_parquet(path: Path, columns: Collection[str]) -> tuple[list[str], list[Row]]:

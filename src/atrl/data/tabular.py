@@ -10,8 +10,7 @@ from pathlib import Path
 from atrl.data.base import Split, assign_split, check_fraction, check_limit, seeded_subset
 from atrl.data.images import check_images
 from atrl.data.rows import RowFormat
-from atrl.data.tables import Table, numbered, one_line, read_file
-from atrl.suggest import did_you_mean
+from atrl.data.tables import Table, read_file, read_hub
 from atrl.types import Problem
 
 
@@ -177,22 +176,6 @@ class HubProblems(RowProblems):
         return f"{split}_split"
 
     def read(self, table: str, key: str) -> Table:
-        from datasets import load_dataset
-
-        try:
-            splits = load_dataset(self.name, self.config, revision=self.revision, cache_dir=self.cache_dir)
-        except Exception as error:  # network, file system, parser and builder errors have no common base
-            raise ValueError(
-                f"dataset {self.name!r} can't be loaded ({type(error).__name__}: {one_line(error)}): "
-                "check data.name, data.config, data.revision and the network"
-            ) from error
-        if table not in splits:
-            raise ValueError(
-                f"{key}: dataset {self.name} has no split {table!r}{did_you_mean(table, splits) or '.'} "
-                f"Its splits are {', '.join(splits)}"
-            )
-        origin, columns = f"{self.name} ({table})", splits[table].column_names
-        kept = splits[table].select_columns([name for name in self.columns if name in columns])
-        values = kept.with_format("arrow")[:].to_pylist() if kept.column_names else [{}] * len(kept)
-        folder = Path(self.name) if Path(self.name).is_dir() else None
-        return Table(origin, table, columns, numbered(values, origin), folder)
+        return read_hub(
+            self.name, self.config, table, self.columns, key=key, revision=self.revision, cache_dir=self.cache_dir
+        )

@@ -29,7 +29,6 @@ from atrl.types import Problem, Prompt
 
 if TYPE_CHECKING:
     from atrl.data.prompts import PromptBuilder
-    from atrl.evaluation.score import Score
 
 _SAME_PICTURES, _SAME_ANSWER, _OTHER_QUESTION = 100, 4, 1
 """What is wrong with a partner. Two of the lesser faults together weigh less than one of the next worse."""
@@ -120,11 +119,6 @@ def build_controls(prompts: Sequence[Prompt], builder: PromptBuilder, *, seed: i
         left_out=len(prompts) - len(true),
         same_answer=len(kept.intersection(swap.same_answer)),
     )
-
-
-def in_short(score: Score) -> dict[str, float | int | list[float]]:
-    """What `grounding.json` holds of one score."""
-    return {"accuracy": score.accuracy, "ci95": list(score.ci95), "samples": score.samples}
 
 
 def _blank(picture: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from atrl.config import EvaluateSettings, check_config, read_section
-from atrl.evaluation.grounding import Controls, build_controls, in_short, swapped
+from atrl.evaluation.grounding import Controls, build_controls, swapped
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
 
 MODES = ("greedy", "sampled")
@@ -32,6 +32,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     source, model = instantiate(config.data), instantiate(config.model)
     rollout, reward = instantiate(config.rollout), instantiate(config.reward)
     model.check()
+    rollout.sampler.check(model.model_type())
     problems = list(source.load("test")[: settings.limit])
     reward.check(problems)
     if settings.grounding and not swapped(problems, settings.seed).problems:
@@ -94,9 +95,9 @@ def _grounding(controls: Controls, scores: dict[str, Score]) -> dict[str, Any]:
     """Greedy accuracies of the same problems; "true" is not that of "greedy" where some have no partner."""
     true = on_problems(scores["greedy"], {prompt.problem.id for prompt in controls.true})
     return {
-        "true": in_short(true),
-        "blank": in_short(scores["blank"]),
-        "swapped": in_short(scores["swapped"]),
+        "true": true.in_short(),
+        "blank": scores["blank"].in_short(),
+        "swapped": scores["swapped"].in_short(),
         "left_out": controls.left_out,
         "same_answer": controls.same_answer,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atrl import parallel
 from atrl.evaluation.intervals import clustered_interval, wilson_interval
@@ -26,6 +26,15 @@ class Score:
     statuses: dict[str, int]
     groups: list[RolloutGroup]
     rewards: list[list[Reward]]
+
+    def in_short(self) -> dict[str, Any]:
+        """The figures without the rollouts, ready for JSON."""
+        return {"accuracy": self.accuracy, "ci95": list(self.ci95), "samples": self.samples}
+
+    @classmethod
+    def from_short(cls, figures: dict[str, Any]) -> Score:
+        """A score of which nothing but the figures is known."""
+        return cls(figures["accuracy"], tuple(figures["ci95"]), figures["samples"], {}, [], [])
 
 
 def score(

@@ -9,13 +9,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+PerToken = Float[Tensor, "rollout response"]
+"""A number for each response token."""
+TokenMask = Bool[Tensor, "rollout response"]
+"""Which of them are trained."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenLoss:
     """A loss per token, not yet averaged."""
 
-    loss: Float[Tensor, "rollout response"]
-    clipped: Bool[Tensor, "rollout response"]
+    loss: PerToken
+    clipped: TokenMask
     """Where a clip was active: it took the gradient away or, where only a weight is clipped, bounded it."""
 
 
@@ -29,27 +34,19 @@ class PolicyLoss(Protocol):
     """Whether the advantages may differ within a response."""
 
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rollout response"],
-        old_logprobs: Float[Tensor, "rollout response"],
-        advantages: Float[Tensor, "rollout response"],
-        mask: Bool[Tensor, "rollout response"],
+        self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: TokenMask
     ) -> TokenLoss: ...
 
 
-def log_ratio(
-    logprobs: Float[Tensor, "rollout response"],
-    old_logprobs: Float[Tensor, "rollout response"],
-    mask: Bool[Tensor, "rollout response"],
-) -> Float[Tensor, "rollout response"]:
+def log_ratio(logprobs: PerToken, old_logprobs: PerToken, mask: TokenMask) -> PerToken:
     """``logprob - old logprob``, and 0 outside the mask."""
     # A selection and not a product: 0 · NaN would be NaN, in the gradient too.
     return torch.where(mask, logprobs - old_logprobs, 0.0)
 
 
-def require_clip_range(low: float, high: float, *, usual: tuple[float, float]) -> None:
-    """Raises ValueError for a range around 1 that is empty or reaches below a ratio of 0; `usual` is the remedy."""
-    if not 0 < low < 1:
-        raise ValueError(f"algorithm.loss.clip_low must be between 0 and 1, got {low}: {usual[0]} is usual")
-    if high <= 0:
-        raise ValueError(f"algorithm.loss.clip_high must be positive, got {high}: {usual[1]} is usual")
+def require_positive(loss: PolicyLoss, *options: str) -> None:
+    """Raises ValueError for the first of a loss's `options` that is not positive; its default is the remedy."""
+    for option in options:
+        value, usual = getattr(loss, option), getattr(type(loss), option)
+        if value <= 0:
+            raise ValueError(f"algorithm.loss.{option} must be positive, got {value}: {usual} is usual")

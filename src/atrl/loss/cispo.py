@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from atrl.loss.base import TokenLoss, log_ratio
+from atrl.loss.base import PerToken, TokenLoss, TokenMask, log_ratio, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +32,9 @@ class ClippedWeightLoss:
     clip_high: float = 4.0
 
     def __post_init__(self) -> None:
-        for name, usual in (("clip_low", 1.0), ("clip_high", 4.0)):
-            value = getattr(self, name)
-            if value <= 0:
-                raise ValueError(f"algorithm.loss.{name} must be positive, got {value}: {usual} is usual")
+        require_positive(self, "clip_low", "clip_high")
 
-    def __call__(
-        self,
-        logprobs: Float[Tensor, "rollout response"],
-        old_logprobs: Float[Tensor, "rollout response"],
-        advantages: Float[Tensor, "rollout response"],
-        mask: Bool[Tensor, "rollout response"],
-    ) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: TokenMask) -> TokenLoss:
         """The loss of every token, and where its weight was clipped; the gradient is bounded there, not gone."""
         ratio = log_ratio(logprobs, old_logprobs, mask).detach().exp()
         weight = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)

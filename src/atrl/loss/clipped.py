@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from atrl.loss.base import TokenLoss, log_ratio, require_clip_range
+from atrl.loss.base import PerToken, TokenLoss, TokenMask, log_ratio, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,29 +30,18 @@ class ClippedLoss:
     clip_high: float = 0.28
 
     def __post_init__(self) -> None:
-        require_clip_range(self.clip_low, self.clip_high, usual=(0.2, 0.28))
+        if not 0 < self.clip_low < 1:
+            usual = type(self).clip_low
+            raise ValueError(f"algorithm.loss.clip_low must be between 0 and 1, got {self.clip_low}: {usual} is usual")
+        require_positive(self, "clip_high")
 
-    def __call__(
-        self,
-        logprobs: Float[Tensor, "rollout response"],
-        old_logprobs: Float[Tensor, "rollout response"],
-        advantages: Float[Tensor, "rollout response"],
-        mask: Bool[Tensor, "rollout response"],
-    ) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: TokenMask) -> TokenLoss:
         """The loss of every token, and where the clip was active (it took the gradient away)."""
-        ratio = log_ratio(logprobs, old_logprobs, mask).exp()
-        return clipped_loss(ratio, torch.where(mask, advantages, 0.0), self.clip_low, self.clip_high)
+        ratio, advantages = self.ratio(logprobs, old_logprobs, mask), torch.where(mask, advantages, 0.0)
+        unclipped = ratio * advantages
+        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
+        return TokenLoss(loss=-torch.minimum(unclipped, clipped), clipped=clipped < unclipped)
 
-
-def clipped_loss(
-    ratio: Float[Tensor, "rollout response"],
-    advantages: Float[Tensor, "rollout response"],
-    low: float,
-    high: float,
-) -> TokenLoss:
-    """``-min(ratio·A, clip(ratio, 1-low, 1+high)·A)``, whatever the ratio is of."""
-    unclipped_objective, clipped_objective = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
-    return TokenLoss(
-        loss=-torch.minimum(unclipped_objective, clipped_objective),
-        clipped=clipped_objective < unclipped_objective,
-    )
+    def ratio(self, logprobs: PerToken, old_logprobs: PerToken, mask: TokenMask) -> PerToken:
+        """What is clipped: each token's own ratio."""
+        return log_ratio(logprobs, old_logprobs, mask).exp()

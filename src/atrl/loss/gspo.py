@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from atrl.loss.base import TokenLoss, log_ratio, require_clip_range
-from atrl.loss.clipped import clipped_loss
-
-USUAL_RANGE = (3e-4, 4e-4)
+from atrl.loss.base import PerToken, TokenLoss, TokenMask, log_ratio
+from atrl.loss.clipped import ClippedLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceClippedLoss:
+class SequenceClippedLoss(ClippedLoss):
     """``-min(s·A, clip(s, 1-low, 1+high)·A)``, with ``s = exp(mean over a response's tokens of logprob - old)``.
 
     Equations 5 and 7 (section 4.1). Each trained token carries the loss of its response, so that `SequenceMean` gives
@@ -31,27 +29,21 @@ class SequenceClippedLoss:
 
     accepts_token_credit = False
 
-    clip_low: float = USUAL_RANGE[0]
-    clip_high: float = USUAL_RANGE[1]
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
 
-    def __post_init__(self) -> None:
-        require_clip_range(self.clip_low, self.clip_high, usual=USUAL_RANGE)
-
-    def __call__(
-        self,
-        logprobs: Float[Tensor, "rollout response"],
-        old_logprobs: Float[Tensor, "rollout response"],
-        advantages: Float[Tensor, "rollout response"],
-        mask: Bool[Tensor, "rollout response"],
-    ) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: TokenMask) -> TokenLoss:
         """The loss of its response on every trained token; `advantages` must not differ within a response."""
         assert _constant_in_rows(advantages, mask), "the advantages differ within a response: GspoTokenLoss takes them"
-        ratio = sequence_log_ratio(logprobs, old_logprobs, mask).exp().expand_as(logprobs)
-        return clipped_loss(ratio, torch.where(mask, advantages, 0.0), self.clip_low, self.clip_high)
+        return super().__call__(logprobs, old_logprobs, advantages, mask)
+
+    def ratio(self, logprobs: PerToken, old_logprobs: PerToken, mask: TokenMask) -> PerToken:
+        """The response's ratio, on each of its tokens."""
+        return sequence_log_ratio(logprobs, old_logprobs, mask).exp().expand_as(logprobs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GspoTokenLoss:
+class GspoTokenLoss(ClippedLoss):
     """GSPO-token: ``-min(s_t·A_t, clip(s_t, 1-low, 1+high)·A_t)``, ``s_t = sg(s) · exp(logprob_t - sg(logprob_t))``.
 
     Equations 13 and 14 (section 4.3); sg stops the gradient and s is the response's ratio of `SequenceClippedLoss`.
@@ -66,38 +58,22 @@ class GspoTokenLoss:
         ValueError: if `clip_low` is not in (0, 1) or `clip_high` not positive.
     """
 
-    accepts_token_credit = True
+    clip_low: float = SequenceClippedLoss.clip_low
+    clip_high: float = SequenceClippedLoss.clip_high
 
-    clip_low: float = USUAL_RANGE[0]
-    clip_high: float = USUAL_RANGE[1]
-
-    def __post_init__(self) -> None:
-        require_clip_range(self.clip_low, self.clip_high, usual=USUAL_RANGE)
-
-    def __call__(
-        self,
-        logprobs: Float[Tensor, "rollout response"],
-        old_logprobs: Float[Tensor, "rollout response"],
-        advantages: Float[Tensor, "rollout response"],
-        mask: Bool[Tensor, "rollout response"],
-    ) -> TokenLoss:
-        """The loss of every token, and where the clip was active (it took the gradient away)."""
+    def ratio(self, logprobs: PerToken, old_logprobs: PerToken, mask: TokenMask) -> PerToken:
+        """The response's ratio, with the gradient of each token's own."""
         ratio = sequence_log_ratio(logprobs, old_logprobs, mask).detach().exp()
-        ratio = ratio * log_ratio(logprobs, logprobs.detach(), mask).exp()
-        return clipped_loss(ratio, torch.where(mask, advantages, 0.0), self.clip_low, self.clip_high)
+        return ratio * log_ratio(logprobs, logprobs.detach(), mask).exp()
 
 
-def sequence_log_ratio(
-    logprobs: Float[Tensor, "rollout response"],
-    old_logprobs: Float[Tensor, "rollout response"],
-    mask: Bool[Tensor, "rollout response"],
-) -> Float[Tensor, "rollout 1"]:
+def sequence_log_ratio(logprobs: PerToken, old_logprobs: PerToken, mask: TokenMask) -> Float[Tensor, "rollout 1"]:
     """Mean of ``logprob - old logprob`` over each response's trained tokens; 0 where it has none."""
     total = log_ratio(logprobs, old_logprobs, mask).sum(dim=1, keepdim=True)
     return total / mask.sum(dim=1, keepdim=True).clamp_min(1)
 
 
-def _constant_in_rows(values: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]) -> bool:
+def _constant_in_rows(values: PerToken, mask: TokenMask) -> bool:
     largest = values.masked_fill(~mask, -torch.inf).amax(dim=1)
     smallest = values.masked_fill(~mask, torch.inf).amin(dim=1)
     return bool((largest <= smallest).all())

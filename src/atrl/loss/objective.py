@@ -44,9 +44,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.kl_coefficient < 0:
-            raise ValueError(f"algorithm.kl_coefficient must be 0 or more, got {self.kl_coefficient}")
+            raise ValueError(f"algorithm.kl_coefficient must be 0 (off) or more, got {self.kl_coefficient}: try 0.04")
         if self.updates_per_batch < 1:
-            raise ValueError(f"algorithm.updates_per_batch must be at least 1, got {self.updates_per_batch}")
+            raise ValueError(f"algorithm.updates_per_batch must be at least 1, got {self.updates_per_batch}: try 1")
         if self.credit_on not in get_args(CreditOn):
             raise ValueError(
                 f"algorithm.credit_on must be one of {', '.join(get_args(CreditOn))}, got {self.credit_on!r}"

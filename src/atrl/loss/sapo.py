@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from atrl.loss.base import TokenLoss, log_ratio
+from atrl.loss.base import PerToken, TokenLoss, TokenMask, log_ratio, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +32,9 @@ class SoftAdaptiveLoss:
     temperature_negative: float = 1.05
 
     def __post_init__(self) -> None:
-        for name, usual in (("temperature_positive", 1.0), ("temperature_negative", 1.05)):
-            value = getattr(self, name)
-            if value <= 0:
-                raise ValueError(f"algorithm.loss.{name} must be positive, got {value}: {usual} is usual")
+        require_positive(self, "temperature_positive", "temperature_negative")
 
-    def __call__(
-        self,
-        logprobs: Float[Tensor, "rollout response"],
-        old_logprobs: Float[Tensor, "rollout response"],
-        advantages: Float[Tensor, "rollout response"],
-        mask: Bool[Tensor, "rollout response"],
-    ) -> TokenLoss:
+    def __call__(self, logprobs: PerToken, old_logprobs: PerToken, advantages: PerToken, mask: TokenMask) -> TokenLoss:
         """The loss of every token; nothing is ever clipped."""
         advantages = torch.where(mask, advantages, 0.0)
         ratio = log_ratio(logprobs, old_logprobs, mask).exp()

@@ -7,10 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from atrl.data.templates import check_processor
+from atrl.models.families import check_family, vision_tower
 from atrl.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 BUNDLED = {"tiny": Path(__file__).parent / "tiny"}
 """Checkpoints that come with the package."""
@@ -60,26 +62,39 @@ class PretrainedModel:
 
     def attention_shape(self) -> tuple[int, int]:
         """Layers of the language half, and heads of each; of the configuration alone, no weights are read."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(self._resolve(), trust_remote_code=self.trust_remote_code)
-        text = config.get_text_config()
+        text = self._config().get_text_config()
         return text.num_hidden_layers, text.num_attention_heads
 
+    def model_type(self) -> str:
+        """transformers' name of the family; of the configuration alone."""
+        return self._config().model_type
+
     def load(self, work_folder: Path) -> LoadedModel:
-        """Model and processor; `work_folder` is not needed here."""
+        """Model and processor; `work_folder` is not needed here.
+
+        Raises:
+            ValueError: in one line, before any weights are read, for a family or a processor that can't be used.
+        """
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         source = self._resolve()
         options = {"trust_remote_code": self.trust_remote_code}
+        config = self._config()
+        check_family(config, self.path)
         processor = AutoProcessor.from_pretrained(source, **options)
+        check_processor(processor, config, self.path)
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=getattr(torch, self.dtype), attn_implementation=self.attention, **options
         )
         if self.freeze_vision:
-            model.model.visual.requires_grad_(False)
+            vision_tower(model).requires_grad_(False)
         return LoadedModel(model.train(), processor, _local_folder(source))
+
+    def _config(self) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self._resolve(), trust_remote_code=self.trust_remote_code)
 
     def _resolve(self) -> str:
         return resolve_checkpoint(self.path)
@@ -105,6 +120,10 @@ class ScratchModel:
         from atrl.models.scratch import HEADS, LAYERS
 
         return LAYERS, HEADS
+
+    def model_type(self) -> str:
+        """transformers' name of the family."""
+        return "qwen2_5_vl"
 
     def load(self, work_folder: Path) -> LoadedModel:
         """Build the checkpoint in `work_folder` and load it from there."""

@@ -27,8 +27,8 @@ def problems(job: Job, hardware: Hardware) -> list[str]:
         if over > 0:
             largest = max(plan.parts, key=lambda part: getattr(part, moment))
             found.append(
-                f"{moment}: {plan.total(moment) / GIB:.1f} GiB of {hardware.memory_gib:.1f}, {over / GIB:.1f} too many; "
-                f"most are {largest.name}, {getattr(largest, moment) / GIB:.1f}"
+                f"{moment}: {plan.total(moment) / GIB:.1f} GiB of {hardware.memory_gib:.1f}, {over / GIB:.1f} too "
+                f"many; most are {largest.name}, {getattr(largest, moment) / GIB:.1f}"
             )
     if job.engine.name == "vllm":
         room, one = plan.part("vLLM cache").rollout, job.lengths.total * cache_per_token(job)
@@ -48,9 +48,9 @@ def remedies(job: Job) -> Iterator[Remedy]:
         size //= 2
         yield Remedy(f"optimizer.micro_batch_size={size}", lambda job, size=size: replace(job, micro_batch=size))
     if not job.checkpointing:
-        yield Remedy("planner.activation_checkpointing=true", lambda job: replace(job, checkpointing=True))
+        yield Remedy("trainer.activation_checkpointing=true", lambda job: replace(job, checkpointing=True))
     if job.strategy == "ddp" and job.gpus > 1:
-        yield Remedy("planner.strategy=fsdp", lambda job: replace(job, strategy="fsdp"))
+        yield Remedy("trainer.strategy=fsdp", lambda job: replace(job, strategy="fsdp"))
     if job.engine.name == "vllm" and job.engine.cache is None:
         for share in (0.3, 0.5, 0.6, 0.7, 0.8):
             yield _engine(f"rollout.sampler.gpu_memory_utilization={share}", share=share)

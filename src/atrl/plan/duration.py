@@ -125,7 +125,9 @@ def _scoring_passes(job: Job) -> int:
 
 
 def _rollout(job: Job, hardware: Hardware) -> float:
-    """Prompts once a group, then a token at a time for as many responses as the cache holds."""
+    """Prompts once a group, then a token at a time for as many responses as the cache holds; 0 for a server's."""
+    if job.engine.name == "server":
+        return 0.0
     engine, lengths = job.engine, job.lengths
     sequences = job.rank_rollouts * engine.tensor_parallel
     rate = hardware.operations(min(engine.weights, 4) if engine.weights != 3 else 2) * engine.tensor_parallel
@@ -161,7 +163,7 @@ def _tensor_parallel_token(job: Job, hardware: Hardware, rows: int) -> float:
 
 def _sync(job: Job, hardware: Hardware) -> float:
     """New weights for the engine: gathered from all GPUs, read and written once."""
-    if job.engine.name == "transformers":
+    if job.engine.name != "vllm":
         return 0.0
     copied = job.base_parameters * (job.precision.weights + job.engine.weights) / hardware.bandwidth
     if job.shards == 1:

@@ -67,7 +67,8 @@ class CreditCost:
 class Engine:
     """What draws the rollouts."""
 
-    name: Literal["vllm", "transformers"]
+    name: Literal["vllm", "transformers", "server"]
+    """A server is on other devices, which are not planned."""
     weights: int = 4
     """Bytes of a parameter, and of a number in the key-value cache."""
     share: float = 0.4
@@ -160,7 +161,7 @@ class Job:
 
     @property
     def adapter_parameters(self) -> int:
-        """Of LoRA on every matrix of every block of the language half: r · (inputs + outputs) each (arXiv 2106.09685)."""
+        """Of LoRA (arXiv 2106.09685) on every matrix of the language half's blocks: r · (inputs + outputs) each."""
         if self.lora_rank is None:
             return 0
         text = self.model.text

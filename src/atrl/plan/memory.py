@@ -139,6 +139,8 @@ def cache_needed(job: Job) -> float:
 
 def _engine(job: Job, hardware: Hardware) -> tuple[Part, ...]:
     engine = job.engine
+    if engine.name == "server":
+        return ()
     if engine.name == "transformers":  # it generates with the policy itself
         rows = min(max(engine.sequences // job.group, 1) * job.group, job.rank_rollouts)
         drawn = rows * job.model.text.vocabulary * (2 * FLOAT + 2 * DOUBLE)

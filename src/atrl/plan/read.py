@@ -45,8 +45,7 @@ def job_of(config: DictConfig) -> Job:
     settings, hardware = read_section(config.planner, PlannerSettings), hardware_of(config)
     node = hardware.per_node if config.trainer.devices == "auto" else config.trainer.devices
     gpus = node * config.trainer.num_nodes
-    strategy = _setting(config, settings, "strategy")
-    strategy = "fsdp" if strategy == "fsdp" and gpus > 1 else "ddp"
+    strategy = "fsdp" if config.trainer.strategy == "fsdp" and gpus > 1 else "ddp"
     attention = OmegaConf.select(config, "model.attention") or "sdpa"
     if attention == "eager":
         raise ValueError("model.attention=eager keeps whole rows of attention and is not planned: use sdpa")
@@ -61,8 +60,8 @@ def job_of(config: DictConfig) -> Job:
         gpus=gpus,
         gpus_per_node=node,
         strategy=strategy,
-        cpu_offload=bool(_setting(config, settings, "cpu_offload")),
-        checkpointing=bool(_setting(config, settings, "activation_checkpointing")),
+        cpu_offload=config.trainer.cpu_offload,
+        checkpointing=config.trainer.activation_checkpointing,
         flash_attention=attention == "flash_attention_2",
         lora_rank=_setting(config, settings, "lora_rank"),
         freeze_vision=bool(OmegaConf.select(config, "model.freeze_vision")),
@@ -135,6 +134,8 @@ def _lengths(config: DictConfig, settings: PlannerSettings) -> Lengths:
 
 def _engine(config: DictConfig, settings: PlannerSettings, hardware: Hardware, precision: Precision) -> Engine:
     sampler = config.rollout.sampler
+    if "url" in sampler:
+        return Engine(name="server")
     if "transformers" in sampler["_target_"]:
         # Autocast rotates keys in float32 and leaves values in 16 bits.
         held = 3 if precision.autocast else precision.compute

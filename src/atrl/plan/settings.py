@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,9 +12,6 @@ class PlannerSettings:
     prompt_tokens: int | None = None  # of the longest prompt; null is rollout.max_prompt_tokens
     image_tokens: int | None = None  # of these; null is all of them, which takes most memory
     response_tokens: float | None = None  # mean length of a response; null is rollout.max_response_tokens
-    strategy: Literal["ddp", "fsdp"] | None = None
-    activation_checkpointing: bool | None = None
-    cpu_offload: bool | None = None
     lora_rank: int | None = None
     engine_tensor_parallel: int | None = None
     engine_sleeps: bool | None = None
@@ -31,9 +27,6 @@ class PlannerSettings:
 
 
 WHERE_BUILT = {
-    "strategy": "trainer.strategy",
-    "activation_checkpointing": "trainer.activation_checkpointing",
-    "cpu_offload": "trainer.cpu_offload",
     "lora_rank": "model.lora.rank",
     "engine_tensor_parallel": "rollout.sampler.tensor_parallel_size",
     "engine_sleeps": "rollout.sampler.sleep",

@@ -13,7 +13,7 @@ from atrl.plan.memory import MOMENTS, plan_memory
 
 def render(job: Job, hardware: Hardware, title: str) -> str:
     """Memory of a GPU, time of a step, and what to change where it does not fit."""
-    lines = [title, _summary(job, hardware), "", *_memory(job, hardware), "", *_time(plan_time(job, hardware))]
+    lines = [title, _summary(job, hardware), "", *_memory(job, hardware), "", *_time(job, plan_time(job, hardware))]
     found = problems(job, hardware)
     if not found:
         return "\n".join([*lines, "", f"fits, {_spare(job, hardware) / GIB:.1f} GiB to spare"])
@@ -50,10 +50,11 @@ def _memory(job: Job, hardware: Hardware) -> list[str]:
     return rows
 
 
-def _time(plan: TimePlan) -> list[str]:
+def _time(job: Job, plan: TimePlan) -> list[str]:
+    left_out = "rewards and evaluation" + (", and the server's rollouts" if job.engine.name == "server" else "")
     rows = [f"{'seconds a step':<16}"]
     rows += [f"{field.name:<16}{getattr(plan, field.name):>10.2f}" for field in fields(plan)]
-    return [*rows, f"{'all':<16}{plan.total:>10.2f}  (without rewards and evaluation)"]
+    return [*rows, f"{'all':<16}{plan.total:>10.2f}  (without {left_out})"]
 
 
 def _spare(job: Job, hardware: Hardware) -> float:

@@ -42,6 +42,16 @@ def judge(gold: str, answer: str, prose: bool, float_rounding: int) -> tuple[boo
     return bool(found), bool(right)
 
 
+def judge_whole(response: str, gold: str) -> tuple[bool, bool]:
+    """Whether anything was found in `response`, and whether ``verify(parse(response), parse(gold))`` holds."""
+    from math_verify import parse, verify
+
+    found = parse(response, parsing_timeout=None)
+    right = bool(found) and verify(found, parse(gold, parsing_timeout=None), timeout_seconds=None)
+    _forget_if_grown()
+    return bool(found), bool(right)
+
+
 @lru_cache(maxsize=64)
 def _read(latex: str) -> tuple[Any, ...]:
     """Only as LaTeX: math-verify's other reader would pick a lone number out of a broken formula."""

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _ATTEMPTS = 3
+_CHUNK = 32
 
 
 class KillableWorkers:
     """Runs calls in worker processes, each call within a time and memory limit.
 
     A worker that runs out of time is killed and replaced. The limit counts processor time, because a busy
-    machine must not change results; a call that waits without computing is ended by the clock, later. Workers
+    machine must not change results; a call that waits without computing is ended by the clock, later. Calls travel
+    in chunks, each under a timer of its own; where a chunk's worker dies its calls run again one by one. Workers
     start with the first call and stay until `close` or the interpreter's exit. Each is a fresh interpreter,
     never a fork of this process, which may hold locks of torch or vLLM threads; it imports the running script
     again, which therefore needs the usual ``if __name__ == "__main__":`` and had better import heavy packages
@@ -59,18 +61,48 @@ class KillableWorkers:
         `function`, arguments and results must be picklable.
         """
         results: dict[int, Result | None] = {}
+        size = min(_CHUNK, -(-len(calls) // (2 * self.workers)))
+        if size > 1:
+            self._run_chunks(function, calls, size, results)
+        self._run_singly(function, calls, results)
+        return [results.get(i) for i in range(len(calls))]
+
+    def _run_chunks(
+        self,
+        function: Callable[..., Result],
+        calls: Sequence[tuple[Any, ...]],
+        size: int,
+        results: dict[int, Result | None],
+    ) -> None:
+        """Fills in `results` but for chunks that lost their worker."""
+        pool = self._pool or self._start()
+        chunks = [range(start, min(start + size, len(calls))) for start in range(0, len(calls), size)]
+        try:
+            futures = [
+                self._schedule(pool, _call_all, function, [calls[i] for i in chunk], self.cpu_seconds)
+                for chunk in chunks
+            ]
+            for chunk, future in zip(chunks, futures, strict=True):
+                if future.exception() is None:
+                    results.update(zip(chunk, future.result(), strict=True))
+        except RuntimeError:  # the pool broke as it was given a call
+            self.close()
+
+    def _run_singly(
+        self, function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], results: dict[int, Result | None]
+    ) -> None:
+        """Fills in what is missing in `results`, each call by itself."""
         for _ in range(_ATTEMPTS):
             open_calls = [i for i in range(len(calls)) if i not in results]
             if not open_calls:
                 break
             pool = self._pool or self._start()
             try:
-                futures = {i: self._schedule(pool, function, calls[i]) for i in open_calls}
+                futures = {i: self._schedule(pool, _call, function, calls[i], self.cpu_seconds) for i in open_calls}
                 for i, future in futures.items():
                     results[i] = _result(future)
             except RuntimeError:  # a worker died between calls: start over with the rest
                 self.close()
-        return [results.get(i) for i in range(len(calls))]
 
     def close(self) -> None:
         """Stop the workers; the next `run` starts new ones."""
@@ -100,8 +132,8 @@ class KillableWorkers:
             ) from error
         return self._pool
 
-    def _schedule(self, pool: ProcessPool, function: Callable[..., Result], call: tuple[Any, ...]) -> ProcessFuture:
-        return pool.schedule(_call, args=(function, call, self.cpu_seconds), timeout=self.wall_seconds)
+    def _schedule(self, pool: ProcessPool, runner: Callable[..., Any], *arguments: Any) -> ProcessFuture:
+        return pool.schedule(runner, args=arguments, timeout=self.wall_seconds)
 
 
 def _result(future: ProcessFuture) -> Any:
@@ -131,3 +163,17 @@ def _call(function: Callable[..., Result], call: tuple[Any, ...], cpu_seconds: f
         return function(*call)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _call_all(
+    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], cpu_seconds: float
+) -> list[Result | None]:
+    """In the worker: all of a chunk, each call under its own timer; None where one raised."""
+    return [_call_or_none(function, call, cpu_seconds) for call in calls]
+
+
+def _call_or_none(function: Callable[..., Result], call: tuple[Any, ...], cpu_seconds: float) -> Result | None:
+    try:
+        return _call(function, call, cpu_seconds)
+    except Exception:
+        return None

@@ -50,6 +50,7 @@ class ModelHandle:
         max_prompt_tokens: the longest prompt, in expanded tokens, that will be asked for.
         max_response_tokens: the longest response.
         max_images: the most pictures in one prompt.
+        turn_end_ids: tokens that close an answer in the chat template.
     """
 
     folder: Path
@@ -59,12 +60,17 @@ class ModelHandle:
     max_prompt_tokens: int
     max_response_tokens: int
     max_images: int
+    turn_end_ids: tuple[int, ...] = ()
 
 
 class Sampler(Protocol):
     """Draws responses. `start` comes first, `close` last; `update_weights` after every optimizer step."""
 
     name: str
+
+    def check(self, model_type: str) -> None:
+        """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""
+        ...
 
     def start(self, handle: ModelHandle) -> None:
         """Make ready; leaves the global random state and the number of torch threads as they were."""

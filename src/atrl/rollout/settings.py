@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from atrl.data.prompts import PromptBuilder, banned_token_ids
+from atrl.data.prompts import PromptBuilder
+from atrl.data.templates import banned_token_ids, turn_end_ids
 from atrl.rollout.base import ModelHandle, Sampling
 from atrl.types import Problem
 
@@ -67,6 +68,7 @@ class RolloutSettings:
             model=loaded.model,
             tokenizer=loaded.processor.tokenizer,
             banned_ids=banned_token_ids(loaded.processor),
+            turn_end_ids=turn_end_ids(loaded.processor),
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens,
             max_images=max((len(problem.images) for problem in listed), default=1) or 1,

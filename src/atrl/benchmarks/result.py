@@ -1,0 +1,147 @@
+"""What an evaluation leaves: figures, intervals, counts, and the stamp that says what they may be compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atrl.benchmarks.base import Benchmark, Item, checksum
+from atrl.benchmarks.figures import bootstrap, point_values
+from atrl.benchmarks.judge import Judge, Judged, prompt_hash
+from atrl.evaluation.repeated import repeated_figures
+
+if TYPE_CHECKING:
+    from atrl.benchmarks.scoring import Record
+
+RULES = "rules"
+"""The judge's name where no model judged."""
+_NOT_OPTIONS = ("hub", "config", "split", "columns", "reward")
+_SHOWN = 12
+
+
+def make_stamp(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    *,
+    subset: str,
+    judge: Judge | None = None,
+    decoding: Mapping[str, Any] | None = None,
+    pixels: Mapping[str, Any] | None = None,
+    extract_again: bool | None = None,
+) -> dict[str, Any]:
+    """All that must agree before two results may stand in one table.
+
+    Args:
+        subset: which of the benchmark's problems were answered.
+        decoding: how the answers were sampled; None where they were recorded and nobody knows.
+        pixels: `min_pixels` and `max_pixels` of a picture; None likewise.
+        extract_again: of recorded answers whether extractions were ignored; None of others.
+    """
+    asked = decoding is not None
+    options = {
+        name.name: getattr(benchmark, name.name)
+        for name in dataclasses.fields(benchmark)
+        if name.name not in _NOT_OPTIONS
+    }
+    prompts = hashlib.sha256("\n".join(benchmark.prompt(item) for item in items).encode("utf-8", "replace"))
+    return {
+        "judge": RULES if judge is None else judge.name,
+        "judge_prompt_sha256": prompt_hash(benchmark, items[0]) if judge and isinstance(benchmark, Judged) else None,
+        "prompt_sha256": prompts.hexdigest() if asked else None,
+        "decoding": dict(decoding) if decoding is not None else None,
+        "min_pixels": (pixels or {}).get("min_pixels"),
+        "max_pixels": (pixels or {}).get("max_pixels"),
+        "frames": getattr(benchmark, "frames", None),
+        "subset": subset,
+        "data_sha256": checksum(items),
+        "options": options,
+        "reward": _reward_name(benchmark),
+        "extract_again": extract_again,
+    }
+
+
+def _reward_name(benchmark: Benchmark) -> Any:
+    reward = getattr(benchmark, "reward", None)
+    return None if reward is None else reward.answer_part
+
+
+def summarise(
+    benchmark: Benchmark, items: Sequence[Item], records: Sequence[Record], stamp: Mapping[str, Any], *, seed: int
+) -> dict[str, Any]:
+    """The content of `evaluation.json`: figures in per cent, with 95 % bootstrap intervals over units."""
+    from atrl.benchmarks.metric import BenchmarkMetric
+
+    judged = [record for record in records if record.scored is not None]
+    metric = BenchmarkMetric(benchmark, items)
+    metric.update((record.id, record.scored) for record in judged)
+    figures, units = metric.figures()
+    values, intervals = point_values(figures, units.count), bootstrap(figures, units.count, seed=seed)
+    return {
+        "benchmark": benchmark.name,
+        "problems": len({record.id for record in records}),
+        "samples": len(records),
+        "headline": {
+            "name": benchmark.headline,
+            "value": _per_cent(values[benchmark.headline]),
+            "ci95": [_per_cent(end) for end in intervals[benchmark.headline]],
+        },
+        "metrics": {name: _per_cent(value) for name, value in values.items() if not math.isnan(value)},
+        "intervals": {
+            name: [_per_cent(end) for end in interval]
+            for name, interval in intervals.items()
+            if not math.isnan(values[name])
+        },
+        "right": sum(record.scored.score == 1 for record in judged),
+        "unparseable": sum(not record.scored.parsed for record in judged),
+        "unjudged": len(records) - len(judged),
+        **_repeated(judged),
+        "stamp": dict(stamp),
+    }
+
+
+def _repeated(records: Sequence[Record]) -> dict[str, Any]:
+    by_problem: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_problem[record.id].append(record)
+    if min(map(len, by_problem.values())) < 2:
+        return {}
+    rows = list(by_problem.values())
+    figures = repeated_figures(
+        [[record.scored.prediction for record in row] for row in rows],
+        [[record.scored.score for record in row] for row in rows],
+    )
+    return {"repeated": {name: _per_cent(value) for name, value in figures.items()}}
+
+
+def _per_cent(value: float) -> float | None:
+    return None if math.isnan(value) else 100.0 * value
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write `evaluation.json`."""
+    (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """The result in lines: the headline, the other figures (of many the first), counts."""
+    low, high = result["headline"]["ci95"]
+    lines = [
+        f"{result['benchmark']}: {result['headline']['name']} {result['headline']['value']:.2f} %  "
+        f"[{low:.2f}, {high:.2f}]  on {result['problems']} problems"
+    ]
+    others = {name: value for name, value in result["metrics"].items() if name != result["headline"]["name"]}
+    for name, value in list(others.items())[:_SHOWN]:
+        low, high = result["intervals"][name]
+        lines.append(f"  {name:32} {value:6.2f}  [{low:.2f}, {high:.2f}]")
+    if len(others) > _SHOWN:
+        lines.append(f"  … and {len(others) - _SHOWN} more figures in evaluation.json")
+    lines += [f"  {name:32} {value:6.2f}" for name, value in result.get("repeated", {}).items()]
+    counts = f"  {result['right']} right of {result['samples']}, {result['unparseable']} unparseable"
+    unjudged = f", {result['unjudged']} without a verdict (left out)" if result["unjudged"] else ""
+    return [*lines, counts + unjudged, f"  judge: {result['stamp']['judge']}"]

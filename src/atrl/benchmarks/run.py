@@ -1,0 +1,172 @@
+"""`benchmark=NAME`: answers that a file holds, or that a checkpoint gives, scored by the benchmark's rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from atrl.benchmarks.answers import digest, read_answers
+from atrl.benchmarks.base import Answer, Benchmark, Item, check_gold, checksum
+from atrl.benchmarks.generate import Session, refuse_videos
+from atrl.benchmarks.result import make_stamp, summarise, table, write_result
+from atrl.benchmarks.rewarded import RewardedBenchmark
+from atrl.benchmarks.scoring import RecordFile, score_answers, scorer_for
+from atrl.benchmarks.source import rows_of
+from atrl.config import EvaluateSettings, check_config, read_section
+from atrl.data.base import uniform_hash
+
+if TYPE_CHECKING:
+    from atrl.benchmarks.judge import Judge
+    from atrl.data.tables import Table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One benchmark, its problems and where its result goes."""
+
+    benchmark: Benchmark
+    table: Table
+    items: list[Item]
+    subset: str
+    folder: Path
+
+
+def score_recorded(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Score `config.predictions`; no model is loaded.
+
+    Raises:
+        ValueError: if the config, the data or the answers can't be used.
+    """
+    from hydra.utils import instantiate
+
+    config = without(config, "model", "rollout")
+    settings = _settings(config)
+    benchmarks = [instantiate(node) for node in config.benchmark.values()]
+    if len(benchmarks) != 1:
+        raise ValueError(f"predictions are of one benchmark, got {len(benchmarks)}: score one after the other")
+    task = _task(benchmarks[0], instantiate(config.data), settings, folder)
+    judge = instantiate(config.judge) if config.get("judge") else None
+    recorded = read_answers(
+        Path(settings.predictions).expanduser(),
+        [item.id for item in task.items],
+        extract_again=settings.extract_again,
+        missing=settings.missing,
+    )
+    unanswered = set(recorded.unanswered)
+    items = [item for item in task.items if item.id not in unanswered]
+    subset = task.subset if not unanswered else f"{len(items)} answered of {task.subset}"
+    stamp = make_stamp(task.benchmark, items, subset=subset, judge=judge, extract_again=settings.extract_again)
+    result = _score(task, items, recorded.answers, stamp, judge, settings)
+    if recorded.left_out:
+        print(f"  {recorded.left_out} answers are to problems that the data does not hold, and were left out")
+    return result
+
+
+def score_checkpoint(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Let `config.checkpoint` answer one or several benchmarks, and score its answers.
+
+    Returns:
+        The result of the only benchmark, or of each by its name.
+
+    Raises:
+        ValueError: if the config, the data or the checkpoint can't be used; before any model loads.
+    """
+    from hydra.utils import instantiate
+
+    settings = _settings(config)
+    source = instantiate(config.data)
+    benchmarks = [instantiate(node) for node in config.benchmark.values()]
+    for benchmark in benchmarks:
+        refuse_videos(benchmark)
+    if len(benchmarks) > 1 and getattr(source, "path", None):
+        raise ValueError("data.path is of one benchmark: leave it out, or score one benchmark after the other")
+    folders = {b.name: folder if len(benchmarks) == 1 else folder / b.name for b in benchmarks}
+    tasks = [_task(benchmark, source, settings, folders[benchmark.name]) for benchmark in benchmarks]
+    judge = instantiate(config.judge) if config.get("judge") else None
+    session = Session(settings, instantiate(config.model), instantiate(config.rollout), folder)
+    session.check([(task.benchmark, task.table, task.items) for task in tasks])
+    with session:
+        answered = [session.answer(task.benchmark, task.table, task.items, task.folder) for task in tasks]
+    results = {}
+    for task, answers in zip(tasks, answered, strict=True):
+        stamp = make_stamp(
+            task.benchmark,
+            task.items,
+            subset=task.subset,
+            judge=judge,
+            decoding=session.decoding,
+            pixels=session.pixels,
+        )
+        results[task.benchmark.name] = _score(task, task.items, answers, stamp, judge, settings)
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def without(config: DictConfig, *groups: str) -> DictConfig:
+    """`config` without what scoring recorded answers has no use for; a checkpoint need not be named."""
+    kept = OmegaConf.masked_copy(config, [key for key in config if key not in (*groups, "hydra", "checkpoint")])
+    OmegaConf.set_struct(kept, False)
+    kept.checkpoint = ""
+    return kept
+
+
+def _settings(config: DictConfig) -> EvaluateSettings:
+    check_config(config, sections={"": EvaluateSettings})
+    return read_section(config, EvaluateSettings)
+
+
+def _task(benchmark: Benchmark, source: Any, settings: EvaluateSettings, folder: Path) -> Task:
+    rows = rows_of(source, benchmark)
+    everything = benchmark.items(rows)
+    check_gold(benchmark, everything)
+    items = limited(benchmark, everything, settings.limit, seed=settings.seed)
+    if isinstance(benchmark, RewardedBenchmark):
+        benchmark.check(items)
+    subset = f"all {len(items)}"
+    if len(items) < len(everything):
+        subset = f"{len(items)} of {len(everything)}, seed {settings.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Task(benchmark, rows, items, subset, folder)
+
+
+def limited(benchmark: Benchmark, items: Sequence[Item], limit: int | None, *, seed: int) -> list[Item]:
+    """At most `limit` items in their old order, but whole units, and at least one of these."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    units: dict[str, list[Item]] = {}
+    for item in items:
+        units.setdefault(benchmark.unit(item), []).append(item)
+    chosen: set[str] = set()
+    for unit in sorted(units, key=lambda name: uniform_hash(f"limit/{name}", seed)):
+        if chosen and len(chosen) + len(units[unit]) > limit:
+            break
+        chosen |= {item.id for item in units[unit]}
+    return [item for item in items if item.id in chosen]
+
+
+def _score(
+    task: Task,
+    items: Sequence[Item],
+    answers: Sequence[Answer],
+    stamp: Mapping[str, Any],
+    judge: Judge | None,
+    settings: EvaluateSettings,
+) -> dict[str, Any]:
+    job = {"benchmark": task.benchmark.name, "stamp": dict(stamp), "answers": digest(answers), "data": checksum(items)}
+    scorer = scorer_for(task.benchmark, judge, workers=settings.threads)
+    try:
+        file = RecordFile(task.folder, job)
+        known = {item.id: item for item in items}
+        records = score_answers(scorer, known, answers, file, label=f"scoring {task.benchmark.name}")
+    finally:
+        scorer.close()
+    result = summarise(task.benchmark, items, records, stamp, seed=settings.seed)
+    if judge is not None:
+        result["judge"] = judge.usage()
+    write_result(task.folder, json.loads(json.dumps(result, default=str)))
+    print("\n".join([*table(result), f"  written to {task.folder}"]))
+    return result

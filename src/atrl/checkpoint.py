@@ -1,0 +1,254 @@
+"""A training state on disk: one safetensors file a rank, and one JSON file for everything that is no tensor.
+
+A checkpoint of any number of ranks, whole or divided, loads onto any other number, whole or divided: a divided
+parameter is the ranks' parts one below the other, in order of rank, as FSDP2 cuts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atrl import parallel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+STATE = "state.json"
+LAST = "last"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """One that is complete, its tensors not read yet."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Training steps that it comes after."""
+        return self.state["step"]
+
+
+def write_checkpoint(root: Path, state: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> Path:
+    """Write `root/step_…`, point `root/last` at it, and return it; all ranks together.
+
+    It appears whole or not at all: a killed write leaves what was there before.
+    """
+    name = f"step_{state['step']:06d}"
+    beside = root / f".{name}"
+    if parallel.rank() == 0:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    parallel.barrier()
+    _write_rank(beside / _rank_file(parallel.rank()), model, optimizer)
+    parallel.barrier()
+    if parallel.rank() == 0:
+        content = state | {"format": FORMAT, "ranks": parallel.world_size()}
+        (beside / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for file in beside.iterdir():
+            _to_disk(file)
+        shutil.rmtree(root / name, ignore_errors=True)
+        beside.rename(root / name)
+        link = root / f".{LAST}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(name, target_is_directory=True)
+        link.replace(root / LAST)
+    parallel.barrier()
+    return root / name
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, without its tensors.
+
+    Raises:
+        ValueError: if it is none, or of another version of the format.
+    """
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no checkpoint: {STATE} can't be read ({error})") from error
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+    missing = [rank for rank in range(state["ranks"]) if not (folder / _rank_file(rank)).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is incomplete: {_rank_file(missing[0])} is missing, take another checkpoint")
+    return Checkpoint(folder.resolve(), state)
+
+
+def newest_checkpoint(root: Path) -> Checkpoint | None:
+    """The last complete one under `root`; None where there is none."""
+    numbered = sorted((folder for folder in root.glob("step_*") if (folder / STATE).is_file()), reverse=True)
+    return read_checkpoint(numbered[0]) if numbered else None
+
+
+def load_tensors(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer | None) -> None:
+    """Give `model`, `optimizer` and this rank's random generators what the checkpoint holds, in place.
+
+    The generators of a rank that the checkpoint has not, having been written by fewer, stay as they are.
+
+    Raises:
+        ValueError: if it is of another model.
+    """
+    from safetensors import safe_open
+
+    with ExitStack() as opened:
+        files = [
+            opened.enter_context(safe_open(checkpoint.folder / _rank_file(rank), "pt"))
+            for rank in range(checkpoint.state["ranks"])
+        ]
+        keys = [set(file.keys()) for file in files]
+        for name, tensor in _unique(model):
+            _copy(_joined(f"model/{name}", files, keys, checkpoint), tensor, name, checkpoint)
+        if optimizer is not None:
+            _load_optimizer(optimizer, model, files, keys, checkpoint)
+    own = checkpoint.folder / _rank_file(parallel.rank())
+    if own.is_file():
+        with safe_open(own, "pt") as file:
+            _set_random_states(file)
+
+
+def model_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by their names in the transformers model, one at a time, whole."""
+    from safetensors import safe_open
+
+    with ExitStack() as opened:
+        files = [
+            opened.enter_context(safe_open(checkpoint.folder / _rank_file(rank), "pt"))
+            for rank in range(checkpoint.state["ranks"])
+        ]
+        keys = [set(file.keys()) for file in files]
+        for key in sorted(set().union(*keys)):
+            if key.startswith("model/"):
+                yield key.removeprefix("model/"), _joined(key, files, keys, checkpoint)
+
+
+def _write_rank(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """What this rank holds; of a model that every rank holds whole, the first rank writes all."""
+    import torch
+    from safetensors.torch import save_file
+
+    from atrl.sharding import is_sharded
+
+    tensors: dict[str, Tensor] = {}
+    if parallel.rank() == 0 or is_sharded(model):
+        names = {id(tensor): name for name, tensor in _unique(model)}
+        tensors |= {f"model/{name}": _local(tensor) for name, tensor in _unique(model)}
+        for parameter, entries in optimizer.state.items():
+            name = names[id(parameter)]
+            tensors |= {f"optimizer/{entry}/{name}": _local(value) for entry, value in entries.items()}
+    tensors["random/torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    save_file(tensors, path, metadata=_random_states())
+
+
+def _load_optimizer(optimizer: Optimizer, model: nn.Module, files: list, keys: list, checkpoint: Checkpoint) -> None:
+    import torch
+
+    names = {id(tensor): name for name, tensor in _unique(model)}
+    entries = sorted({key.split("/", 2)[1] for found in keys for key in found if key.startswith("optimizer/")})
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            state = {}
+            for entry in entries:
+                key = f"optimizer/{entry}/{name}"
+                if not any(key in found for found in keys):
+                    continue  # a parameter that had no gradient yet
+                value = _joined(key, files, keys, checkpoint)
+                if value.ndim == 0:  # a counter, which optimizers keep in host memory
+                    state[entry] = value
+                else:
+                    state[entry] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                    _copy(value, state[entry], key, checkpoint)
+            if state:
+                optimizer.state[parameter] = state
+
+
+def _joined(key: str, files: list, keys: list[set[str]], checkpoint: Checkpoint) -> Tensor:
+    """All ranks' parts of one tensor."""
+    import torch
+
+    parts = [file.get_tensor(key) for file, found in zip(files, keys, strict=True) if key in found]
+    if not parts:
+        raise ValueError(f"{checkpoint.folder} has nothing for {key}: it is of another model")
+    return parts[0] if len(parts) == 1 or parts[0].ndim == 0 else torch.cat(parts)
+
+
+def _copy(source: Tensor, target: Tensor, name: str, checkpoint: Checkpoint) -> None:
+    import torch
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if source.shape != target.shape:
+        raise ValueError(
+            f"{checkpoint.folder} has {name} of shape {list(source.shape)}, the model {list(target.shape)}: it is of "
+            "another model"
+        )
+    with torch.no_grad():
+        if isinstance(target, DTensor):
+            source = distribute_tensor(
+                source.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+            )
+        target.copy_(source)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    from atrl.sharding import own_part
+
+    return own_part(tensor.detach()).contiguous().cpu()
+
+
+def _unique(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers; one that has several names under its first."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def _random_states() -> dict[str, str]:
+    import numpy
+
+    version, internal, gauss = random.getstate()
+    kind, keys, *rest = numpy.random.get_state()
+    return {
+        "python": json.dumps([version, list(internal), gauss]),
+        "numpy": json.dumps([kind, keys.tolist(), *rest]),
+    }
+
+
+def _set_random_states(file) -> None:
+    import numpy
+    import torch
+
+    torch.set_rng_state(file.get_tensor("random/torch"))
+    if torch.cuda.is_available() and "random/cuda" in file.keys():  # noqa: SIM118  no mapping
+        torch.cuda.set_rng_state(file.get_tensor("random/cuda"))
+    version, internal, gauss = json.loads(file.metadata()["python"])
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = json.loads(file.metadata()["numpy"])
+    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+def _to_disk(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

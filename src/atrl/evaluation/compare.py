@@ -1,0 +1,160 @@
+"""Two finished evaluations, problem by problem: the difference, its interval, McNemar's test, and what flipped."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What an evaluation left."""
+
+    folder: Path
+    result: dict[str, Any]
+    scores: dict[str, float]
+    """By problem the mean score over its answers; those without a verdict left out."""
+
+
+def compare(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Compare the two results that `config.compare` names; write `comparison.json` into `folder`, print it.
+
+    Raises:
+        ValueError: if one of them can't be read, or they share no benchmark or problem.
+    """
+    first, second = (read_finished(Path(name).expanduser()) for name in config.compare)
+    comparison = compared(first, second, seed=config.get("seed", 0))
+    (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+    print("\n".join([*table(comparison), f"written to {folder}"]))
+    return comparison
+
+
+def read_finished(path: Path) -> Finished:
+    """A folder with `evaluation.json` and `records.jsonl`.
+
+    Raises:
+        ValueError: if one of these is missing or broken.
+    """
+    folder = path.parent if path.name == "evaluation.json" else path
+    for name in ("evaluation.json", "records.jsonl"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"compare: {folder} has no {name}: name the folder of a finished evaluation of a benchmark"
+            )
+    try:
+        result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        by_problem: dict[str, list[float]] = defaultdict(list)
+        for row in map(json.loads, lines):
+            if row["correct"] is not None:
+                by_problem[row["id"]].append(float(row["score"]))
+        if not isinstance(result["stamp"], dict):
+            raise KeyError("stamp")
+        scores = {name: sum(values) / len(values) for name, values in by_problem.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"compare: the result in {folder} can't be read ({error!r}): evaluate again") from error
+    return Finished(folder, result, scores)
+
+
+def compared(first: Finished, second: Finished, *, seed: int = 0) -> dict[str, Any]:
+    """The comparison of the problems that both answered; differences are second minus first, in per cent.
+
+    Raises:
+        ValueError: if the benchmarks differ, or no problem is in both.
+    """
+    names = first.result["benchmark"], second.result["benchmark"]
+    if names[0] != names[1]:
+        raise ValueError(f"compare: {first.folder} is of {names[0]} and {second.folder} of {names[1]}: no two can pair")
+    common = [name for name in first.scores if name in second.scores]
+    if not common:
+        raise ValueError(f"compare: {first.folder} and {second.folder} have no problem in common")
+    one = np.array([first.scores[name] for name in common])
+    two = np.array([second.scores[name] for name in common])
+    gained = [name for name, a, b in zip(common, one, two, strict=True) if a != 1 and b == 1]
+    lost = [name for name, a, b in zip(common, one, two, strict=True) if a == 1 and b != 1]
+    low, high = paired_interval(two - one, seed=seed)
+    return {
+        "benchmark": names[0],
+        "results": [str(first.folder), str(second.folder)],
+        "headlines": [first.result["headline"], second.result["headline"]],
+        "stamp_differences": stamp_differences(first.result["stamp"], second.result["stamp"]),
+        "problems": len(common),
+        "only_in": [len(first.scores) - len(common), len(second.scores) - len(common)],
+        "accuracy": [100 * float(one.mean()), 100 * float(two.mean())],
+        "difference": 100 * float((two - one).mean()),
+        "ci95": [100 * low, 100 * high],
+        "mcnemar": {"gained": len(gained), "lost": len(lost), "p": mcnemar(len(gained), len(lost))},
+        "gained": gained,
+        "lost": lost,
+    }
+
+
+def stamp_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """By name what two stamps say differently."""
+    names = list(dict.fromkeys([*first, *second]))
+    return {name: [first.get(name), second.get(name)] for name in names if first.get(name) != second.get(name)}
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """The exact two-sided p-value that a flip is as likely either way; 1 without a flip.
+
+    Of n flips the lesser number is Binomial(n, 1/2): ``min(1, 2 · P(X <= min(gained, lost)))``. Q. McNemar,
+    Psychometrika 12 (1947).
+    """
+    flips = gained + lost
+    below = sum(comb(flips, count) for count in range(min(gained, lost) + 1))
+    return min(1.0, 2 * below / 2**flips)
+
+
+def paired_interval(differences: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean difference, problems drawn with replacement."""
+    values = np.asarray(differences, dtype=float)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 2_000_000 // len(values))
+    means = [
+        values[rng.integers(0, len(values), size=(min(chunk, draws - start), len(values)))].mean(axis=1)
+        for start in range(0, draws, chunk)
+    ]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def table(comparison: Mapping[str, Any]) -> list[str]:
+    """The comparison in lines; what the results do not have in common comes first."""
+    lines = []
+    if comparison["stamp_differences"]:
+        lines.append("NOT MEASURED ALIKE: a difference may come from these and not from the models")
+        lines += [f"  {name}: {_short(a)} | {_short(b)}" for name, (a, b) in comparison["stamp_differences"].items()]
+    if any(comparison["only_in"]):
+        lines.append(
+            f"  problems in one result alone, left out: {comparison['only_in'][0]} | {comparison['only_in'][1]}"
+        )
+    mark = "  (not measured alike)" if lines else ""
+    lines.append(f"{comparison['benchmark']}, {comparison['problems']} problems in both{mark}")
+    for path, headline, value in zip(
+        comparison["results"], comparison["headlines"], comparison["accuracy"], strict=True
+    ):
+        lines.append(f"  {value:6.2f} %  (headline: {headline['name']} {headline['value']:.2f})  {path}")
+    (low, high), flips = comparison["ci95"], comparison["mcnemar"]
+    lines.append(f"  difference {comparison['difference']:+.2f}  [{low:+.2f}, {high:+.2f}]")
+    lines.append(f"  McNemar: {flips['gained']} gained, {flips['lost']} lost, p = {flips['p']:.3g}")
+    for kind in ("gained", "lost"):
+        if names := comparison[kind]:
+            more = f", … ({len(names)} in comparison.json)" if len(names) > _SHOWN else ""
+            lines.append(f"  {kind}: {', '.join(names[:_SHOWN])}{more}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,63 @@
+"""Which families of models can be trained, and why others can't."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+FAMILIES: tuple[str, ...] = ("gemma3", "internvl", "llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+"""Model types whose prompts, rollouts and training pass the tests agree on."""
+
+REFUSED: Mapping[str, str] = {
+    "idefics2": "it pads each prompt's pictures to one tensor, which can't be put together with another prompt's",
+    "idefics3": "it pads each prompt's pictures to one tensor, which can't be put together with another prompt's",
+    "llava_next": "it pads pictures to the same number of tiles, which differs between prompts",
+    "llava_onevision": "it pads pictures to the same number of tiles, which differs between prompts",
+    "mllama": "its pictures go through cross-attention and not into the sequence, where credit looks for them",
+    "paligemma": "it sees the whole prompt in both directions and has no chat template",
+    "smolvlm": "it pads each prompt's pictures to one tensor, which can't be put together with another prompt's",
+}
+"""Reasons that were found."""
+
+WITHOUT_VLLM: Mapping[str, str] = {
+    "gemma3": "vLLM 0.32 calls its vision tower's parameters otherwise than transformers and can't take them over",
+    "llava": "vLLM 0.32 calls its vision tower's parameters otherwise than transformers and can't take them over",
+}
+"""Families that train with rollouts by transformers alone."""
+
+_ENCODERS = ("clip_vision_model", "siglip_vision_model")
+"""Vision towers of LLaVA that take pictures of one size. Pixtral's takes them padded to the largest of the batch."""
+
+
+def check_family(config: PretrainedConfig, source: str) -> None:
+    """Raises ValueError, in one line, for a model that the trainer can't feed."""
+    kind = config.model_type
+    known = f"atrl trains {', '.join(FAMILIES)}"
+    if kind in REFUSED:
+        raise ValueError(f"{source}: a model of type {kind} can't be trained, because {REFUSED[kind]}: {known}")
+    if kind not in FAMILIES:
+        raise ValueError(f"{source}: a model of type {kind} has never been tried: {known}")
+    encoder = config.vision_config.model_type
+    if kind == "llava" and encoder not in _ENCODERS:
+        raise ValueError(
+            f"{source}: a LLaVA with the vision tower {encoder} can't be trained, because its pictures may differ in "
+            f"size from prompt to prompt: use one with {' or '.join(_ENCODERS)}"
+        )
+
+
+def check_vllm(model_type: str, sampler: str) -> None:
+    """Raises ValueError, in one line, for a model that can be trained, but not with rollouts by vLLM."""
+    if model_type in WITHOUT_VLLM:
+        raise ValueError(
+            f"rollout={sampler} can't serve a model of type {model_type}: {WITHOUT_VLLM[model_type]}: use "
+            "rollout=transformers"
+        )
+
+
+def vision_tower(model: PreTrainedModel) -> nn.Module:
+    """The part that encodes pictures, the projection to the language half left out where it is a part of its own."""
+    return next(part for name in ("visual", "vision_tower") if (part := getattr(model.model, name, None)) is not None)

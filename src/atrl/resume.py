@@ -1,0 +1,139 @@
+"""Going on with a run: which checkpoint, whether it is of this run, and what its files may keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from atrl.checkpoint import LAST, STATE, Checkpoint, newest_checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from atrl.types import Problem
+
+FREE = (
+    *("resume", "resume_allow", "verbose", "experiment", "logger", "callbacks", "plan", "planner", "hardware"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.threads"),
+    *("trainer.cpu_offload", "trainer.activation_checkpointing", "trainer.checkpoint_every", "trainer.keep_best"),
+)
+"""Keys that may change between the parts of a run: they change where and how it computes, and not what."""
+
+
+def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
+    """What `resume` asks for: None starts afresh, "auto" takes the newest checkpoint of `folder`, if it has one.
+
+    Anything else is the path of a checkpoint, or of a run's folder, whose newest is taken.
+
+    Raises:
+        ValueError: if there is no checkpoint at that path.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        return newest_checkpoint(folder / "checkpoints")
+    path = Path(resume).expanduser()
+    if (path / STATE).is_file():
+        return read_checkpoint(path)
+    found = newest_checkpoint(path / "checkpoints") or newest_checkpoint(path)
+    if found is None:
+        raise ValueError(
+            f"resume={resume}: no checkpoint there: name a run's folder, a checkpoint (…/checkpoints/{LAST}) or auto"
+        )
+    return found
+
+
+def check_same_run(
+    checkpoint: Checkpoint, config: DictConfig, problems: Sequence[Problem], *, allow: Iterable[str] = ()
+) -> None:
+    """Raises ValueError, with the differences, where config or data are not those that the checkpoint was made with.
+
+    Keys in `allow`, and the groups they name, may differ; "data_set" allows other problems.
+    """
+    allowed = {*FREE, *allow}
+    before, now = flat(checkpoint.state["config"]), flat(settings_of(config))
+    different = [
+        f"{key} was {show(before, key)} and is {show(now, key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, ...) != now.get(key, ...) and not _covered(key, allowed)
+    ]
+    if "data_set" not in allowed and checkpoint.state["data"] != fingerprint(problems):
+        different.append("data_set: the training problems are others than those of the checkpoint")
+    if different:
+        names = ",".join(line.split(" ")[0].rstrip(":") for line in different)
+        raise ValueError(
+            f"{checkpoint.folder} is of a run with other settings: {'; '.join(different)}. Start a new run, or go on "
+            f"with resume_allow=[{names}]"
+        )
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values, without what Hydra itself needs."""
+    return {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "hydra"}
+
+
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """Of ids, questions and answers; of generated problems, which the config tells of, only their number."""
+    digest = hashlib.sha256(f"{len(problems)}".encode())
+    for problem in problems if isinstance(problems, list) else ():
+        digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())
+    return digest.hexdigest()
+
+
+def keep_until(folder: Path, steps: int) -> None:
+    """Cut the run's files back to what its first `steps` training steps wrote; what came after is done again."""
+    _keep_lines(folder / "metrics.csv", _row_filter(steps))
+    for name in ("rollouts.jsonl", "samples.jsonl"):
+        _keep_lines(folder / name, lambda line: _step_of(line) <= steps)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots; lists are values, and so are empty mappings."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def show(settings: Mapping[str, Any], key: str) -> str:
+    """The value of `key`, or that there is none."""
+    return json.dumps(settings[key]) if key in settings else "absent"
+
+
+def _covered(key: str, allowed: set[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+
+def _row_filter(steps: int) -> Callable[[str], bool]:
+    """Whether a line of `metrics.csv` stays: the header, and rows of steps that are counted from 0."""
+    column: list[int] = []
+
+    def keep(line: str) -> bool:
+        cells = line.rstrip("\n").split(",")
+        if not column:
+            column.append(cells.index("step"))
+            return True
+        return len(cells) > column[0] and cells[column[0]].isdecimal() and int(cells[column[0]]) < steps
+
+    return keep
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")  # a line that a killed run did not finish
+
+
+def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
+    if not path.is_file():
+        return
+    beside = path.with_name(f".{path.name}")
+    with path.open(encoding="utf-8") as before, beside.open("w", encoding="utf-8") as after:
+        after.writelines(line for line in before if line.endswith("\n") and keep(line))
+    beside.replace(path)

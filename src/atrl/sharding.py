@@ -1,0 +1,131 @@
+"""A model whose parameters, gradients and optimizer states are divided among the ranks (FSDP2).
+
+Sharded models are called in step: every rank runs each block as often as the others, or they wait for each other for
+ever. The training step sees to that (`Experience.stand_in`, equally many micro-batches); whoever calls a model as often
+as it likes does so within `gathered`.
+
+FSDP: Zhao et al., arXiv 2304.11277; ZeRO: Rajbhandari et al., arXiv 1910.02054.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from atrl import parallel
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel
+
+ENCODERS = ("get_image_features", "get_video_features")
+"""Methods of a model that are called from outside and run its vision tower."""
+_GATHERED: WeakSet[nn.Module] = WeakSet()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `model` is divided among the ranks."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def shard(
+    model: PreTrainedModel, mesh: DeviceMesh, *, compute_dtype: torch.dtype | None = None, offload: bool = False
+) -> None:
+    """Divide `model` over `mesh`, in place: a unit for each transformer block, and one for the rest.
+
+    A unit's parameters are gathered before it runs and divided again after. Gradients are added up over the ranks and
+    not averaged, because a rank's loss is its share of the global batch's.
+
+    Args:
+        compute_dtype: of gathered parameters and of activations; parameters, gradients and optimizer states stay
+            float32. None computes in float32 as well.
+        offload: keep this rank's part in host memory between uses.
+    """
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    options = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=compute_dtype is not None
+        ),
+        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+    }
+    for unit in [*_blocks(model), model]:
+        fully_shard(unit, **options)
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)  # gloo knows no sum with a factor
+    for name in ENCODERS:
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Every rank holds the whole of `model` meanwhile, and may run it without gradients as often as it likes.
+
+    All ranks enter and leave; within, entering again takes no other rank. A model that is not sharded is left as it is.
+    """
+    if not is_sharded(model) or model in _GATHERED:
+        yield
+        return
+    units = [module for module in model.modules() if is_sharded(module)]
+    model.set_reshard_after_forward(False)
+    _GATHERED.add(model)
+    for unit in units:
+        unit.unshard()
+    try:
+        yield
+    finally:
+        _GATHERED.remove(model)
+        model.set_reshard_after_forward(True)
+        for unit in units:
+            unit.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or all ranks' parts of it put together; then every rank must ask."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or this rank's part of it."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of `model` in the first rank's host memory, and nothing on the others. All ranks must ask.
+
+    One parameter under several names, as a tied output head, is there under the first of them.
+    """
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensor = whole(tensor.detach())
+            if parallel.rank() == 0:
+                state[name] = tensor.cpu()
+    return state
+
+
+def _blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks that transformers names as the ones never to be torn apart, those of the vision tower included."""
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    return [module for module in model.modules() if type(module).__name__ in names]

@@ -1,0 +1,97 @@
+"""`evaluate.py benchmark=…` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.integration.test_command_line import run
+
+ROWS = [
+    {"pid": str(n), "question_type": "free_form", "answer_type": "integer", "answer": "3", "query": "How many?"}
+    for n in range(6)
+]
+RESPONSES = ["So the answer is 3.", "4", "3", "none", r"\boxed{3}", "9**9**9"]
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_recorded_answers_are_scored_without_a_model_and_compared(tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", ROWS)
+    given = write(tmp_path / "a.jsonl", [{"id": str(n), "response": text} for n, text in enumerate(RESPONSES)])
+    read = write(tmp_path / "b.jsonl", [{"id": str(n), "extraction": "3"} for n in range(6)])
+    for name, answers in (("one", given), ("two", read)):
+        arguments = ("benchmark=mathvista", f"predictions={answers}", f"data.path={data}", f"hydra.run.dir={name}")
+        done = run("evaluate.py", *arguments, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "one" / "evaluation.json").read_text())
+    assert result["benchmark"] == "mathvista"
+    assert (result["samples"], result["unparseable"]) == (6, 1)
+    assert result["headline"]["name"] == "accuracy"
+    assert result["headline"]["value"] == 50.0
+    records = [json.loads(line) for line in (tmp_path / "one" / "records.jsonl").read_text().splitlines()]
+    assert [record["correct"] for record in records] == [True, False, True, False, True, False]
+    assert set(records[0]) >= {"id", "extraction", "prediction", "gold", "correct"}
+
+    done = run("evaluate.py", "compare=[one,two]", "hydra.run.dir=both", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "McNemar: 3 gained, 0 lost, p = 0.25" in done.stdout
+    assert json.loads((tmp_path / "both" / "comparison.json").read_text())["difference"] == 50.0
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", ROWS)
+    answers = write(tmp_path / "a.jsonl", [{"id": "0", "response": "3"}])
+    for arguments, message in (
+        (["benchmark=mathvista", f"predictions={answers}", f"data.path={data}"], "5 of 6 problems have no answer in"),
+        (["benchmark=mathvsta", f"predictions={answers}"], "did you mean 'mathvista'?"),
+        ([f"predictions={answers}"], "predictions are scored by a benchmark's rule: add benchmark=NAME"),
+        (["benchmark=mathvista", f"data.path={data}"], "checkpoint is not set"),
+        (["benchmark=vsibench", "checkpoint=tiny"], "asks about videos"),
+        (["compare=[nowhere,here]"], "compare: nowhere has no evaluation.json"),
+    ):
+        done = run("evaluate.py", *arguments, folder=tmp_path)
+        assert done.returncode == 2, arguments
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_checkpoint_answers_a_benchmark_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    arguments = ("benchmark=geometry", "checkpoint=tiny", "rollout=transformers", "limit=6", "hydra.run.dir=out")
+    done = run("evaluate.py", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    result = json.loads((out / "evaluation.json").read_text())
+    assert (result["benchmark"], result["samples"]) == ("geometry", 6)
+    assert result["stamp"]["decoding"]["temperature"] == 0
+    assert result["stamp"]["max_pixels"]
+    lines = (out / "responses.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    marked = json.loads(lines[0]) | {"response": r"\boxed{kept}"}  # so that drawing it again would show
+    (out / "responses.jsonl").write_text("\n".join([json.dumps(marked), *lines[1:4], lines[4][:9]]))
+    done = run("evaluate.py", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
+    assert again[0]["response"] == r"\boxed{kept}"
+    assert sorted(map(json.dumps, again[1:])) == sorted(lines[1:])
+
+
+def test_several_answers_to_a_local_file_are_repeated_figures(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", [{"id": n, "problem": "1+1?", "answer": "2"} for n in range(2)])
+    texts = [(0, r"\boxed{2}"), (0, r"\boxed{3}"), (1, r"\boxed{3}"), (1, r"\boxed{3}")]
+    answers = write(tmp_path / "a.jsonl", [{"id": n, "response": text} for n, text in texts])
+    done = run(
+        "evaluate.py",
+        "benchmark=jsonl",
+        f"predictions={answers}",
+        f"data.path={data}",
+        "hydra.run.dir=o",
+        folder=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "o" / "evaluation.json").read_text())
+    assert result["headline"]["value"] == 25.0
+    assert result["repeated"] == {"avg@2": 25.0, "pass@1": 25.0, "pass@2": 50.0, "maj@2": 50.0}

@@ -1,0 +1,143 @@
+"""A language model as judge, behind a real HTTP server on this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from atrl.benchmarks.base import Answer, Item
+from atrl.benchmarks.endpoint import EndpointJudge
+from atrl.benchmarks.hallusionbench import HallusionBench
+from atrl.benchmarks.judge import JudgeRequest, prompt_hash
+from atrl.benchmarks.mathverse import MathVerse
+from atrl.benchmarks.mathvista import MathVista
+from atrl.benchmarks.mmvet import MMVet
+from atrl.benchmarks.scoring import scorer_for
+from tests.unit.test_benchmark_rules import hallusion_item
+
+
+@pytest.fixture
+def endpoint():
+    """A server whose answers are given in a list: texts, or statuses to refuse with; the last one for ever."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.seen.append((self.path, self.headers.get("Authorization"), body))
+            planned = server.plan.pop(0) if len(server.plan) > 1 else server.plan[0]
+            status = planned if isinstance(planned, int) else 200
+            usage = {"prompt_tokens": 7, "completion_tokens": 2}
+            content = json.dumps({"choices": [{"message": {"content": planned}}], "usage": usage}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen, server.plan = [], ["1"]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def judge_at(endpoint, tmp_path, **options) -> EndpointJudge:
+    url = f"http://127.0.0.1:{endpoint.server_port}/v1"
+    defaults = {"workers": 1, "pause": 0.0, "cache": str(tmp_path / "cache"), "key_variable": "JUDGE_KEY"}
+    return EndpointJudge(model="m", url=url, **(defaults | options))
+
+
+def test_a_request_and_its_cache(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    judge = judge_at(endpoint, tmp_path)
+    request = JudgeRequest("Is it?", max_tokens=3)
+    assert [reply.text for reply in judge.ask([request, request])] == ["1", "1"]
+    ((path, key, body),) = endpoint.seen
+    assert (path, key) == ("/v1/chat/completions", "Bearer secret")
+    assert body["messages"] == [{"role": "user", "content": "Is it?"}]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0.0, 3)
+    assert judge.usage() == {
+        **{"requests": 1, "cached": 1, "prompt_tokens": 7, "completion_tokens": 2, "failures": 0},
+    }
+    assert "secret" not in "".join(file.read_text() for file in (tmp_path / "cache").rglob("*.json"))
+    judge.ask([JudgeRequest("Is it?", max_tokens=3, attempt=1)])
+    assert endpoint.seen[-1][2]["temperature"] == 0.5
+
+
+def test_failures_are_retried_and_then_no_verdict(endpoint, tmp_path):
+    endpoint.plan = [429, 500, "0"]
+    judge = judge_at(endpoint, tmp_path)
+    assert judge.ask([JudgeRequest("a")])[0].text == "0"
+    endpoint.plan = [503]
+    broken = judge_at(endpoint, tmp_path, retries=2)
+    (reply,) = broken.ask([JudgeRequest("b")])
+    assert (reply.text, reply.error) == (None, "status 503")
+    assert (broken.usage()["requests"], broken.usage()["failures"]) == (3, 1)
+    endpoint.plan = [401]
+    refused = judge_at(endpoint, tmp_path)
+    assert refused.ask([JudgeRequest("c")])[0].error == "status 401"
+    assert refused.usage()["requests"] == 1  # a refused key does not get better
+    endpoint.plan = [""]
+    assert judge.ask([JudgeRequest("d")])[0].error == "an empty reply"
+    gone = EndpointJudge(model="m", url="http://127.0.0.1:9/v1", retries=0, cache=None)
+    assert gone.ask([JudgeRequest("e")])[0].error == "ConnectError"
+
+
+def verdicts(endpoint, tmp_path, rule, item, plan, response="It is."):
+    endpoint.plan = plan
+    scorer = scorer_for(rule, judge_at(endpoint, tmp_path, retries=0), workers=1)
+    try:
+        return scorer.score([(item, Answer(item.id, response=response))])[0]
+    finally:
+        scorer.close()
+
+
+def test_hallusionbench_by_a_judge(endpoint, tmp_path):
+    rule = HallusionBench()
+    for reply, figure, score in [("Correct.", "1", 1), ("incorrect", "1", 0), ("unclear", "1", 0), ("unclear", "0", 1)]:
+        item = hallusion_item("VS", figure)
+        assert verdicts(endpoint, tmp_path / f"{reply}{figure}", rule, item, [reply]).score == score
+
+
+def test_mathverse_by_a_judge_extracts_first_and_asks_again(endpoint, tmp_path):
+    item = Item("1", "5", {"question_type": "free-form", "question": "What?"})
+    scored = verdicts(endpoint, tmp_path, MathVerse(), item, ["five", "maybe", "Judgement: 1"])
+    assert (scored.extraction, scored.score) == ("five", 1.0)
+    assert len(endpoint.seen) == 3
+    assert "[Model_answer] : five" in endpoint.seen[1][2]["messages"][0]["content"]
+    assert verdicts(endpoint, tmp_path / "x", MathVerse(), item, ["five", "maybe"]) is None
+
+
+def test_mmvet_by_a_judge(endpoint, tmp_path):
+    item = Item("v1_0", "-1<AND>-5", {"question": "x?"})
+    assert verdicts(endpoint, tmp_path, MMVet(), item, ["0.7"]).score == 0.7
+    assert endpoint.seen[0][2]["messages"][0]["content"].endswith("x? | -1 <AND> -5 | It is. | ")
+
+
+def test_a_judges_failure_is_no_verdict_and_extractions_need_none(endpoint, tmp_path):
+    rule, item = HallusionBench(), hallusion_item("VD", "1")
+    assert verdicts(endpoint, tmp_path, rule, item, [500]) is None
+    scorer = scorer_for(rule, judge_at(endpoint, tmp_path, retries=0), workers=1)
+    try:
+        pairs = [(item, Answer(item.id, extraction="yes")), (item, Answer(item.id, response="x"))]
+        assert [scored and scored.score for scored in scorer.score(pairs)] == [1.0, None]
+    finally:
+        scorer.close()
+
+
+def test_a_judge_where_none_is_wanted_is_refused(endpoint, tmp_path):
+    with pytest.raises(ValueError, match="judge: mathvista is scored by its rule alone"):
+        scorer_for(MathVista(), judge_at(endpoint, tmp_path), workers=1)
+    with pytest.raises(ValueError, match=r"judge\.url must begin with http"):
+        EndpointJudge(model="m", url="localhost")
+
+
+def test_the_hash_changes_with_the_prompt():
+    item = hallusion_item("VD", "1")
+    assert prompt_hash(HallusionBench(), item) != prompt_hash(HallusionBench(), hallusion_item("VD", "1", gold="0"))

@@ -1,0 +1,438 @@
+"""The official rules of the benchmarks, on small cases worked out by hand from their authors' code."""
+
+from __future__ import annotations
+
+import pytest
+
+from atrl.benchmarks import dynamath, hallusionbench, logicvista, mathvision, mathvista, mmmu, mmmu_pro, mmstar, wemath
+from atrl.benchmarks.base import Item, option_list
+from atrl.benchmarks.latex_value import NoValue, latex_value
+from atrl.benchmarks.mathverse import MathVerse
+from atrl.benchmarks.mmvet import MMVet, contained, read_score
+from atrl.benchmarks.vsibench import VsiBench, first_word, mean_relative_accuracy, score_number
+
+
+def choose(extraction: str, choices: list[str], **options) -> str | None:
+    return mathvista.normalise(extraction, question_type="multi_choice", answer_type="text", choices=choices, **options)
+
+
+@pytest.mark.parametrize(
+    ("extraction", "choices", "expected"),
+    [
+        ("B", ["2cm", "4cm"], "4cm"),  # a bare letter is the index
+        ("(b) anything (A)", ["2cm", "4cm"], "4cm"),  # the first letter in parentheses, whatever its case
+        ("b", ["x", "bb", "yyy"], "x"),  # a small letter is no index: distances 1, 1, 3, the first wins
+        ("C", ["2cm", "4cm"], "2cm"),  # out of range: distance 3 and 3, the first wins
+        ("(C)", ["cat", "dog"], "cat"),  # out of range too, "C" is compared: 3 and 3
+        ("92.5", ["97", "102", "107"], "97"),  # distances 3 (9|7|..), 4, 4
+        (" A ", ["yes", "no"], "yes"),
+        ("", ["yes", "no"], "no"),  # an empty extraction gets the nearest, which is the shortest
+    ],
+)
+def test_mathvista_choices(extraction, choices, expected):
+    assert choose(extraction, choices) == expected
+
+
+def test_mathvista_can_leave_an_empty_choice_unanswered():
+    assert choose(" ", ["yes", "no"], ignore_empty=True) is None
+    assert choose("x", ["yes", "x"], ignore_empty=True) == "x"
+
+
+@pytest.mark.parametrize(
+    ("extraction", "answer_type", "precision", "expected"),
+    [
+        ("3.9", "integer", None, "3"),  # cut, not rounded
+        ("-2.0", "integer", None, "-2"),
+        ("1e3", "integer", None, "1000"),
+        ("three", "integer", None, None),
+        ("inf", "integer", None, None),
+        ("nan", "integer", None, None),
+        ("٣", "integer", None, "3"),  # Python's float reads other scripts' digits, and so does the official rule
+        ("1.25", "float", 1, "1.2"),  # round half to even
+        ("1.2", "float", 2.0, "1.2"),  # Parquet makes the precision a float
+        ("0.30", "float", 2, "0.3"),
+        ("1.2", "float", None, None),
+        ("[1, 2]", "list", None, "[1, 2]"),
+        ("x", "text", None, None),
+    ],
+)
+def test_mathvista_free_answers(extraction, answer_type, precision, expected):
+    found = mathvista.normalise(extraction, question_type="free_form", answer_type=answer_type, precision=precision)
+    assert found == expected
+
+
+def mathvista_item(**row) -> Item:
+    return Item("1", row["answer"], {"question_type": "free_form", "answer_type": "integer", **row})
+
+
+@pytest.mark.parametrize(
+    ("response", "row", "prediction"),
+    [
+        ("7", {}, "7"),
+        ("There are 3 cats and 4 dogs.\n\nSo the answer is 7.", {}, "7"),
+        ("So the total is 1 + 2 = **3** apples.\nI hope this helps! Ask again.", {}, "3"),
+        ("It costs $1,200 in all.", {}, "1200"),
+        ("The answer is three.", {}, "3"),
+        (r"Hence \boxed{12} and not 5.", {}, "12"),
+        ("Sorry, I can't help with images of people yet.", {}, None),
+        ("", {}, None),
+        ("The answer is 0.57 m", {"answer_type": "float", "precision": 1}, "0.6"),
+        ("It is [1, 2] then [3, 4].", {"answer_type": "list"}, "[3, 4]"),
+    ],
+)
+def test_mathvista_answers_are_found_in_responses(response, row, prediction):
+    rule, item = mathvista.MathVista(), mathvista_item(answer="7", **row)
+    assert rule.judge(rule.extract(response, item), item).prediction == prediction
+
+
+@pytest.mark.parametrize(
+    ("response", "prediction"),
+    [
+        ("The correct answer is **(B) No**. Option (A) is wrong.", "No"),
+        ("Yes", "Yes"),
+        ("So the answer is no, there are more.", "No"),
+        ("B", "No"),
+        ("**Yes**, I think so.", "Yes"),
+        ("The answer is (A).\n\nWait. So the answer is (B).", "No"),
+    ],
+)
+def test_mathvista_choices_are_found_in_responses(response, prediction):
+    rule = mathvista.MathVista()
+    item = mathvista_item(answer="No", question_type="multi_choice", answer_type="text", choices=["Yes", "No"])
+    scored = rule.judge(rule.extract(response, item), item)
+    assert (scored.prediction, scored.score) == (prediction, float(prediction == "No"))
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (r"The answer is $\boxed{60}$.", "60"),
+        ("Choose one: (B).", "b"),  # ends with a letter in parentheses and a dot
+        ("C\nbecause it is", "c"),
+        ("The total is 12.", "12"),
+        ("so the answer is 5. It is final", "5"),
+        (r"\boxed{3} or rather \boxed{4}", "4"),
+        (r"$\boxed{x = 90^\circ}$", "90"),
+        (r"\boxed{1/2}", r"\frac{1}{2}"),
+        ("", ""),
+    ],
+)
+def test_mathvision_finds_answers_as_its_authors_do(response, expected):
+    assert mathvision.find_answer(response) == expected
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "expected"),
+    [
+        ("A", "a", True),
+        ("60", " 60 ", True),
+        ("0.5", r"\frac{1}{2}", True),
+        ("0.333", r"\frac{1}{3}", True),  # both 0.33 when rounded to two places
+        ("0.34", r"\frac{1}{3}", False),
+        (r"2\sqrt{2}", r"\sqrt{8}", True),
+        (r"\frac{1}{4}", r"\frac{1}{4}}.theansweris:\frac{1}{4", True),  # read up to the brace that opens nothing
+        (r"$36^{\circ}$", "36", False),  # the official parser takes the degree sign for a symbol
+        ("(2,3)", "(1+1,3.0)", False),  # "(2,3.0)" is another text than "(2,3)"
+        ("(2,3)", "(1+1,3)", True),
+        ("x+1", "1+x", False),  # symbols have no value
+        ("", "", False),
+        ("5", " ", False),
+        ("5", "__import__('os')", False),
+        ("3", r"\infty", False),
+    ],
+)
+def test_mathvision_equality(gold, answer, expected):
+    assert mathvision.equal(gold, answer) is expected
+
+
+def test_mathvision_takes_an_options_value_for_its_letter():
+    rule = mathvision.MathVision()
+    item = Item("1", "B", {"options": ["1", "2.5"]})
+    assert [rule.judge(text, item).score for text in ("b", r"\frac{5}{2}", "a", "1", "")] == [1, 1, 0, 0, 0]
+    assert rule.judge("", item).prediction is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "9" * 1001, r"\circ", r"1\$", "i", r"\begin{pmatrix}1\end{pmatrix}", "|-3|", "9^{9^{9^{9}}}", "100000!"],
+)
+def test_what_has_no_number_as_its_value(text):
+    with pytest.raises(NoValue):
+        latex_value(text)
+
+
+def test_values_are_numbers():
+    assert str(latex_value("2+3")) == "5"
+    assert latex_value(r"e") == pytest.approx(2.718281828)
+    assert latex_value(r"\frac{\pi}{2}") == pytest.approx(1.5707963)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("<Thought process>: A <Answer>: B", "B"),
+        ("Answer: <<C>>", "C"),
+        ("Answer A. No: Answer: D.", "D"),
+        ("The Answer is B", None),  # what follows "Answer" begins with "is"
+        ("E", "E"),  # without the word the whole response follows it
+        ("I", None),
+        ("", None),
+    ],
+)
+def test_wemath_takes_the_first_letter_after_the_last_answer(response, expected):
+    assert wemath.find_letter(response) == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "score"),
+    [
+        ("B, D", "D, B", 1),
+        ("b", "B", 1),
+        ("B", "B, D", 0),
+        ("The answer is A and B.", "a, b", 1),
+        ("Answer: E.", "e", 1),
+        ("The answer is (E), 125.6.", "e", 1),
+        ("B) 14. BECAUSE:", "b", 1),
+        ("3", "3", 1),
+        ("G", "g", 0),  # the authors take one letter beyond E for no answer
+        ("A pattern repeats, so C", "c", 1),
+        ("none", "a", 0),
+        ("", "", 1),  # one official gold is empty
+    ],
+)
+def test_logicvista(response, gold, score):
+    rule = logicvista.LogicVista()
+    item = Item("v1_0", rule.gold({"answer": gold}), {"answer": gold})
+    assert rule.judge(rule.extract(response, item), item).score == score
+
+
+@pytest.mark.parametrize("recorded", ["['b', 'd']", ["d", "b"], "D, B", "['D', 'B']"])
+def test_logicvista_reads_recorded_lists(recorded):
+    rule = logicvista.LogicVista()
+    scored = rule.judge(rule.recorded(recorded), Item("v1_0", "b, d", {}))
+    assert (scored.score, scored.prediction) == (1, "b, d")
+    assert rule.judge("['zzzzz']", Item("v1_0", "b", {})).prediction is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "kind", "expected"),
+    [
+        ("2.001", "2", "float", True),
+        ("2.0011", "2", "float", False),
+        ("3 apples", "3", "float", True),  # its first word
+        ("2π", "6.2832", "float", True),
+        ("about 3", "3", "float", False),
+        ("12", "12.0", "float", True),
+        ("B", "B", "multiple choice", True),
+        ("b", "B", "multiple choice", False),
+        ("(B) 3", "B", "multiple choice", True),
+        ("the B", "B", "multiple choice", False),  # not among the first three characters
+        ("it is even", "even", "text", True),  # the gold inside the answer
+        ("even", "it is even", "text", False),
+    ],
+)
+def test_dynamath(answer, gold, kind, expected):
+    assert dynamath.right(answer, gold, kind) is expected
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "expected"),
+    [
+        ('{"solution": "x", "short answer": "2.500"}', "float", "2.500"),
+        ('```json\n{"solution": "\\frac", "short answer": 4}\n```', "float", "4"),
+        ('{"short answer": "first"} {"short answer": "la\\"st"}', "text", 'la"st'),
+        ("The answer is 3.5 m.", "float", "3.5"),
+        ("I choose (C).", "multiple choice", "C"),
+        (r"so \boxed{even}", "text", "even"),
+    ],
+)
+def test_dynamath_short_answers(response, kind, expected):
+    assert dynamath.find_short_answer(response, kind) == expected
+
+
+OPTIONS = {"A": "red apple", "B": "green pear", "C": "plum"}
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("(B)", "B"),
+        ("(A) is wrong, (B) is right, not (A)", "A"),  # the last occurrence counts
+        ("B.", "B"),
+        ("I take A or C then", "C"),
+        ("A) red apple", None),  # neither in parentheses nor between spaces, and too short for texts
+        ("I think that it must be the green PEAR", "B"),
+        ("it is a green pear", None),  # five words
+        ("it is a nice green pear", "B"),
+        ("I do not know what this could be", None),
+        ("(D)", None),
+        ("", None),
+    ],
+)
+def test_mmmu_choices(response, expected):
+    assert mmmu.parse_choice(response, OPTIONS) == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("... so on.\nAnswer: B", "B"),
+        ("Answer: A or B", "B"),  # two letters after it: the last one between spaces
+        ("A B. A", "A"),  # of "A " and "B " only A stands between spaces
+        ("(C) or not. Answer: none", "C"),
+        ("Surely C.", "C"),
+        ("AB then", "B"),  # "B " needs nothing before it
+        ("no idea", None),
+    ],
+)
+def test_mmmu_pro_choices(response, expected):
+    assert mmmu_pro.parse_choice(response, OPTIONS) == expected
+
+
+@pytest.mark.parametrize(
+    ("golds", "response", "expected"),
+    [
+        (["24"], "so x = 24", True),
+        (["24"], "It is 1,024", True),  # the official patterns find 1,024 and 024 in it
+        (["1024"], "It is 1,024", True),
+        (["25"], "It is 1,024", False),
+        (["0.333"], "thus 0.33", True),  # both rounded to two places
+        (["even"], "the result is even.", True),
+        (["a"], "the answer is a b", True),  # a single letter needs a space at one side
+        (["a"], "the answer is banana", False),
+        (["red", "blue"], "it could be blue", True),
+        (["5"], "I see 5 dogs\nthe answer is 6", False),  # only key sentences count where there are some
+    ],
+)
+def test_mmmu_open_answers(golds, response, expected):
+    assert mmmu.equal_open(golds, mmmu.parse_open(response)) is expected
+
+
+def test_mmmu_counts_what_its_authors_would_have_guessed():
+    rule = mmmu.MMMU()
+    item = Item("validation_Math_1", "A", {"answer": "A", "question_type": "multiple-choice", "index2ans": OPTIONS})
+    lost = rule.judge(rule.extract("no idea", item), item)
+    assert (lost.score, lost.prediction, lost.extras) == (0.0, None, {"unguessed": 1.0})
+    assert rule.judge(rule.extract("(A)", item), item).extras == {}
+    assert mmmu.subject_of("validation_Art_Theory_12") == "Art_Theory"
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "score"),
+    [
+        ("A", "A", 1),
+        ("a. the red one", "A", 1),
+        ("(B) the red one", "B", 1),
+        ("Option C", "C", 1),
+        ("The answer is D", "D", 1),
+        ("Answer: D", "D", 0),
+        ("The answer is (D)", "D", 0),
+        ("An apple", "A", 1),  # the first character, as the official rule has it
+        ("(", "A", 0),
+        ("", "A", 0),
+    ],
+)
+def test_mmstar(response, gold, score):
+    rule, item = mmstar.MMStar(), Item("1", gold, {})
+    assert rule.judge(rule.extract(response, item), item).score == score
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [("Yes, it is.", "yes"), ("I say no. Yes would be odd", "no"), ("It is True", "yes"), ("Nothing", None)],
+)
+def test_hallusionbench_reads_yes_and_no(response, expected):
+    assert hallusionbench.find_yes_or_no(response) == expected
+
+
+def hallusion_item(category: str, figure: str, gold: str = "1") -> Item:
+    rule = hallusionbench.HallusionBench()
+    row = {"category": category, "subcategory": "s", "set_id": "0", "figure_id": figure, "question_id": "0"}
+    return Item(rule.item_id(row), rule.gold({"answer": gold}), {**row, "answer": gold})
+
+
+def test_hallusionbench_excuses_an_unclear_answer_only_without_a_figure():
+    rule = hallusionbench.HallusionBench()
+    cases = [("VS", "0", "maybe"), ("VS", "1", "maybe"), ("VD", "0", "maybe"), ("VS", "0", "no"), ("VD", "1", "yes")]
+    scores = [rule.judge(answer, hallusion_item(category, figure)).score for category, figure, answer in cases]
+    assert scores == [1, 0, 0, 0, 1]
+    assert hallusion_item("VD", "1").id == "VD_s_0_1_0"
+
+
+def test_vsibench_relative_accuracy_has_ten_thresholds_in_floats():
+    assert mean_relative_accuracy(105, 100) == 1.0  # 0.05 <= 1 - 0.95 in floats
+    assert mean_relative_accuracy(4, 5) == 0.6  # 0.2 > 1 - 0.8 in floats, so 0.50 … 0.75 hold
+    assert mean_relative_accuracy(150, 100) == 0.1  # only 0.50
+    assert mean_relative_accuracy(151, 100) == 0.0
+    assert mean_relative_accuracy(100, 100) == 1.0
+
+
+@pytest.mark.parametrize(("text", "target"), [("three", "3"), ("nan", "3"), ("inf", "3"), ("", "3"), ("3", "0")])
+def test_vsibench_what_is_no_number_scores_nothing(text, target):
+    assert score_number(text, target) == 0.0
+
+
+def test_vsibench_reports_the_official_rule_and_a_tolerant_one():
+    rule = VsiBench()
+    number = Item("1", "4", {"question_type": "object_counting"})
+    choice = Item("2", "B", {"question_type": "route_planning", "options": ["A. left", "B. right"]})
+    assert first_word("4. chairs") == "4"
+    assert first_word(" 4") == ""
+    for response, item, official, tolerant in [
+        ("4 chairs", number, 1.0, 1.0),
+        ("about 4 chairs", number, 0.0, 1.0),
+        ("4m", number, 0.0, 1.0),
+        ("b", choice, 1.0, 1.0),
+        ("B. right", choice, 1.0, 1.0),
+        ("The answer is B", choice, 0.0, 1.0),
+        ("A", choice, 0.0, 0.0),
+    ]:
+        scored = rule.judge(rule.extract(response, item), item)
+        assert (scored.score, scored.extras["tolerant"]) == (official, tolerant), response
+    assert rule.judge("", number).prediction is None
+    with pytest.raises(ValueError, match="frames must be 16, 32 or 64, got 8"):
+        VsiBench(frames=8)
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "expected"),
+    [
+        ("x = -1 or x = -5", "-1<AND>-5", 1.0),
+        ("x = -1", "-1<AND>-5", 0.5),
+        ("a CAT", "dog<OR>cat", 1.0),
+        ("a cow", "dog<OR>cat", 0.0),
+    ],
+)
+def test_mmvet_elements(response, gold, expected):
+    assert contained(response, gold) == expected
+    assert MMVet().judge(response, Item("v1_0", gold, {})).score == expected
+
+
+@pytest.mark.parametrize(("reply", "score"), [("0.5", 0.5), ("1.0 |", 1.0), ("1.5", None), ("good", None), ("", None)])
+def test_mmvet_reads_a_judges_score(reply, score):
+    assert read_score(reply) == score
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "gold", "score"),
+    [
+        ("The answer is B: 12", "multi-choice", "B", 1),
+        ("C", "multi-choice", "B", 0),
+        (r"so $\boxed{\frac{1}{2}}$", "free-form", "0.5", 1),
+        ("The answer is 2√{3}.", "free-form", r"2\sqrt{3}", 1),
+        ("The answer is 90°.", "free-form", "90", 1),
+        ("it is x", "free-form", "y", 0),
+    ],
+)
+def test_mathverse_by_rules(response, kind, gold, score):
+    rule, item = MathVerse(), Item("1", gold, {"question_type": kind})
+    assert rule.judge(rule.extract(response, item), item).score == score
+
+
+def test_options_are_read_from_text_without_running_it():
+    assert option_list("['a', '1']") == ["a", "1"]
+    assert option_list(["a", 1.0]) == ["a", "1"]
+    with pytest.raises(ValueError, match="are no list"):
+        option_list("[__import__('os').getcwd()]")
+    with pytest.raises(ValueError, match="must be a list"):
+        option_list(3)

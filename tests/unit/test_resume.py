@@ -1,0 +1,117 @@
+"""Which checkpoint a run goes on from, whether it is of the same run, and what of its files is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from atrl.checkpoint import Checkpoint
+from atrl.resume import check_same_run, find_checkpoint, fingerprint, flat, keep_until, settings_of
+from atrl.types import Problem
+
+CONFIG = {"seed": 0, "resume": None, "trainer": {"max_steps": 4, "devices": 1}, "credit": {"heads": [[0, 1]]}}
+PROBLEMS = [Problem(id="a", question="1 + 1?", answer="2"), Problem(id="b", question="2 + 2?", answer="4")]
+
+
+def put_checkpoint(root: Path, step: int) -> None:
+    folder = root / f"step_{step:06d}"
+    folder.mkdir(parents=True)
+    (folder / "rank_00000.safetensors").touch()
+    (folder / "state.json").write_text(json.dumps({"step": step, "format": 1, "ranks": 1}))
+
+
+def made_with(config: dict = CONFIG, problems: list[Problem] = PROBLEMS) -> Checkpoint:
+    settings = settings_of(OmegaConf.create(config))
+    return Checkpoint(Path("old/step_000002"), {"config": settings, "data": fingerprint(problems)})
+
+
+def test_auto_takes_the_newest_of_the_folder_if_there_is_one(tmp_path: Path) -> None:
+    assert find_checkpoint(None, tmp_path) is None and find_checkpoint("auto", tmp_path) is None
+    for step in (4, 12):
+        put_checkpoint(tmp_path / "checkpoints", step)
+    (tmp_path / "checkpoints" / "step_000099").mkdir()  # not complete
+    assert find_checkpoint(None, tmp_path) is None
+    assert find_checkpoint("auto", tmp_path).step == 12
+
+
+def test_a_path_is_a_run_or_a_checkpoint(tmp_path: Path) -> None:
+    for step in (4, 12):
+        put_checkpoint(tmp_path / "run" / "checkpoints", step)
+    elsewhere = tmp_path / "elsewhere"
+    assert find_checkpoint(str(tmp_path / "run"), elsewhere).step == 12
+    assert find_checkpoint(str(tmp_path / "run" / "checkpoints"), elsewhere).step == 12
+    assert find_checkpoint(str(tmp_path / "run" / "checkpoints" / "step_000004"), elsewhere).step == 4
+    with pytest.raises(ValueError, match="resume=/nowhere: no checkpoint there: name a run's folder"):
+        find_checkpoint("/nowhere", elsewhere)
+
+
+def changed(key: str, value) -> OmegaConf:
+    config = OmegaConf.create(CONFIG)
+    OmegaConf.update(config, key, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    "key, value", [("resume", "auto"), ("trainer.devices", 2), ("trainer.checkpoint_every", 3), ("logger", {"x": 1})]
+)
+def test_where_and_how_it_computes_may_change(key: str, value) -> None:
+    check_same_run(made_with(), changed(key, value), PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("trainer.max_steps", 8, "trainer.max_steps was 4 and is 8"),
+        ("credit.heads", None, r"credit.heads was \[\[0, 1\]\] and is null"),
+        ("rollout.top", 1, "rollout.top was absent and is 1"),
+    ],
+)
+def test_what_it_computes_may_change_by_name_alone(key: str, value, message: str) -> None:
+    config = changed(key, value)
+    with pytest.raises(ValueError, match=rf"{message}\. Start a new run, or go on with resume_allow=\[{key}\]"):
+        check_same_run(made_with(), config, PROBLEMS)
+    check_same_run(made_with(), config, PROBLEMS, allow=[key])
+    check_same_run(made_with(), config, PROBLEMS, allow=[key.split(".")[0]])
+    with pytest.raises(ValueError, match=message):
+        check_same_run(made_with(), config, PROBLEMS, allow=["trainer.max", "seed"])
+
+
+def test_other_problems_are_another_run() -> None:
+    other = [PROBLEMS[0], Problem(id="b", question="2 + 2?", answer="5")]
+    with pytest.raises(ValueError, match=r"data_set: the training problems.*resume_allow=\[data_set\]"):
+        check_same_run(made_with(), OmegaConf.create(CONFIG), other)
+    check_same_run(made_with(), OmegaConf.create(CONFIG), other, allow=["data_set"])
+
+
+def test_nested_settings_by_hand() -> None:
+    assert flat({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "a.c": {}, "d": [2]}
+
+
+def test_files_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    """Metrics count steps from 0, rollouts from 1; a line that was being written when the run was killed goes."""
+    (tmp_path / "metrics.csv").write_text("loss,step\n,0\n0.5,0\n0.4,1\n0.3,2\n0.2")
+    rows = [json.dumps({"step": step}) for step in (1, 1, 2, 3)]
+    (tmp_path / "rollouts.jsonl").write_text("\n".join([*rows, '{"step": 2, "pro']))
+    keep_until(tmp_path, 2)
+    assert (tmp_path / "metrics.csv").read_text() == "loss,step\n,0\n0.5,0\n0.4,1\n"
+    assert (tmp_path / "rollouts.jsonl").read_text() == "\n".join(rows[:3]) + "\n"
+    keep_until(tmp_path, 0)
+    assert (tmp_path / "metrics.csv").read_text() == "loss,step\n" and (tmp_path / "rollouts.jsonl").read_text() == ""
+
+
+def test_the_metrics_file_goes_on(tmp_path: Path) -> None:
+    from atrl.metrics_file import MetricsFile
+
+    def log(metrics: dict[str, float], step: int, resume: str | None) -> str:
+        logger = MetricsFile(str(tmp_path), resume=resume, name="", version="")
+        logger.log_metrics(metrics, step=step)
+        logger.save()
+        return (tmp_path / "metrics.csv").read_text()
+
+    assert log({"a": 1.0}, 0, "auto") == "a,step\n1.0,0\n"
+    assert log({"a": 2.0}, 1, "auto") == "a,step\n1.0,0\n2.0,1\n"
+    assert log({"b": 3.0}, 2, "auto") == "a,b,step\n1.0,,0\n2.0,,1\n,3.0,2\n"
+    assert log({"a": 4.0}, 0, None) == "a,step\n4.0,0\n"
