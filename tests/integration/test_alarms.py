@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import subprocess
 import sys
 import warnings
@@ -24,6 +25,8 @@ NORM = "model.language_model.norm.weight"
 class Poison(Callback):
     """Makes one gradient, or the loss, of step `step` not finite, and remembers the weights from before it."""
 
+    poisons = {"loss": lambda loss: loss * math.nan, "value": lambda loss: loss + math.nan}  # noqa: RUF012
+
     def __init__(self, what: str, step: int, value: float) -> None:
         self.what, self.step, self.value, self.before = what, step, value, {}
 
@@ -35,9 +38,9 @@ class Poison(Callback):
         if self.what == "gradient":
             pl_module.policy.lm_head.weight.register_hook(poison)
         else:
-            objective, value = pl_module.objective, self.value
+            objective, poison = pl_module.objective, self.poisons[self.what]
             pl_module.objective = type("Poisoned", (), {"__getattr__": lambda _, name: getattr(objective, name)})()
-            type(pl_module.objective).__call__ = lambda _, *args: (objective(*args)[0] * value, objective(*args)[1])
+            type(pl_module.objective).__call__ = lambda _, *args: (poison(objective(*args)[0]), objective(*args)[1])
 
 
 def stopped(train, *overrides: str, watch=None) -> tuple[str, Path, dict]:
@@ -108,6 +111,11 @@ def test_a_loss_that_is_not_finite_is_told_from_a_gradient(train) -> None:
     with pytest.raises(NonFiniteStop, match=r"^step 1: alarm non_finite: the loss is not finite") as caught:
         train(*OPTIONS, watch=poison)
     assert "state in" not in str(caught.value)  # before the first step there is nothing to save
+
+
+def test_a_loss_that_is_not_finite_stops_where_its_gradient_is(train) -> None:
+    text, _, _ = stopped(train, watch=Poison("value", 0, math.nan))
+    assert text.startswith("step 1: alarm non_finite: the loss is nan, though the gradient is finite; state in ")
 
 
 def test_without_the_callback_a_run_stops_all_the_same(train) -> None:

@@ -14,9 +14,17 @@ from hydra import compose, initialize_config_dir
 
 from atrl.config import check_config
 from atrl.models.published import published_config, published_names
-from atrl.plan.activations import text_activations, text_block, vision_block
+from atrl.plan.activations import text_activations, text_block, vision_block, weight_copies
 from atrl.plan.advice import advice, problems, remedies
-from atrl.plan.duration import communication, forward_operations, plan_time, training_operations
+from atrl.plan.duration import (
+    communication,
+    concurrent,
+    forward_operations,
+    plan_time,
+    text_operations,
+    training_operations,
+    vision_operations,
+)
 from atrl.plan.hardware import GIB, Hardware
 from atrl.plan.job import CreditCost, Engine, Job, Lengths, Precision
 from atrl.plan.memory import cache_per_token, gradients, plan_memory
@@ -169,6 +177,55 @@ def test_groups_that_micro_batches_cut_count_a_picture_more() -> None:
     assert [seven(micro_batch=size).pictures for size in (1, 4, 8, 12, 16)] == [1, 1, 1, 3, 2]
 
 
+def test_offloaded_states_are_not_on_the_gpu_and_whole_policies_send_one_message() -> None:
+    plan = plan_memory(seven(cpu_offload=True), H100)
+    assert plan.part("weights").update == plan.part("optimizer").update == plan.part("gradients").step == 0
+    cpu = replace(H100, is_cpu=True)
+    whole = 8_292_166_656 * 4
+    assert plan_memory(seven(strategy="ddp"), cpu).part("optimizer").step == 2 * whole + whole
+    alone = plan_memory(seven(strategy="ddp", gpus=1), cpu).part("optimizer").step
+    assert alone == 2 * whole + 2 * 152_064 * 3584 * 4  # two temporaries of the largest matrix
+
+
+def test_what_is_gathered_of_a_divided_policy() -> None:
+    model = seven().model
+    block = model.text.block_parameters
+    outside = model.parameters - 28 * block - 32 * model.vision.block_parameters
+    # in 2 bytes what is outside the blocks, two blocks and a block's gradients; these in 4 once more
+    assert plan_memory(seven(), H100).part("gathered").update == 2 * outside + block * (3 * 2 + 4)
+
+
+def test_a_micro_batch_that_waits_is_alive_beside_the_next() -> None:
+    waiting = CreditCost(background=True)
+    once, twice = (plan_memory(seven(credit=cost), H100) for cost in (CreditCost(), waiting))
+    assert twice.part("activations").update == 2 * once.part("activations").update
+    assert twice.part("logits").update == once.part("logits").update * 6 / 5
+    for changes in ({"micro_batch": 64}, {"updates": 2}):  # nothing comes after, or all is scored before
+        job = seven(credit=waiting, **changes)
+        assert plan_memory(job, H100) == plan_memory(replace(job, credit=CreditCost()), H100)
+
+
+def test_gradients_are_there_before_the_last_micro_batch() -> None:
+    assert plan_memory(seven(), H100).part("gradients").update == gradients(seven())
+    assert plan_memory(seven(micro_batch=64), H100).part("gradients").update == 0
+
+
+def test_pictures_of_the_step_and_their_masked_copies() -> None:
+    tokens = 64 * (2 * 8 * 2000 + 3 * 4 * 1000)
+    pictures = 8 * 800 * 4 * 1176 * 4  # prompts, image tokens, patches, numbers, bytes
+    assert plan_memory(seven(), H100).part("batch").step == tokens + pictures
+    masked = seven(credit=CreditCost(masked="forward"))
+    assert plan_memory(masked, H100).part("batch").step == tokens + 2 * pictures
+
+
+def test_autocast_copies_every_matrix_and_with_checkpointing_those_of_one_block() -> None:
+    autocast = seven(precision=replace(MIXED, autocast=True), strategy="ddp", checkpointing=False)
+    text, vision = autocast.model.text, autocast.model.vision
+    assert weight_copies(autocast) == 2 * (28 * text.block_matrices + text.embedding + vision.parameters)
+    assert weight_copies(replace(autocast, checkpointing=True)) == 2 * (text.block_matrices + text.embedding)
+    assert weight_copies(seven()) == 0
+
+
 # Time.
 
 
@@ -240,6 +297,63 @@ def test_phases_depend_on_what_is_asked() -> None:
     assert plan_time(seven(updates=2), H100).update == pytest.approx(2 * plain.update)
 
 
+def test_the_slower_of_computation_and_messages_is_the_update() -> None:
+    slow = replace(H100, node_gb=1.0)
+    assert plan_time(seven(), slow).update == communication(seven()) / (1e9 * 0.7)
+    assert plan_time(seven(), H100).update == training_operations(seven()) / (989e12 * 0.4)
+
+
+def test_seconds_of_a_token_by_hand() -> None:
+    """64 rollouts a GPU in one round: a token reads all weights but the embedding, and the cache."""
+    job, text = seven(), seven().model.text
+    read = (text.parameters - text.embedding) * 2 + 64 * (1000 + 250) * 57_344
+    prefill = 8 * (text_operations(job, 1000, 500) + vision_operations(job, 1)) / (989e12 * 0.4)
+    assert plan_time(job, H100).rollout == pytest.approx(prefill + 500 * read / (3350e9 * 0.6))
+    # A cache for 20 responses of 1000 tokens and an eighth of a prompt takes four rounds of them.
+    small = seven(engine=replace(job.engine, cache=20.5 * 57_344 * 1125))
+    assert concurrent(small, H100) == 20
+    read = (text.parameters - text.embedding) * 2 + 20 * (1000 + 250) * 57_344
+    assert plan_time(small, H100).rollout == pytest.approx(prefill + 4 * 500 * read / (3350e9 * 0.6))
+
+
+def test_an_engine_over_two_gpus_adds_up_in_every_block() -> None:
+    job = seven(engine=replace(seven().engine, tensor_parallel=2))
+    fast = plan_time(job, replace(H100, node_gb=1e12)).rollout
+    # 500 tokens, 28 blocks twice, half sent and returned, 64 rows, two rounds
+    sent = 500 * 28 * 2 * 2 * (1 / 2) * 64 * 3584 * 2 * 2
+    assert plan_time(job, H100).rollout - fast == pytest.approx(sent / (450e9 * 0.7))
+
+
+def test_clusters_are_worked_out_on_the_hosts_cores() -> None:
+    cost = CreditCost(heads_read=1, clusters=True)
+    with_clusters = plan_time(seven(credit=cost), H100).credit
+    without = plan_time(seven(credit=replace(cost, clusters=False)), H100).credit
+    assert with_clusters - without == pytest.approx(64 * 500 * 25e-6 / 8)  # docs/benchmarks.md: 25 ms for 1,000 tokens
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, 0),
+        ({"updates": 2}, 1),
+        ({"reference": True, "updates": 3}, 2),
+        ({"credit": CreditCost(masked="forward", scores_first=True)}, 2),
+        ({"credit": CreditCost(masked="gradient")}, 0),
+    ],
+)
+def test_passes_before_the_update(changes: dict, passes: int) -> None:
+    job = seven(**changes)
+    assert plan_time(job, H100).score == passes * forward_operations(job) / (989e12 * 0.4)
+
+
+def test_a_servers_rollouts_are_planned_elsewhere() -> None:
+    job = job_of(config_of("rollout=server", "rollout.sampler.url=http://x"))
+    assert job.engine.name == "server"
+    assert plan_time(job, H100).rollout == plan_time(job, H100).sync == plan_memory(job, H100).total("rollout") * 0
+    assert not any("vLLM" in part.name or "sampler" in part.name for part in plan_memory(job, H100).parts)
+    assert "the server's rollouts" in plan(config_of("rollout=server", "rollout.sampler.url=http://x"))
+
+
 # What fits.
 
 
@@ -281,6 +395,16 @@ def test_every_experiment_is_planned_at_every_scale(data: str, scale: str) -> No
     assert job.gpus == int(scale.split("_")[-1].split("x")[0])
     assert (job.lora_rank is None) == scale.startswith("full")
     assert (config.trainer.accelerator, job.precision.compute) == ("cuda", 2)
+
+
+def test_strategy_devices_and_precision_are_the_trainers() -> None:
+    job = job_of(config_of("trainer=fsdp", "hardware=h100_80gb", "trainer.num_nodes=2", "rollout.prompts_per_step=32"))
+    assert (job.gpus, job.strategy, job.checkpointing) == (16, "fsdp", True)
+    assert job.precision == Precision(weights=4, compute=2)
+    job = job_of(config_of("trainer=gpu"))
+    assert (job.gpus, job.strategy, job.precision) == (1, "ddp", Precision(weights=4, compute=2, autocast=True))
+    assert job_of(config_of("model.dtype=bfloat16")).precision == Precision(weights=2, compute=2)
+    assert job_of(config_of("trainer=fsdp", "trainer.cpu_offload=true", "trainer.devices=2")).cpu_offload
 
 
 @pytest.mark.parametrize("data", ["virl39k", "mmk12", "geometry3k"])
