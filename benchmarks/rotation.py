@@ -90,8 +90,7 @@ def train_in_rotation(rounds: int, rollout: str, threads: int | None) -> Taken:
             scheme.open()
         handle = parts.rollout.handle(loaded, [])
         callbacks = [RolloutCallback(parts.rollout.sampler, parts.rollout.sampling, handle), rotate]
-        trainer = stages.build_trainer(parts, callbacks, enable_progress_bar=False)
-        trainer.fit(stages.policy_module(parts, loaded), loader)
+        stages.fit(parts, stages.policy_module(parts, loaded), loader, callbacks, enable_progress_bar=False)
         for scheme in rotate.schemes.values():
             scheme.close()
     counted = [

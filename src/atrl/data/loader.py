@@ -41,7 +41,7 @@ class PromptLoader:
 
     def __iter__(self) -> Iterator[list[Prompt]]:
         self._starts = []
-        for _ in range(len(self)):
+        for _ in range(self._steps - self._done):
             self._starts.append(self._cursor)
             yield list(parallel.share(self.take(self._batch_size)))
 
