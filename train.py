@@ -15,6 +15,12 @@ def main(config: DictConfig) -> None:
     """Compose, build, load, train, and leave a report."""
     from hydra.core.hydra_config import HydraConfig
 
+    if config.plan:
+        from atrl.plan.read import plan
+
+        print(plan(config))
+        return
+
     from atrl import pipeline
 
     folder = Path(HydraConfig.get().runtime.output_dir)

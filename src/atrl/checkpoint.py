@@ -212,10 +212,9 @@ def _load_optimizer(optimizer: Optimizer, model: nn.Module, saved: _Saved) -> No
 
 
 def _local(tensor: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
+    from atrl.sharding import own_part
 
-    tensor = tensor.detach()
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).contiguous().cpu()
+    return own_part(tensor.detach()).contiguous().cpu()
 
 
 def _unique(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from atrl.alarms import AlarmStop
 from atrl.explain import CommandLine, explain
 
 EXIT_USER = 2
@@ -71,7 +72,8 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
         config_path: the folder of the configs, relative to the file of `task`.
 
     Returns:
-        The exit code: 0, 2 for an error of the user's (bad overrides, a ``ValueError`` raised in atrl's own
+        The exit code: 0, 3 for a run that an alarm stopped, 2 for an error of the user's (bad overrides, a
+        ``ValueError`` raised in atrl's own
         code, a file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with
         ``error:``; with ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they are raised.
 
@@ -105,7 +107,7 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
             raise
         _report("\n".join(problems))
         return EXIT_USER
-    return EXIT_USER if job.reported else 0
+    return job.exit_code if job.reported else 0
 
 
 class _Job:
@@ -116,6 +118,7 @@ class _Job:
         self.task = task
         self.debugging = debugging
         self.reported = False
+        self.exit_code = EXIT_USER
 
     def __call__(self, config: DictConfig) -> Any:
         try:
@@ -129,7 +132,7 @@ class _Job:
             message = None if self.debugging else user_message(error, Path(inspect.getfile(self.task)))
             if message is None:
                 raise
-            self.reported = True
+            self.reported, self.exit_code = True, getattr(error, "exit_code", EXIT_USER)
             hydra_config = HydraConfig.get()
             if hydra_config.mode == RunMode.RUN:
                 _report(message)  # not raised: Hydra would print a line of its own
@@ -149,6 +152,8 @@ def user_message(error: BaseException, task_file: Path) -> str | None:
     """
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, AlarmStop):
+        return str(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set: add {error.full_key}=VALUE to the command line"
     if isinstance(error, InterpolationResolutionError):

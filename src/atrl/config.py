@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
 from atrl.loss.checks import correction_suits_the_loss, credit_suits_the_loss, overlong_fits_the_response
+from atrl.plan.settings import PlannerSettings, planned_can_be_run
 from atrl.process_checks import one_process_draws, processes_have_work, sharded_ranks_work_alike
 from atrl.rollout.checks import groups_can_be_separate, kept_tokens_are_known
 from atrl.schema import UNSET, check_call, check_group, to_plain
@@ -34,6 +35,7 @@ class RunSettings:
     experiment: str = "demo"  # names the run's folder
     stage: Literal["rl", "sft", "sft_rl"] = "rl"
     seed: int = 0
+    plan: bool = False  # True prints memory and time and ends
     verbose: bool = False  # True lets the libraries log what they like
     resume: str | None = None  # auto: the newest checkpoint of the run's folder, if any; or a path
     resume_allow: tuple[str, ...] = ()  # keys that may differ from the checkpoint's
@@ -181,6 +183,7 @@ SECTIONS: dict[str, type] = {
     "": RunSettings,
     "trainer": TrainerSettings,
     "optimizer": OptimizerSettings,
+    "planner": PlannerSettings,
     "sft": SftSettings,
 }
 """The dataclass of each plain section of the training config; the root's name is empty."""
@@ -193,7 +196,8 @@ ROOTS: dict[str, dict[str, type]] = {
 """The sections of each primary config, by its name in ``conf/``."""
 
 COMPONENTS: tuple[str, ...] = (
-    *("algorithm", "benchmark", "callbacks", "credit", "data", "judge", "logger", "model", "reward", "rollout"),
+    *("algorithm", "benchmark", "callbacks", "credit", "data", "hardware", "judge", "logger", "model", "reward"),
+    "rollout",
 )
 """The groups that hold components: nodes with a ``_target_``, or lists or named sets of such."""
 
@@ -300,6 +304,7 @@ def group_holds_a_comparison(config: DictConfig) -> str | None:
 
 
 CHECKS: tuple[Check, ...] = (
+    planned_can_be_run,
     processes_have_work,
     sharded_ranks_work_alike,
     one_process_draws,

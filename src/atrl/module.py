@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atrl import parallel
+from atrl.alarms import clip_gradients
 from atrl.config import OptimizerSettings
 from atrl.credit.bound import BoundCredit, join_credit, spread_advantages
 from atrl.experience import build_experience
@@ -23,7 +24,6 @@ from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
 from atrl.schedule import optimizer_and_schedule
-from atrl.sharding import whole
 from atrl.splitting import Split, join_rows
 from atrl.step import MicroBatch, Outcome, StepRecord
 from atrl.timing import PhaseTimer
@@ -132,7 +132,7 @@ class PolicyModule(PromptModule):
         with phase("update"):
             for update in range(self.objective.updates_per_batch):
                 outcomes = list(self._learn(experience, advantages.flatten(), credit, batches, totals))  # 7
-                taken = self._optimizer_step()  # 8: clip, optimizer step, schedule
+                taken = self._optimizer_step(outcomes)  # 8: clip, optimizer step, schedule
                 first = outcomes if update == 0 else first
 
         with phase("sync"):  # 9: new weights → sampler
@@ -270,13 +270,17 @@ class PolicyModule(PromptModule):
         tokens, sequences = parallel.sums([mask.sum().item(), mask.any(dim=1).sum().item()])
         return BatchTotals(tokens=int(tokens), sequences=int(sequences), max_response_tokens=self.max_response_tokens)
 
-    def _optimizer_step(self) -> dict[str, float]:
-        """Stage 8; the gradient's norm before it was clipped, and the learning rate that was used."""
+    def _optimizer_step(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Stage 8; the gradient's norm before it was clipped, and the learning rate that was used.
+
+        Raises:
+            NonFiniteStop: if a loss or gradient is not finite, before the weights change.
+        """
         optimizer = self.optimizers()
-        parameters = list(self.policy.parameters())
-        self.gradients.finish(parameters)
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.optimizer_settings.max_gradient_norm))
-        taken = {"loss/gradient_norm": float(norm), "train/learning_rate": optimizer.param_groups[0]["lr"]}
+        self.gradients.finish(list(self.policy.parameters()))
+        losses = [outcome.sums["policy"] for outcome in outcomes]
+        norm = clip_gradients(self.policy, self.optimizer_settings.max_gradient_norm, losses)
+        taken = {"loss/gradient_norm": norm, "train/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()

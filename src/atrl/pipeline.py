@@ -42,6 +42,7 @@ class Parts:
     objective: Objective
     credit: Any
     logger: list[Any]
+    callbacks: list[Any]
     started: float
 
 
@@ -134,6 +135,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
         objective=instantiate(config.algorithm),
         credit=instantiate(config.credit) if config.credit else None,
         logger=[instantiate(node) for node in (config.logger or {}).values()],
+        callbacks=[instantiate(node) for node in (config.callbacks or {}).values()],
         started=started,
     )
     parts.model.check()

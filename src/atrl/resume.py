@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from atrl.types import Problem
 
 FREE = (
-    *("resume", "resume_allow", "verbose", "experiment", "logger"),
+    *("resume", "resume_allow", "verbose", "experiment", "logger", "callbacks", "plan", "planner", "hardware"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.threads"),
     *("trainer.cpu_offload", "trainer.activation_checkpointing", "trainer.checkpoint_every", "trainer.keep_best"),
     "trainer.record_steps",

@@ -112,6 +112,13 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or this rank's part of it."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of `model` in the first rank's host memory, and nothing on the others. All ranks must ask.
 

@@ -158,7 +158,7 @@ def reinforce(
     starting = None if start is None else StartCallback(start, loader)
     callbacks = [starting, saving, rollout, credit, evaluate, grounding, record, steps]
     bound = [entry for entry in callbacks if entry is not None]
-    fit(parts, module, loader, [*bound, *watchers, StepProgressBar()])
+    fit(parts, module, loader, [*bound, *watchers, *parts.callbacks, StepProgressBar()])
     return TrainingOutcome(
         module=module,
         record=record,

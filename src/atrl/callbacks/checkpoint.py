@@ -13,6 +13,7 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from atrl import parallel
+from atrl.alarms import AlarmStop
 from atrl.callbacks.evaluate import EvaluateCallback
 from atrl.checkpoint import Checkpoint, write_checkpoint
 from atrl.data.loader import PromptLoader
@@ -84,8 +85,8 @@ class CheckpointCallback(Callback):
         self._at_rest = (pl_module.steps_done, _updates(trainer).completed)
 
     def on_exception(self, trainer, pl_module: PolicyModule, exception: BaseException) -> None:
-        """Save the last finished step; the error itself goes on. Ctrl-C doesn't wait for that."""
-        if isinstance(exception, Exception):
+        """Save the last finished step; the error itself goes on. Ctrl-C doesn't wait for that, and alarms save."""
+        if isinstance(exception, Exception) and not isinstance(exception, AlarmStop):
             self._announce(f"{type(exception).__name__}: {exception}")
 
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
@@ -93,9 +94,13 @@ class CheckpointCallback(Callback):
         if pl_module.steps_done > self._saved:
             self.save(trainer, pl_module)
 
-    def save(self, trainer, pl_module: PolicyModule) -> None:
-        """Write the state after the steps that are done, all ranks together."""
-        self._write(trainer, pl_module)
+    def save(self, trainer, pl_module: PolicyModule, *, keep_others: bool = False) -> Path:
+        """Write the state after the steps that are done, all ranks together; where it is.
+
+        With `keep_others` no older checkpoint is deleted.
+        """
+        self._write(trainer, pl_module, keep_others=keep_others)
+        return self._root / f"step_{self._saved:06d}"
 
     def rescue(self) -> str:
         """Save the last finished step if it isn't yet; what is saved then, in a few words.
@@ -126,7 +131,14 @@ class CheckpointCallback(Callback):
             return None
         return done
 
-    def _write(self, trainer, pl_module: PolicyModule, still: Callable[[], bool] | None = None) -> None:
+    def _write(
+        self,
+        trainer,
+        pl_module: PolicyModule,
+        *,
+        keep_others: bool = False,
+        still: Callable[[], bool] | None = None,
+    ) -> None:
         for logger in trainer.loggers:
             logger.save()
         done = pl_module.steps_done
@@ -147,7 +159,7 @@ class CheckpointCallback(Callback):
         if not write_checkpoint(self._root, state, pl_module.policy, optimizer, still=still):
             return
         self._saved = done
-        if parallel.rank() == 0:
+        if parallel.rank() == 0 and not keep_others:
             self._delete_all_but(f"step_{done:06d}")
 
     def _delete_all_but(self, last: str) -> None:

@@ -1,0 +1,176 @@
+"""A run as the planner sees it: sizes, counts and switches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from atrl.plan.shape import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Bytes of numbers."""
+
+    weights: int
+    """Of a parameter as it is kept; its gradient and the two states of AdamW take as many each."""
+    compute: int
+    """Of a number in a matrix product."""
+    autocast: bool = False
+    """Whether products are taken in `compute` bytes by casting at each of them, which keeps the sums between blocks,
+    and a copy of each matrix, beside them; otherwise the whole forward pass is in `compute` bytes."""
+
+    @property
+    def residual(self) -> int:
+        """Of a number in the sum that runs from block to block."""
+        return 4 if self.autocast else self.compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """A rollout in tokens, padding included: batches are padded to the longest prompt and the longest response."""
+
+    prompt: int
+    image: int
+    """Of the prompt's tokens."""
+    response: int
+    response_mean: float
+    """Without padding."""
+
+    @property
+    def total(self) -> int:
+        """Columns of a padded batch."""
+        return self.prompt + self.response
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreditCost:
+    """What a credit scheme asks of a step."""
+
+    name: str = "none"
+    heads_read: int = 0
+    """Heads whose attention is read, over all layers."""
+    edges: bool = False
+    """Whether the attention of responses on themselves is read too."""
+    clusters: bool = False
+    """Whether each response is cut into clusters, on the CPU."""
+    masked: Literal["no", "forward", "gradient"] = "no"
+    """Whether the policy also sees a masked picture, and whether that pass has a gradient."""
+    scores_first: bool = False
+    """Whether the whole batch is scored before it is trained on."""
+    background: bool = False
+    """Whether other processes work on it during the next forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What draws the rollouts."""
+
+    name: Literal["vllm", "transformers", "server"]
+    """A server is on other devices, which are not planned."""
+    weights: int = 4
+    """Bytes of a parameter, and of a number in the key-value cache."""
+    share: float = 0.4
+    """Of the device's memory, for vLLM on a GPU."""
+    cache: float | None = None
+    """Bytes of vLLM's key-value cache where it is given outright, as on the CPU."""
+    sequences: int = 128
+    """Responses decoded at a time."""
+    tensor_parallel: int = 1
+    sleeps: bool = False
+    """Whether its memory is free for the update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that memory and time depend on, but for the hardware."""
+
+    model: ModelShape
+    precision: Precision
+    lengths: Lengths
+    engine: Engine
+    credit: CreditCost = CreditCost()
+    gpus: int = 1
+    gpus_per_node: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    cpu_offload: bool = False
+    checkpointing: bool = False
+    flash_attention: bool = False
+    lora_rank: int | None = None
+    freeze_vision: bool = False
+    prompts: int
+    """Of a step, on all GPUs together."""
+    group: int
+    micro_batch: int
+    """Rollouts in a forward pass, at most."""
+    updates: int = 1
+    reference: bool = False
+
+    @property
+    def shards(self) -> int:
+        """Parts that weights, gradients and optimizer states are divided into."""
+        return self.gpus if self.strategy == "fsdp" else 1
+
+    @property
+    def rank_prompts(self) -> int:
+        """Prompts of the GPU that has most of them."""
+        return math.ceil(self.prompts / self.gpus)
+
+    @property
+    def rank_rollouts(self) -> int:
+        """Rollouts of that GPU."""
+        return self.rank_prompts * self.group
+
+    @property
+    def rows(self) -> int:
+        """Rollouts of its largest micro-batch."""
+        return min(self.micro_batch, self.rank_rollouts)
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward and backward passes of an update."""
+        return math.ceil(self.rank_rollouts / self.micro_batch)
+
+    @property
+    def pictures(self) -> int:
+        """Different pictures in a micro-batch: a group's is encoded once."""
+        # A micro-batch that starts inside a group touches one group more than it has room for.
+        aligned = self.rows % self.group == 0 or self.group % self.rows == 0
+        return min(self.rank_prompts, math.ceil(self.rows / self.group) + (0 if aligned else 1))
+
+    @property
+    def patches(self) -> int:
+        """Patches of a prompt's pictures."""
+        return self.lengths.image * self.model.vision.patches_per_token
+
+    @property
+    def scores_first(self) -> bool:
+        """Whether a pass without gradients comes before the update."""
+        return self.updates > 1 or self.credit.scores_first
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a micro-batch waits for its credit while the next is in its forward pass."""
+        return self.credit.background and self.micro_batches > 1 and not self.scores_first
+
+    @property
+    def base_parameters(self) -> int:
+        """Parameters without adapters."""
+        return self.model.parameters
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Of LoRA (arXiv 2106.09685) on every matrix of the language half's blocks: r · (inputs + outputs) each."""
+        if self.lora_rank is None:
+            return 0
+        text = self.model.text
+        attention = 2 * (text.width + text.query_width) + 2 * (text.width + text.kv_width)
+        return text.layers * self.lora_rank * (attention + 3 * (text.width + text.feed_forward))
+
+    @property
+    def trained_parameters(self) -> int:
+        """Parameters with a gradient."""
+        if self.lora_rank is not None:
+            return self.adapter_parameters
+        return self.model.text.parameters + (0 if self.freeze_vision else self.model.vision.parameters)

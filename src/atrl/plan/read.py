@@ -1,0 +1,177 @@
+"""The config → what is planned. This file alone knows where a setting stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from atrl.config import check_config, read_section
+from atrl.models.published import published_config
+from atrl.plan.hardware import Hardware
+from atrl.plan.job import CreditCost, Engine, Job, Lengths, Precision
+from atrl.plan.settings import LORA_RANK, PlannerSettings
+from atrl.plan.shape import ModelShape, shape_of
+from atrl.plan.table import render
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def plan(config: DictConfig) -> str:
+    """The plan of the run that `config` describes, as text. No model, no data and no device is looked at.
+
+    Raises:
+        ValueError: for a config that could not be run either, or a model whose shape is not known.
+    """
+    check_config(config)
+    return render(job_of(config), hardware_of(config), f"plan of {config.experiment}")
+
+
+def hardware_of(config: DictConfig) -> Hardware:
+    """What the config says of the machines."""
+    from hydra.utils import instantiate
+
+    return instantiate(config.hardware)
+
+
+def job_of(config: DictConfig) -> Job:
+    """What the config asks for.
+
+    Raises:
+        ValueError: if a length does not fit into another, or the model or its attention can't be planned.
+    """
+    settings, hardware = read_section(config.planner, PlannerSettings), hardware_of(config)
+    node = hardware.per_node if config.trainer.devices == "auto" else config.trainer.devices
+    gpus = node * config.trainer.num_nodes
+    strategy = "fsdp" if config.trainer.strategy == "fsdp" and gpus > 1 else "ddp"
+    attention = OmegaConf.select(config, "model.attention") or "sdpa"
+    if attention == "eager":
+        raise ValueError("model.attention=eager keeps whole rows of attention and is not planned: use sdpa")
+    precision = _precision(config, strategy)
+    algorithm = config.algorithm
+    return Job(
+        model=model_shape(config.model),
+        precision=precision,
+        lengths=_lengths(config, settings),
+        engine=_engine(config, hardware, precision),
+        credit=_credit(config, model_shape(config.model)),
+        gpus=gpus,
+        gpus_per_node=node,
+        strategy=strategy,
+        cpu_offload=config.trainer.cpu_offload,
+        checkpointing=config.trainer.activation_checkpointing,
+        flash_attention=attention == "flash_attention_2",
+        lora_rank=settings.lora_rank or OmegaConf.select(config, LORA_RANK),
+        freeze_vision=bool(OmegaConf.select(config, "model.freeze_vision")),
+        prompts=config.rollout.prompts_per_step,
+        group=config.rollout.group_size,
+        micro_batch=config.optimizer.micro_batch_size,
+        updates=algorithm.updates_per_batch,
+        reference=algorithm.kl_coefficient > 0,
+    )
+
+
+def model_shape(model: DictConfig) -> ModelShape:
+    """The shape of the model that the group `model` names, of its configuration alone."""
+    path = OmegaConf.select(model, "path")
+    if path is None:  # built from nothing, in the tiny model's shape
+        path = "tiny"
+    return shape_of(_configuration(path), path)
+
+
+def _configuration(path: str) -> dict[str, Any]:
+    from atrl.models.load import resolve_checkpoint
+
+    known = published_config(path)
+    if known is not None:
+        return known
+    source = resolve_checkpoint(path)
+    file = Path(source) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            file = Path(hf_hub_download(source, "config.json"))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"the shape of model.path={path} is not known: the hub can't be read ({type(error).__name__}); name a "
+                "folder with its config.json"
+            ) from error
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _precision(config: DictConfig, strategy: str) -> Precision:
+    kept = BYTES[OmegaConf.select(config, "model.dtype") or "float32"]
+    if config.trainer.precision == "32-true":
+        return Precision(weights=kept, compute=kept)
+    # FSDP casts whole blocks, autocast single products.
+    return Precision(weights=kept, compute=2, autocast=kept == 4 and strategy == "ddp")
+
+
+def _lengths(config: DictConfig, settings: PlannerSettings) -> Lengths:
+    rollout = config.rollout
+    prompt = settings.prompt_tokens or rollout.max_prompt_tokens
+    image = prompt if settings.image_tokens is None else settings.image_tokens
+    mean = settings.response_tokens or rollout.max_response_tokens
+    for name, value, key, limit in (
+        ("prompt_tokens", prompt, "rollout.max_prompt_tokens", rollout.max_prompt_tokens),
+        ("image_tokens", image, "the prompt's tokens", prompt),
+        ("response_tokens", mean, "rollout.max_response_tokens", rollout.max_response_tokens),
+    ):
+        if value > limit:
+            raise ValueError(f"planner.{name} must be at most {limit} ({key}), got {value}")
+    return Lengths(prompt=prompt, image=image, response=rollout.max_response_tokens, response_mean=mean)
+
+
+def _engine(config: DictConfig, hardware: Hardware, precision: Precision) -> Engine:
+    sampler = config.rollout.sampler
+    if "url" in sampler:
+        return Engine(name="server")
+    if "transformers" in sampler["_target_"]:
+        # Autocast rotates keys in float32 and leaves values in 16 bits.
+        held = 3 if precision.autocast else precision.compute
+        return Engine(name="transformers", weights=held, sequences=sampler.max_batch_sequences)
+    return Engine(
+        name="vllm",
+        weights=BYTES[sampler.dtype],
+        share=sampler.gpu_memory_utilization,
+        cache=sampler.cpu_cache_gib * 2**30 if hardware.is_cpu else None,
+        sequences=sampler.max_num_seqs,
+        tensor_parallel=sampler.tensor_parallel_size,
+        sleeps=sampler.sleep_level > 0,
+    )
+
+
+def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
+    from hydra.utils import instantiate
+
+    if not config.credit:
+        return CreditCost()
+    scheme = instantiate(config.credit)
+    if scheme.head_search is not None:  # any will do: they cost the same
+        scheme = scheme.with_heads(tuple((0, head) for head in range(scheme.head_search.count)))
+    masked = "no" if scheme.picture_mask is None else "gradient" if scheme.needs_masked_gradient else "forward"
+    clusters = [part for part in getattr(scheme, "schemes", (scheme,)) if hasattr(part, "num_clusters")]
+    return CreditCost(
+        name=scheme.name,
+        heads_read=_heads_read(scheme, shape),
+        edges=any(getattr(request, "neighbours", 0) > 0 for request in scheme.requests),
+        clusters=bool(clusters),
+        masked=masked,
+        scores_first=scheme.scope == "batch",
+        background=any(part.workers != 0 for part in clusters),
+    )
+
+
+def _heads_read(scheme: Any, shape: ModelShape) -> int:
+    """Heads whose attention is read, over all layers."""
+    every, count = shape.text.layers * shape.text.heads, 0
+    for request in scheme.requests:
+        heads, layers = getattr(request, "heads", None), getattr(request, "layers", None)
+        if not hasattr(request, "sink_factor"):  # hidden states, or queries and keys: no rows of attention
+            continue
+        count += len(heads) if heads is not None else every if layers is None else len(layers) * shape.text.heads
+    return count
