@@ -6,12 +6,27 @@ import json
 from pathlib import Path
 
 from tests.integration.test_command_line import run
+from tests.unit.video_files import encode
 
 ROWS = [
     {"pid": str(n), "question_type": "free_form", "answer_type": "integer", "answer": "3", "query": "How many?"}
     for n in range(6)
 ]
 RESPONSES = ["So the answer is 3.", "4", "3", "none", r"\boxed{3}", "9**9**9"]
+
+
+def rooms(folder: Path, *, frames: int = 0) -> str:
+    """Two questions of VSI-Bench, and with `frames` their videos."""
+    rows = [
+        {"id": n, "question_type": "object_counting", "question": "How many?", "ground_truth": "4", "options": None}
+        | {"dataset": "rooms", "scene_name": f"s{n}"}
+        for n in range(2)
+    ]
+    if frames:
+        (folder / "rooms").mkdir()
+        for row in rows:
+            encode(folder / "rooms" / f"{row['scene_name']}.mp4", frames)
+    return write(folder / "vsi.jsonl", rows)
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -50,7 +65,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         (["benchmark=mathvsta", f"predictions={answers}"], "did you mean 'mathvista'?"),
         ([f"predictions={answers}"], "predictions are scored by a benchmark's rule: add benchmark=NAME"),
         (["benchmark=mathvista", f"data.path={data}"], "checkpoint is not set"),
-        (["benchmark=vsibench", "checkpoint=tiny"], "asks about videos"),
+        (["benchmark=vsibench", "checkpoint=tiny", f"data.path={rooms(tmp_path)}"], "s0.mp4' does not exist"),
         (["compare=[nowhere,here]"], "compare: nowhere has no evaluation.json"),
     ):
         done = run("evaluate.py", *arguments, folder=tmp_path)
@@ -77,6 +92,17 @@ def test_a_checkpoint_answers_a_benchmark_and_goes_on_where_it_stopped(tmp_path:
     again = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
     assert again[0]["response"] == r"\boxed{kept}"
     assert sorted(map(json.dumps, again[1:])) == sorted(lines[1:])
+
+
+def test_a_checkpoint_answers_questions_about_videos(tmp_path: Path) -> None:
+    data = rooms(tmp_path, frames=20)
+    arguments = ("benchmark=vsibench", "checkpoint=tiny", f"data.path={data}", "rollout=transformers")
+    more = ("rollout.video_frames=16", "rollout.max_response_tokens=8", "hydra.run.dir=out")
+    done = run("evaluate.py", *arguments, *more, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (result["samples"], result["stamp"]["frames"], result["headline"]["name"]) == (2, 16, "overall")
+    assert len((tmp_path / "out" / "responses.jsonl").read_text().splitlines()) == 2
 
 
 def test_several_answers_to_a_local_file_are_repeated_figures(tmp_path: Path) -> None:

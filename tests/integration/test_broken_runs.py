@@ -68,12 +68,12 @@ def regular(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.integration.conftest import compose_config
 
     config = compose_config(folder, *SMALL, "rollout=transformers", "trainer.checkpoint_every=1")
-    (folder / "steps").mkdir()
-    parts = pipeline.instantiate_parts(config, folder / "steps")
+    (folder / "by_step").mkdir()
+    parts = pipeline.instantiate_parts(config, folder / "by_step")
     pipeline.prepare_process(parts)
     data = pipeline.load_data(parts)
     loaded = parts.model.load(folder / "initial_model")
-    stages.reinforce(parts, data, loaded, watchers=[KeepCheckpoints(folder / "steps")])
+    stages.reinforce(parts, data, loaded, watchers=[KeepCheckpoints(folder / "by_step")])
     return folder
 
 
@@ -115,7 +115,7 @@ def test_the_run_ends_with_its_cause_and_goes_on_from_its_last_finished_step(
     (line,) = [line for line in (tmp_path / "train.log").read_text().splitlines() if cause in line]
     assert f"{tmp_path / 'checkpoints' / 'step_000002'} is saved" in line
     if phase == "generate":
-        assert_same(tmp_path / "checkpoints" / "last", regular / "steps" / "after_2")
+        assert_same(tmp_path / "checkpoints" / "last", regular / "by_step" / "after_2")
     if code == 75:
         assert f"did not return in {LIMIT_S} s" in line and "rollout.timeout_s" in line
         if phase == "generate":
@@ -142,7 +142,7 @@ def test_where_no_python_code_can_run_the_cause_is_still_said(
     done = run_train(tmp_path, *BREAKING, "trainer.checkpoint_every=2", broken=f"generate:{how}")
     assert done.returncode == code
     assert cause in done.stderr and f"in {how}" in done.stderr
-    assert_same(tmp_path / "checkpoints" / "last", regular / "steps" / "after_2")
+    assert_same(tmp_path / "checkpoints" / "last", regular / "by_step" / "after_2")
 
 
 @needs_vllm

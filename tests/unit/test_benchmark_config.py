@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from atrl.benchmarks.base import Benchmark, Item
-from atrl.benchmarks.generate import problems, refuse_videos
+from atrl.benchmarks.base import Benchmark
+from atrl.benchmarks.generate import problems
 from atrl.benchmarks.mathvista import MathVista
 from atrl.benchmarks.mmmu import MMMU
 from atrl.benchmarks.source import OfficialRows, rows_of
@@ -21,6 +21,7 @@ from atrl.data.geometry import GeometryProblems
 from atrl.data.rows import Row
 from atrl.data.tables import Table
 from atrl.schema import locate
+from tests.unit.video_files import encode
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml") if path.stem != "math")
@@ -108,12 +109,19 @@ def test_a_missing_picture_is_named(tmp_path):
         problems(rule, table, rule.items(table))
 
 
-def test_a_benchmark_of_videos_is_refused_before_anything_loads():
-    with pytest.raises(ValueError, match="benchmark=vsibench asks about videos"):
-        refuse_videos(VsiBench())
-    item = Item("1", "4", {"question_type": "object_counting", "question": "How many?", "dataset": "d", "scene": "s"})
-    assert VsiBench().video(item) == "d/s.mp4"
-    assert VsiBench().prompt(item).splitlines()[0] == "These are frames of a video."
+def test_a_benchmark_of_videos_asks_about_the_file_that_its_data_names(tmp_path):
+    row = {"id": 7, "ground_truth": "4", "question_type": "object_counting", "question": "How many <video>s?"}
+    row |= {"dataset": "d", "scene_name": "s", "options": None}
+    rule, table = VsiBench(), Table("t", "t", list(row), [Row(row, "row 1 of t", 1)], tmp_path)
+    with pytest.raises(ValueError, match=r"problem 7 \(row 1 of t\): video .*s\.mp4' does not exist.*image_folder"):
+        problems(rule, table, rule.items(table))
+    (tmp_path / "d").mkdir()
+    encode(tmp_path / "d" / "s.mp4")
+    (problem,) = problems(rule, table, rule.items(table))
+    assert [video.source for video in problem.videos] == [tmp_path / "d" / "s.mp4"]
+    lines = ["<video>These are frames of a video.", "How many s?"]
+    lines.append("Please answer the question using a single word or phrase.")
+    assert (problem.question, problem.images) == ("\n".join(lines), ())
 
 
 def test_an_empty_table_is_refused(tmp_path):

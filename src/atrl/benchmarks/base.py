@@ -101,6 +101,8 @@ class Benchmark(ABC):
     uses_sympy: ClassVar[bool] = False
     """Whether workers should load sympy's LaTeX reader before the first answer."""
     image_roles: ClassVar[tuple[str, ...]] = ("image",)
+    has_videos: ClassVar[bool] = False
+    """Whether its questions are about videos, which `video` names."""
 
     hub: str
     columns: Columns
@@ -171,7 +173,11 @@ class Benchmark(ABC):
 
     @abstractmethod
     def prompt(self, item: Item) -> str:
-        """The question in the official words; pictures are put in front of it."""
+        """The question in the official words; pictures and videos are put in front of it."""
+
+    def video(self, item: Item) -> str | None:
+        """Where the data keeps the video that is asked about, from ``data.image_folder`` on; None without one."""
+        return None
 
     # What is made of its answer.
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from atrl.benchmarks.base import Answer, Benchmark, Item
 from atrl.data.images import check_images
-from atrl.data.prompts import IMAGE_MARK
+from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.data.rows import Row, RowFormat
+from atrl.data.videos import check_videos
 from atrl.evaluation.score import held_out_sampling
+from atrl.preflight import check_videos_taken
 from atrl.types import Problem
 
 if TYPE_CHECKING:
@@ -52,16 +54,25 @@ class Session:
             "max_prompt_tokens": self._rollout.max_prompt_tokens,
         }
 
+    @property
+    def frames(self) -> int | str:
+        """Of a video that are shown, for the stamp."""
+        chosen = self._rollout.frames
+        return chosen.count if chosen.rate is None else f"{chosen.rate:g} per second, {chosen.count} at most"
+
     def check(self, tasks: Sequence[tuple[Benchmark, Table, list[Item]]]) -> None:
         """Make every problem, so that what can't be used stops the evaluation before a model loads.
 
         Raises:
-            ValueError: as `problems`, and for a checkpoint that is not there.
+            ValueError: as `problems`, for a checkpoint that is not there, and for videos that can't be read, or that
+                model or sampler don't take.
         """
         self._model.check()
         for benchmark, table, items in tasks:
             self._problems[benchmark.name] = problems(benchmark, table, items)
             check_images(self._problems[benchmark.name])
+            check_videos_taken(self._problems[benchmark.name], self._model.model_type(), self._rollout.sampler)
+            check_videos(self._problems[benchmark.name])
 
     def __enter__(self) -> Session:
         import torch
@@ -117,20 +128,11 @@ class Session:
         return answers
 
 
-def refuse_videos(benchmark: Benchmark) -> None:
-    """Raises ValueError, in one line, for a benchmark about videos, which no prompt can hold yet."""
-    if hasattr(benchmark, "video"):
-        raise ValueError(
-            f"benchmark={benchmark.name} asks about videos, and prompts hold pictures only: score recorded answers "
-            "with predictions=FILE"
-        )
-
-
 def problems(benchmark: Benchmark, table: Table, items: Sequence[Item]) -> list[Problem]:
-    """What is asked: the official prompt, its pictures in front.
+    """What is asked: the official prompt, its pictures or video in front.
 
     Raises:
-        ValueError: if a picture is missing.
+        ValueError: if a picture or video is missing.
     """
     columns = [benchmark.columns[role] for role in benchmark.image_roles if role in benchmark.columns]
     rows = dict(zip((item.id for item in benchmark.items(table)), table.rows, strict=True))
@@ -139,9 +141,9 @@ def problems(benchmark: Benchmark, table: Table, items: Sequence[Item]) -> list[
 
 def _problem(benchmark: Benchmark, item: Item, row: Row, columns: Sequence[Any], folder: Path | None) -> Problem:
     images = [value for names in columns for value in _images(row, names)]
-    text = benchmark.prompt(item).replace(IMAGE_MARK, "").strip()
+    text = benchmark.prompt(item).replace(IMAGE_MARK, "").replace(VIDEO_MARK, "").strip()
     pictured = [image for image in images if not hasattr(image, "size")]
-    values = {"problem": text, "answer": item.gold, "images": pictured}
+    values = {"problem": text, "answer": item.gold, "images": pictured, "videos": benchmark.video(item)}
     if len(pictured) == len(images):
         return _FORMAT.to_problem(Row(values, row.place, row.number), item.id, folder)
     return Problem(id=item.id, question=IMAGE_MARK * len(images) + text, answer=item.gold, images=tuple(images))

@@ -33,6 +33,7 @@ def make_stamp(
     judge: Judge | None = None,
     decoding: Mapping[str, Any] | None = None,
     pixels: Mapping[str, Any] | None = None,
+    frames: int | str | None = None,
     extract_again: bool | None = None,
 ) -> dict[str, Any]:
     """All that must agree before two results may stand in one table.
@@ -41,6 +42,7 @@ def make_stamp(
         subset: which of the benchmark's problems were answered.
         decoding: how the answers were sampled; None where they were recorded and nobody knows.
         pixels: `min_pixels` and `max_pixels` of a picture; None likewise.
+        frames: that were shown of a video; None likewise, and without videos.
         extract_again: of recorded answers whether extractions were ignored; None of others.
     """
     asked = decoding is not None
@@ -57,7 +59,7 @@ def make_stamp(
         "decoding": dict(decoding) if decoding is not None else None,
         "min_pixels": (pixels or {}).get("min_pixels"),
         "max_pixels": (pixels or {}).get("max_pixels"),
-        "frames": getattr(benchmark, "frames", None),
+        "frames": frames,
         "subset": subset,
         "data_sha256": checksum(items),
         "options": options,

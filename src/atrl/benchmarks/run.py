@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atrl.benchmarks.answers import digest, read_answers
 from atrl.benchmarks.base import Answer, Benchmark, Item, check_gold, checksum
-from atrl.benchmarks.generate import Session, refuse_videos
+from atrl.benchmarks.generate import Session
 from atrl.benchmarks.result import make_stamp, summarise, table, write_result
 from atrl.benchmarks.rewarded import RewardedBenchmark
 from atrl.benchmarks.scoring import RecordFile, score_answers, scorer_for
@@ -81,8 +81,6 @@ def score_checkpoint(config: DictConfig, folder: Path) -> dict[str, Any]:
     settings = _settings(config)
     source = instantiate(config.data)
     benchmarks = [instantiate(node) for node in config.benchmark.values()]
-    for benchmark in benchmarks:
-        refuse_videos(benchmark)
     if len(benchmarks) > 1 and getattr(source, "path", None):
         raise ValueError("data.path is of one benchmark: leave it out, or score one benchmark after the other")
     folders = {b.name: folder if len(benchmarks) == 1 else folder / b.name for b in benchmarks}
@@ -101,6 +99,7 @@ def score_checkpoint(config: DictConfig, folder: Path) -> dict[str, Any]:
             judge=judge,
             decoding=session.decoding,
             pixels=session.pixels,
+            frames=session.frames if task.benchmark.has_videos else None,
         )
         results[task.benchmark.name] = _score(task, task.items, answers, stamp, judge, settings)
     return next(iter(results.values())) if len(results) == 1 else results

@@ -61,8 +61,7 @@ class VsiBench(Benchmark):
     its three levels. The same again as ``tolerant``, where the answer is looked for in the whole response: "about 3
     chairs" is nothing to the official rule and 3 to the tolerant one.
 
-    Args:
-        frames: of a video that a model sees: 16, 32 or 64, taken at equal distances.
+    The authors show 32 frames of a video, at equal distances (``rollout.video_frames``).
     """
 
     name = "vsibench"
@@ -70,16 +69,12 @@ class VsiBench(Benchmark):
     required = ("id", "answer", "question_type")
     extras = ("tolerant",)
     image_roles = ()
+    has_videos = True
     hub: str = "nyu-visionx/VSI-Bench"
     columns: Columns = field(default_factory=lambda: dict(_COLUMNS))
     instruction: str = "Answer with the option's letter from the given choices directly."
     number_instruction: str = "Please answer the question using a single word or phrase."
     introduction: str = "These are frames of a video."
-    frames: int = 32
-
-    def __post_init__(self) -> None:
-        if self.frames not in (16, 32, 64):
-            raise ValueError(f"benchmark.vsibench.frames must be 16, 32 or 64, got {self.frames}")
 
     def video(self, item: Item) -> str:
         """Where the data keeps an item's video: ``<dataset>/<scene>.mp4``."""
