@@ -428,6 +428,11 @@ def test_a_temperature_that_vllm_would_change_is_refused(engine: VllmSampler, pr
         engine.generate(prompts[:1], Sampling(group_size=1, temperature=0.001), seed="0/1")
 
 
+LOCAL = pytest.mark.parametrize("sampler", ["transformers", "vllm"], indirect=True)
+"""A server neither says what it left nor keeps groups apart; the config is refused."""
+
+
+@LOCAL
 @pytest.mark.parametrize("limits", [{"top_k": 7}, {"top_k": 20, "top_p": 0.6}, {"top_k": 20, "min_p": 0.5}])
 def test_logprobs_are_over_the_tokens_that_were_left(
     sampler: Sampler, policy, handle: ModelHandle, prompts, limits: dict
@@ -460,6 +465,7 @@ def test_vllm_needs_a_bound_on_what_is_left(engine: VllmSampler, prompts) -> Non
         engine.generate(prompts[:1], Sampling(group_size=2, top_p=0.9), seed="0/1")
 
 
+@LOCAL
 def test_separate_groups_do_not_depend_on_their_company_in_any_bit(sampler: Sampler, prompts) -> None:
     """Ids and log-probs of a prompt alone, among others, and among others in another order."""
     sampling = Sampling(group_size=3, max_response_tokens=16, separate_groups=True)

@@ -186,6 +186,10 @@ def test_limits_need_a_sampler_that_says_what_it_keeps(overrides: list[str], mes
             ["rollout=server", "rollout.sampler.url=http://localhost:1"],
             "trainer.deterministic=true can't be used with rollout=server, which generates in batches",
         ),
+        (
+            ["rollout=vllm", "rollout.sampler.tensor_parallel_size=2"],
+            "trainer.deterministic=true can't be used with rollout.sampler.tensor_parallel_size=2: an engine that",
+        ),
         (["trainer.strategy=fsdp"], "trainer.deterministic=true can't be used with trainer.strategy=fsdp"),
         (["rollout=vllm"], None),
         (["rollout=transformers"], None),
