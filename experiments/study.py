@@ -16,6 +16,7 @@ import argparse
 import concurrent.futures
 import csv
 import json
+import math
 import os
 import shutil
 import statistics
@@ -232,8 +233,9 @@ def table(task: str) -> str:
 
 
 def shown(value: tuple[float, float], *, sign: bool = False) -> str:
-    """Mean ± half width."""
-    return f"{value[0]:{'+' if sign else ''}.3f} ± {value[1]:.3f}"
+    """Mean ± half width; of a single run the value alone."""
+    mean = f"{value[0]:{'+' if sign else ''}.3f}"
+    return mean if math.isnan(value[1]) else f"{mean} ± {value[1]:.3f}"
 
 
 def positive(text: str) -> int:
