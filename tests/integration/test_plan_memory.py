@@ -99,7 +99,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("tiny", "no credit", "a micro-batch waits for its clusters", "reference", "autocast")
+"""What `make test` looks at; `make test-all` takes all."""
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_planned_memory_is_what_a_step_takes(case: str, train, tmp_path: Path) -> None:
     overrides, sizes = CASES[case]
     options = ("rollout=transformers", "trainer.evaluate_samples=0", *overrides)
