@@ -122,7 +122,7 @@ def test_two_processes_change_the_policy_as_one_does(tmp_path: Path) -> None:
     """To the bit if deterministic, by every scheme; otherwise but for rounding, which AdamW makes larger."""
     runs = {f"{scheme}_fast": (*BASE, f"credit={scheme}") for scheme in ("atrl", "vppo", "papo")}
     runs |= {f"{scheme}_exact": (*DETERMINISTIC, f"credit={scheme}") for scheme in SCHEMES}
-    both = run_ranks(as_one_of_two, tmp_path, runs)[0]
+    both = run_ranks(as_one_of_two, tmp_path, runs, seconds=900)[0]
     off = {}
     for name, options in runs.items():
         before, after = two_steps(tmp_path / f"{name}_alone", *options)

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 
-def run_ranks(function: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
-    """What `function(*arguments)` returns on each rank, over gloo. Fresh interpreters: importable functions only."""
+def run_ranks(function: Callable[..., Any], *arguments: Any, world: int = 2, seconds: float = 120) -> list[Any]:
+    """What `function(*arguments)` returns on each rank, over gloo. Fresh interpreters: importable functions only.
+
+    Ranks that wait for each other for ever would hang the tests: after so many `seconds` they are given up.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with multiprocessing.get_context("spawn").Pool(world) as pool:
         calls = [pool.apply_async(_as_rank, (rank, world, port, function, arguments)) for rank in range(world)]
-        return [call.get(timeout=120) for call in calls]
+        return [call.get(timeout=seconds) for call in calls]
 
 
 def _as_rank(rank: int, world: int, port: int, function: Callable[..., Any], arguments: tuple) -> Any:
