@@ -28,12 +28,6 @@ OPTIONS = (
 Replay = Callable[..., tuple[bool, str]]
 
 
-def command(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, REPOSITORY / script, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replay")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import inf, log, nan
 
 import numpy as np
@@ -14,14 +15,14 @@ from test_algorithms import composed, refusal
 
 from atrl.advantage import GroupAdvantage
 from atrl.config import check_config
-from atrl.loss.correction import SequenceMask, SequenceTruncate, TokenMask, TokenTruncate, ratio_metrics
+from atrl.loss.correction import Mask, Truncate, ratio_metrics
 from atrl.loss.objective import Objective
 
 KINDS = {
-    "token_truncate": TokenTruncate,
-    "token_mask": TokenMask,
-    "sequence_truncate": SequenceTruncate,
-    "sequence_mask": SequenceMask,
+    "token_truncate": partial(Truncate, unit="token"),
+    "token_mask": partial(Mask, unit="token"),
+    "sequence_truncate": partial(Truncate, unit="sequence"),
+    "sequence_mask": partial(Mask, unit="sequence"),
 }
 RATIOS = torch.tensor([[0.25, 1.5, 3.0, 1.0], [0.5, 0.5, 9.0, 9.0], [2.0, 1.0, 1.0, 1.0]])
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False], [True, True, True, False]])
@@ -65,6 +66,7 @@ def test_a_response_far_above_the_bound(name: str) -> None:
     limit = 2.0 if name == "sequence_truncate" else 0.0
     assert found.weights.tolist() == [[limit] * 2, [limit] * 2, [0.0] * 2]
     assert found.limited.tolist() == [[True] * 2, [True] * 2, [False] * 2]
+    assert KINDS[name](low=0.5)(log_ratio, torch.ones(3, 2, dtype=torch.bool)).limited.all()  # 0 is below 0.5
 
 
 @pytest.mark.parametrize("garbage", [nan, inf, -inf, 50.0])
@@ -80,6 +82,11 @@ def test_nothing_outside_the_mask_has_an_effect(kind, garbage: float) -> None:
 def test_a_perfect_sampler_changes_nothing(kind) -> None:
     found = kind(low=0.9, high=1.1)(torch.zeros(3, 4, requires_grad=True), MASK)
     assert torch.equal(found.weights, MASK.float()) and not found.limited.any() and not found.weights.requires_grad
+
+
+def test_the_unit_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^algorithm\.correction\.unit must be token or sequence, got 'group'"):
+        Mask(unit="group")
 
 
 @pytest.mark.parametrize("kind", KINDS.values())
@@ -143,7 +150,7 @@ def test_token_credit_keeps_its_weights() -> None:
     batch = random_batch().with_token_advantages()
     given = replace(experience(batch, old=False), sampler_logprobs=batch.logprobs - log(1.5))
     without = total_and_gradient(objective(LOSSES[0]), batch, given)
-    corrected = total_and_gradient(objective(LOSSES[0], correction=TokenTruncate()), batch, given)
+    corrected = total_and_gradient(objective(LOSSES[0], correction=Truncate(unit="token")), batch, given)
     torch.testing.assert_close(corrected[0], 1.5 * without[0])
     torch.testing.assert_close(corrected[1], 1.5 * without[1])
 
@@ -185,8 +192,9 @@ def test_none_is_the_default_and_can_be_asked_for() -> None:
 def test_a_loss_with_one_ratio_a_response_takes_one_weight_a_response() -> None:
     for name in ("token_truncate", "token_mask"):
         assert refusal("algorithm=gspo", "credit=none", f"algorithm/correction={name}") == (
-            f"algorithm.correction={KINDS[name].__name__} can't be used with SequenceClippedLoss, whose ratio and clip "
-            "are per response: use algorithm/correction=sequence_mask or sequence_truncate, or algorithm=gspo_token"
+            f"algorithm.correction={KINDS[name].func.__name__} can't be used with SequenceClippedLoss, whose ratio and "
+            "clip are per response: use algorithm/correction=sequence_mask or sequence_truncate, or "
+            "algorithm=gspo_token"
         )
     for name in ("sequence_truncate", "sequence_mask"):
         check_config(composed("algorithm=gspo", "credit=none", f"algorithm/correction={name}"))

@@ -40,7 +40,8 @@ def correction_suits_the_loss(config: DictConfig) -> str | None:
     if None in targets:
         return None
     loss, correction = map(locate, targets)
-    if getattr(loss, "accepts_token_credit", True) or getattr(correction, "unit", "token") == "sequence":
+    unit = OmegaConf.select(config, "algorithm.correction.unit")
+    if getattr(loss, "accepts_token_credit", True) or unit == "sequence":
         return None
     return (
         f"algorithm.correction={correction.__name__} can't be used with {loss.__name__}, whose ratio and clip are per "

@@ -13,13 +13,15 @@ those of TRL's `vllm_importance_sampling_mode`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
+
+from atrl.loss.base import PerToken, TokenMask
 
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
@@ -28,125 +30,73 @@ QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 class CorrectionWeights:
     """What the loss of each token is multiplied by; no gradient."""
 
-    weights: Float[Tensor, "rollout response"]
+    weights: PerToken
     """0 outside the mask."""
-    limited: Bool[Tensor, "rollout response"]
+    limited: TokenMask
     """Trained tokens whose ratio is out of bounds: truncated or masked."""
 
 
 class Correction(Protocol):
     """Log-ratios of trainer to sampler → weights. What stands outside the mask has no effect."""
 
-    unit: ClassVar[Literal["token", "sequence"]]
-    """What has a weight of its own."""
-
-    def __call__(
-        self, log_ratio: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
-    ) -> CorrectionWeights: ...
+    def __call__(self, log_ratio: PerToken, mask: TokenMask) -> CorrectionWeights: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Bounds:
-    """Raises ValueError where `low` and `high` don't have 1, the ratio of a perfect sampler, between them."""
-
+class _Bounded(ABC):
+    unit: Literal["token", "sequence"]
     low: float = 0.0
     high: float = 2.0
 
     def __post_init__(self) -> None:
+        """Raises ValueError where `low` and `high` don't have 1, the ratio of a perfect sampler, between them."""
+        if self.unit not in ("token", "sequence"):
+            raise ValueError(f"algorithm.correction.unit must be token or sequence, got {self.unit!r}")
         if not 0 <= self.low < 1:
             raise ValueError(f"algorithm.correction.low must be in [0, 1), got {self.low}: 0 is no lower bound")
         if not self.high > 1:
             raise ValueError(f"algorithm.correction.high must be above 1, got {self.high}: 2 is usual")
 
-    def _truncated(self, ratio: Tensor, mask: Bool[Tensor, "rollout response"]) -> CorrectionWeights:
-        weights = ratio.clamp(self.low, self.high)
-        return CorrectionWeights(torch.where(mask, weights, 0.0), mask & (weights != ratio))
-
-    def _masked(self, ratio: Tensor, mask: Bool[Tensor, "rollout response"]) -> CorrectionWeights:
+    @torch.no_grad()
+    def __call__(self, log_ratio: PerToken, mask: TokenMask) -> CorrectionWeights:
+        """The ratio of each token, or of its whole response, within the bounds."""
+        if self.unit == "sequence":
+            log_ratio = torch.where(mask, log_ratio, 0.0).sum(dim=1, keepdim=True).expand(mask.shape)
+        ratio = log_ratio.exp()
         inside = (ratio >= self.low) & (ratio <= self.high)
-        return CorrectionWeights(torch.where(mask & inside, ratio, 0.0), mask & ~inside)
+        return CorrectionWeights(torch.where(mask, self._bounded(ratio, inside), 0.0), mask & ~inside)
+
+    @abstractmethod
+    def _bounded(self, ratio: PerToken, inside: TokenMask) -> PerToken:
+        """What counts of each ratio, given whether it is within the bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenTruncate(_Bounds):
-    """``min(max(ρ_t, low), high)``: each token's own ratio, bounded (TIS, Yao et al., with low = 0).
+class Truncate(_Bounded):
+    """``min(max(ρ, low), high)``: TIS of Yao et al. with ``unit=token`` and ``low=0``.
 
     Args:
+        unit: token, each has the ratio ρ_t of its own; sequence, all of a response have the product Π_t ρ_t.
         low: a smaller ratio counts as this; 0 is no bound.
         high: a larger ratio counts as this.
     """
 
-    unit = "token"
-
-    @torch.no_grad()
-    def __call__(
-        self, log_ratio: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
-    ) -> CorrectionWeights:
-        """The bounded ratio of each token."""
-        return self._truncated(log_ratio.exp(), mask)
+    def _bounded(self, ratio: PerToken, inside: TokenMask) -> PerToken:
+        return ratio.clamp(self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenMask(_Bounds):
-    """``ρ_t`` if low ≤ ρ_t ≤ high, else 0: a token whose ratio is out of bounds is not trained on.
+class Mask(_Bounded):
+    """``ρ`` if ``low ≤ ρ ≤ high``, else 0: not trained on. MIS of Liu et al. with ``unit=sequence`` and ``low=0``.
 
     Args:
-        low: tokens below are left out; 0 is no bound.
-        high: tokens above are left out.
+        unit: token, each has the ratio ρ_t of its own; sequence, all of a response have the product Π_t ρ_t.
+        low: what has a smaller ratio is left out; 0 is no bound.
+        high: what has a larger ratio is left out.
     """
 
-    unit = "token"
-
-    @torch.no_grad()
-    def __call__(
-        self, log_ratio: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
-    ) -> CorrectionWeights:
-        """The ratio of each token, or 0."""
-        return self._masked(log_ratio.exp(), mask)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceTruncate(_Bounds):
-    """``min(max(Π_t ρ_t, low), high)`` on every token of a response: the ratio of the whole, bounded.
-
-    Args:
-        low: a smaller ratio counts as this; 0 is no bound.
-        high: a larger ratio counts as this.
-    """
-
-    unit = "sequence"
-
-    @torch.no_grad()
-    def __call__(
-        self, log_ratio: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
-    ) -> CorrectionWeights:
-        """The bounded ratio of its response on each token."""
-        return self._truncated(_sequence_ratio(log_ratio, mask), mask)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceMask(_Bounds):
-    """``Π_t ρ_t`` on every token of a response if it is within [low, high], else 0 (MIS, Liu et al., with low = 0).
-
-    Args:
-        low: responses below are left out; 0 is no bound.
-        high: responses above are left out.
-    """
-
-    unit = "sequence"
-
-    @torch.no_grad()
-    def __call__(
-        self, log_ratio: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
-    ) -> CorrectionWeights:
-        """The ratio of its response on each token, or 0."""
-        return self._masked(_sequence_ratio(log_ratio, mask), mask)
-
-
-def _sequence_ratio(
-    log_ratio: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
-) -> Float[Tensor, "rollout response"]:
-    return torch.where(mask, log_ratio, 0.0).sum(dim=1, keepdim=True).exp().expand(mask.shape)
+    def _bounded(self, ratio: PerToken, inside: TokenMask) -> PerToken:
+        return torch.where(inside, ratio, 0.0)
 
 
 def ratio_metrics(
