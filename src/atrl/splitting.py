@@ -18,6 +18,9 @@ from atrl.types import Experience
 class Split(Protocol):
     """Consecutive slices of a batch's rollouts, and the batch that each of them is to the model."""
 
+    one_width: bool
+    """Whether all pieces are padded alike."""
+
     def slices(self, experience: Experience) -> list[slice]: ...
     def piece(self, experience: Experience, rows: slice) -> Experience: ...
 
@@ -27,6 +30,7 @@ class EvenSplit:
     """`size` rollouts at a time, padded like the whole batch."""
 
     size: int
+    one_width = True
 
     def slices(self, experience: Experience) -> list[slice]:
         """The last may be shorter."""
@@ -44,6 +48,8 @@ class GroupSplit:
     The kernels of a matrix product depend on its shape, and so do the last bits of its result. A group that always has
     the shapes of its own gets the same bits in whatever batch, micro-batch size or number of processes.
     """
+
+    one_width = False
 
     def slices(self, experience: Experience) -> list[slice]:
         """A slice a group: what comes before the number of the sample in a rollout's key names it."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.integration.conftest import REPOSITORY, compose_config
+from tests.integration.test_command_line import run as command
 
 OPTIONS = (
     *("rollout=transformers", "logger=csv", "seed=3", "trainer.max_steps=3", "trainer.evaluate_samples=4"),

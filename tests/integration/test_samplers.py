@@ -460,11 +460,6 @@ def test_logprobs_are_over_the_tokens_that_were_left(
     assert same > 0.97 * positions  # a token at the very limit may fall on either side
 
 
-def test_vllm_needs_a_bound_on_what_is_left(engine: VllmSampler, prompts) -> None:
-    with pytest.raises(ValueError, match=r"rollout.top_k must be set where rollout.top_p or min_p leaves tokens out"):
-        engine.generate(prompts[:1], Sampling(group_size=2, top_p=0.9), seed="0/1")
-
-
 @LOCAL
 def test_separate_groups_do_not_depend_on_their_company_in_any_bit(sampler: Sampler, prompts) -> None:
     """Ids and log-probs of a prompt alone, among others, and among others in another order."""

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from torch import Tensor
+from vision import count_encodings, vision_gradient
 
 from atrl.credit.bound import join_credit
 from atrl.experience import build_experience, collate, micro_batches
@@ -141,23 +142,11 @@ def test_logits_are_those_of_each_rollout_alone(policy, batch):
 def test_a_shared_picture_is_encoded_once_and_gets_every_rows_gradient(policy, prompts, monkeypatch):
     rollouts = [Rollout([20, 21, 22], [0.0] * 3, True), Rollout([30, 31], [0.0] * 2, True)]
     shared = build_experience([RolloutGroup(prompts["two"], rollouts, ["", ""], 0)], pad_id=0)
-    encoded = []
-    original = policy.get_image_features
-    monkeypatch.setattr(
-        policy,
-        "get_image_features",
-        lambda pixels, *rest, **options: encoded.append(len(pixels)) or original(pixels, *rest, **options),
-    )
-
-    def gradient(total: Tensor) -> Tensor:
-        policy.zero_grad()
-        total.backward()
-        return policy.model.visual.patch_embed.proj.weight.grad.clone()
-
-    together = gradient(response_logits(policy, shared)[shared.response_mask].square().sum())
+    encoded = count_encodings(policy, monkeypatch)
+    together = vision_gradient(policy, response_logits(policy, shared)[shared.response_mask].square().sum())
     assert encoded == [len(prompts["two"].pixels["pixel_values"])]
     rows = [stock_logits(policy, shared, row)[-length - 1 : -1] for row, length in ((0, 3), (1, 2))]
-    apart = gradient(torch.cat(rows).square().sum())
+    apart = vision_gradient(policy, torch.cat(rows).square().sum())
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-3 * float(apart.abs().max()))
 
 

@@ -8,6 +8,7 @@ from attention import assert_agrees, eager_attention, read
 from conftest import rollout_batch
 from torch import Tensor
 from video_prompts import problems, qwen3_vl
+from vision import count_encodings, vision_gradient
 
 from atrl.credit.regions import padded_regions, visual_token_ids
 from atrl.data.prompts import PromptBuilder
@@ -107,22 +108,12 @@ def test_a_shared_video_is_encoded_once_and_gets_every_rows_gradient(policy, pro
     prompt = prompts_for(processor)["mixed"]
     rollouts = [Rollout([20, 21, 22], [0.0] * 3, True), Rollout([30, 31], [0.0] * 2, True)]
     shared = build_experience([RolloutGroup(prompt, rollouts, ["", ""], 0)], pad_id=0)
-    encoded, original = [], policy.get_image_features
-    monkeypatch.setattr(
-        policy,
-        "get_image_features",
-        lambda pixels, *rest, **options: encoded.append(len(pixels)) or original(pixels, *rest, **options),
-    )
-
-    def gradient(total: Tensor) -> Tensor:
-        policy.zero_grad()
-        total.backward()
-        return policy.model.visual.patch_embed.proj.weight.grad.clone()
-
-    together = gradient(response_logits(policy, shared)[shared.response_mask].square().sum())
+    encoded = count_encodings(policy, monkeypatch)
+    together = vision_gradient(policy, response_logits(policy, shared)[shared.response_mask].square().sum())
     assert encoded == [sum(len(prompt.pixels[name]) for name in ("pixel_values", "pixel_values_videos"))]
     monkeypatch.undo()
-    apart = gradient(torch.cat([alone(policy, shared, row, positions=True) for row in range(2)]).square().sum())
+    rows = torch.cat([alone(policy, shared, row, positions=True) for row in range(2)])
+    apart = vision_gradient(policy, rows.square().sum())
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-3 * float(apart.abs().max()))
 
 

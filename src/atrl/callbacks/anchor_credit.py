@@ -17,7 +17,6 @@ from atrl.credit.calibration import HeadCalibration
 from atrl.credit.probe import AttentionProbe
 from atrl.metrics import mean_of
 from atrl.module import PolicyModule
-from atrl.splitting import EvenSplit
 from atrl.types import CreditOutput
 
 
@@ -69,7 +68,7 @@ class AnchorCreditCallback(Callback):
             compares = f"credit={self.scheme.name} compares rollouts and reads layers, which works "
             if trainer.world_size > 1:
                 raise ValueError(f"{compares}in one process only: set trainer.devices=1 and trainer.num_nodes=1")
-            if not isinstance(pl_module.split, EvenSplit):
+            if not pl_module.split.one_width:
                 raise ValueError(f"{compares}in a batch with one padding only: set trainer.deterministic=false")
         if not searching:
             self._bind(pl_module)

@@ -37,18 +37,11 @@ class BoundRollouts:
     sampling: Sampling
 
     def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]:
-        """A group of rollouts for every prompt.
-
-        Raises:
-            ValueError: if the sampler leaves tokens out and doesn't say which, so that the trainer's log-probs would be
-                those of another distribution.
-        """
+        """A group of rollouts for every prompt."""
         groups = self.sampler.generate(prompts, self.sampling, seed=seed)
-        if self.sampling.truncates and any(rollout.kept is None for group in groups for rollout in group.rollouts):
-            raise ValueError(
-                f"rollout={self.sampler.name} doesn't say which tokens rollout.top_k, top_p and min_p left: "
-                "set top_k=null, top_p=1 and min_p=0"
-            )
+        assert not self.sampling.truncates or all(rollout.kept for group in groups for rollout in group.rollouts), (
+            f"rollout={self.sampler.name} left tokens out without saying which, though says_what_it_keeps promises it"
+        )
         return groups
 
     def rest(self) -> None:

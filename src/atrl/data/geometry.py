@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from atrl.data import wording
 from atrl.data.base import Split
+from atrl.data.generated import SHARES, GeneratedProblems
 from atrl.types import Problem, ReadingRule
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ Point = tuple[int, int]
 Kind = Literal["read", "midpoint", "distance", "slope"]
 
 _COLOURS = {"A": "#d62728", "B": "#1f77b4"}
-_SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.7), "selection": (0.7, 0.8), "test": (0.8, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class GeometryProblems:
         wording.fillers(self.filler_sentences, random.Random(0))  # refuses what is too many
         if not self.kinds:
             raise ValueError("data.kinds is empty: name at least one of read, midpoint, distance, slope")
-        if "midpoint" in self.kinds and not all(midpoint_pairs(split_pairs(self.grid, split)) for split in _SHARES):
+        if "midpoint" in self.kinds and not all(midpoint_pairs(split_pairs(self.grid, split)) for split in SHARES):
             raise ValueError(
                 f"data.grid={self.grid} is too small for data.kinds=[midpoint]: a split would have no pair of points "
                 "with an integer midpoint; set data.grid to 3 or more"
@@ -70,10 +71,8 @@ class GeometryProblems:
 
     def load(self, split: Split) -> Sequence[Problem]:
         """The problems of `split`, the same for the same seed, on every machine and for every world size."""
-        size = {"train": self.train_size, "selection": self.selection_size, "test": self.test_size}[split]
-        if size < 1:
-            raise ValueError(f"data.{split}_size is {size}, which leaves no problem: set it to 1 or more")
-        return _Drawn(self, split, size)
+        make = partial(self.problem, pairs=split_pairs(self.grid, split))
+        return GeneratedProblems(make, split, getattr(self, f"{split}_size"))
 
     def baseline(self) -> None:
         """No blind baseline is given: the controls of `experiments/` measure it."""
@@ -112,30 +111,12 @@ def _slip(value: int, step: int, grid: int, rng: random.Random) -> int:
     return rng.choice([near for near in (value - step, value + step) if 0 <= near < grid] or [value])
 
 
-class _Drawn(Sequence[Problem]):
-    """Problems made when they are asked for: thousands of pictures need no memory."""
-
-    def __init__(self, source: GeometryProblems, split: Split, size: int) -> None:
-        self._source, self._split, self._size = source, split, size
-        self._pairs = split_pairs(source.grid, split)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._size))]
-        if not -self._size <= index < self._size:
-            raise IndexError(index)
-        return self._source.problem(f"{self._split}-{index % self._size}", self._pairs)
-
-
 def split_pairs(grid: int, split: Split) -> list[tuple[Point, Point]]:
     """The unordered pairs of distinct grid points that belong to `split`; the three splits are disjoint."""
     points = [(x, y) for x in range(grid) for y in range(grid)]
     pairs = [(a, b) for i, a in enumerate(points) for b in points[i + 1 :]]
     random.Random("point pairs").shuffle(pairs)
-    low, high = _SHARES[split]
+    low, high = SHARES[split]
     return pairs[round(low * len(pairs)) : round(high * len(pairs))]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from atrl.data.base import Baseline, Split, uniform_hash
+from atrl.data.generated import SHARES, GeneratedProblems
 from atrl.data.geometry import Point, draw
 from atrl.types import Problem, ReadingRule, Video
 
@@ -29,7 +30,6 @@ STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, 1), "down": (0, -1)}
 STAYED = "stayed"
 _DUSK = 192
 """Brightness of the last second's white; the first second's is 255."""
-_SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.7), "selection": (0.7, 0.8), "test": (0.8, 1.0)}
 _QUESTIONS: dict[Kind, tuple[str, ...]] = {
     "where": ("Where is {asked} at second {at}?", "What are the coordinates of {asked} at second {at}?"),
     "move": (
@@ -99,20 +99,17 @@ class MovingMarkersProblems:
 
     def load(self, split: Split) -> Sequence[Problem]:
         """The problems of `split`, the same for the same seed, on every machine and for every world size."""
-        size = self._size(split)
-        if size < 1:
-            raise ValueError(f"data.{split}_size is {size}, which leaves no problem: set it to 1 or more")
-        return _Drawn(self, split, size)
+        return GeneratedProblems(self.problem, split, getattr(self, f"{split}_size"))
 
     def baseline(self) -> Baseline:
         """What the best fixed answer to each kind of question gets right on the test split, chosen on that split."""
         answers: dict[str, Counter[str]] = {kind: Counter() for kind in self.kinds}
-        for index in range(self._size("test")):
+        for index in range(self.test_size):
             scene = self.scene(f"test-{index}")
             answers[scene.kind][scene.answer] += 1
         right = sum(max(counts.values(), default=0) for counts in answers.values())
         description = "the most frequent answer to each kind of question, without the video"
-        return Baseline(description=description, accuracy=right / self._size("test"), problems=self._size("test"))
+        return Baseline(description=description, accuracy=right / self.test_size, problems=self.test_size)
 
     def scene(self, problem_id: str) -> Scene:
         """What problem "split-number" shows and asks; a function of seed and id alone."""
@@ -146,32 +143,12 @@ class MovingMarkersProblems:
         light = round(255 - (255 - _DUSK) * second / (self.seconds - 1))
         return ImageChops.multiply(picture, Image.new("RGB", picture.size, (light,) * 3))
 
-    def _size(self, split: Split) -> int:
-        return {"train": self.train_size, "selection": self.selection_size, "test": self.test_size}[split]
-
     def _ways(self, rng: random.Random) -> tuple[Way, Way]:
         """Two ways that are never at one place at the same time."""
         while True:
             ways = walk(self.grid, self.seconds, rng), walk(self.grid, self.seconds, rng)
             if all(a != b for a, b in zip(*ways, strict=True)):
                 return ways
-
-
-class _Drawn(Sequence[Problem]):
-    """Problems made when they are asked for: thousands of videos need no memory."""
-
-    def __init__(self, source: MovingMarkersProblems, split: Split, size: int) -> None:
-        self._source, self._split, self._size = source, split, size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._size))]
-        if not -self._size <= index < self._size:
-            raise IndexError(index)
-        return self._source.problem(f"{self._split}-{index % self._size}")
 
 
 def walk(grid: int, seconds: int, rng: random.Random) -> Way:
@@ -190,7 +167,7 @@ def walk(grid: int, seconds: int, rng: random.Random) -> Way:
 def split_of(ways: tuple[Way, Way]) -> Split:
     """The split that an unordered pair of ways belongs to."""
     share = uniform_hash(f"ways/{sorted(ways)}", 0)
-    return next(split for split, (low, high) in _SHARES.items() if low <= share < high)
+    return next(split for split, (low, high) in SHARES.items() if low <= share < high)
 
 
 def worked_answer(scene: Scene, rng: random.Random) -> str:

@@ -17,7 +17,7 @@ from atrl.models.families import check_vllm
 from atrl.rollout.base import ModelHandle, Sampling, check_prompt
 from atrl.rollout.connection import START_COMMAND, ServerConnection
 from atrl.rollout.transformers import end_token_ids, rollout_group
-from atrl.rollout.vllm_sampling import check_sampling
+from atrl.rollout.vllm_sampling import check_temperature
 from atrl.rollout.weight_transfer import NcclBroadcast, SharedFolder, Transfer, WeightTransfer, model_shape
 from atrl.rollout.wire import generate_request, read_rollout
 from atrl.types import Prompt, RolloutGroup
@@ -138,7 +138,7 @@ class VllmServerSampler:
                 weights than it was given, or if the temperature is one that vLLM would change.
         """
         assert self._handle is not None, "the server sampler was not started"
-        check_sampling(sampling)
+        check_temperature(sampling)
         pool = ThreadPoolExecutor(self.server.connections, thread_name_prefix="rollout")
         try:
             answers = [pool.submit(self._answer, prompt, sampling, seed) for prompt in prompts]

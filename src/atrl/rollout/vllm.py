@@ -12,7 +12,7 @@ from atrl.rollout.base import ModelHandle, Sampling, check_prompt
 from atrl.rollout.transformers import end_token_ids, rollout_group
 from atrl.rollout.truncation import collect
 from atrl.rollout.vllm_engine import EngineOptions, cause, shut_down, start_engine
-from atrl.rollout.vllm_sampling import check_sampling, sampling_options
+from atrl.rollout.vllm_sampling import check_temperature, sampling_options
 from atrl.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
@@ -60,13 +60,12 @@ class VllmSampler(EngineOptions):
         at the same time; each gets the responses to its own prompts.
 
         Raises:
-            ValueError: if the temperature is one that vLLM would change, if tokens are left out by probability alone,
-                or if its processor expands a prompt differently.
+            ValueError: if the temperature is one that vLLM would change, or its processor expands a prompt differently.
             RuntimeError: if the engine fails.
         """
         assert self._llm is not None and self._handle is not None, "the vLLM sampler was not started"
         assert not self._asleep, "the vLLM engine sleeps: new weights wake it"
-        check_sampling(sampling)
+        check_temperature(sampling)
         if sampling.separate_groups:
             return [self._alone(prompt, sampling, seed) for prompt in prompts]
         return self._together(prompts, sampling, seed)
