@@ -50,6 +50,11 @@ def test_a_gap_that_is_no_number_stays_one():
     assert math.isnan(gap.largest) and math.isnan(gap.kl)
 
 
+def test_a_gap_that_is_no_number_on_one_rank_stays_one(monkeypatch):
+    monkeypatch.setattr("atrl.metrics.parallel.gather", lambda value: [value, float("nan")])
+    assert math.isnan(gap_of([[-1.0]], [[-2.0]], [[True]]).largest)
+
+
 def gap_of_rank():
     """The first rank has one token without a gap, the second two: one with the gap above."""
     if torch.distributed.get_rank() == 0:

@@ -199,6 +199,14 @@ def test_the_largest_of_several_is_shown_and_the_last_bit_counts():
     assert entry.differ == 2 and not entry.within(0.0)
 
 
+def test_what_was_no_number_and_is_none_again_agrees():
+    broken = changed("losses", 1, float("nan"))
+    found = {entry.name: entry for entry in compare_steps(broken, broken)}
+    assert (found["losses"].differ, found["losses"].largest) == (0, 0.0)
+    healed = {entry.name: entry for entry in compare_steps(broken, RecordedStep.of(a_step()))}
+    assert (healed["losses"].differ, healed["losses"].largest) == (1, float("inf"))
+
+
 def test_metrics_and_numbers_of_values_are_compared():
     recorded, again = RecordedStep.of(a_step()), RecordedStep.of(a_step())
     again.metrics["loss/policy"] = 0.4

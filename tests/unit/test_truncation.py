@@ -55,6 +55,10 @@ def test_ties_with_the_last_token_stay() -> None:
     assert kept_of(tied, top_k=2) == [[0, 1, 2, 3]]
 
 
+def test_what_reaches_top_p_exactly_is_enough() -> None:
+    assert kept_of(torch.full((1, 4), 0.25), top_p=0.5) == [[0, 1]]
+
+
 def test_rows_are_apart() -> None:
     both = torch.stack([PROBABILITIES[0], torch.tensor([0.01, 0.01, 0.95, 0.01, 0.01, 0.01])])
     assert kept_of(both, top_p=0.8) == [[1, 3, 4], [2]]

@@ -43,7 +43,6 @@ def kept_tokens(
         left = logprobs.masked_fill(~kept, -torch.inf).double().softmax(dim=-1)
         probabilities, order = left.sort(dim=-1, descending=True, stable=True)
         likelier = probabilities.cumsum(dim=-1) - probabilities  # what all likelier ones have together
-        likelier[:, 0] = 0.0
         kept &= torch.empty_like(kept).scatter_(1, order, likelier < top_p)
     return kept
 
