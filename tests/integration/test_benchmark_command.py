@@ -60,12 +60,16 @@ def test_recorded_answers_are_scored_without_a_model_and_compared(tmp_path: Path
 def test_errors_are_one_line(tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", ROWS)
     answers = write(tmp_path / "a.jsonl", [{"id": "0", "response": "3"}])
+    (tmp_path / "broken").mkdir()
+    broken = rooms(tmp_path / "broken", frames=4)
+    (tmp_path / "broken" / "rooms" / "s1.mp4").write_bytes(b"no video")
     for arguments, message in (
         (["benchmark=mathvista", f"predictions={answers}", f"data.path={data}"], "5 of 6 problems have no answer in"),
         (["benchmark=mathvsta", f"predictions={answers}"], "did you mean 'mathvista'?"),
         ([f"predictions={answers}"], "predictions are scored by a benchmark's rule: add benchmark=NAME"),
         (["benchmark=mathvista", f"data.path={data}"], "checkpoint is not set"),
         (["benchmark=vsibench", "checkpoint=tiny", f"data.path={rooms(tmp_path)}"], "s0.mp4' does not exist"),
+        (["benchmark=vsibench", "checkpoint=tiny", f"data.path={broken}"], "s1.mp4 can't be read"),
         (["compare=[nowhere,here]"], "compare: nowhere has no evaluation.json"),
     ):
         done = run("evaluate.py", *arguments, folder=tmp_path)
@@ -82,7 +86,7 @@ def test_a_checkpoint_answers_a_benchmark_and_goes_on_where_it_stopped(tmp_path:
     result = json.loads((out / "evaluation.json").read_text())
     assert (result["benchmark"], result["samples"]) == ("geometry", 6)
     assert result["stamp"]["decoding"]["temperature"] == 0
-    assert result["stamp"]["max_pixels"]
+    assert result["stamp"]["max_pixels"] and result["stamp"]["frames"] is None  # there are no videos
     lines = (out / "responses.jsonl").read_text().splitlines()
     assert len(lines) == 6
     marked = json.loads(lines[0]) | {"response": r"\boxed{kept}"}  # so that drawing it again would show

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from atrl.alarms import AlarmStop
 from atrl.callbacks.checkpoint import CheckpointCallback
 
 
@@ -50,3 +51,15 @@ def test_of_a_policy_that_other_ranks_hold_parts_of_nothing_is_saved(monkeypatch
     said = saving.rescue()
     assert said == "no finished step could be saved"  # `_write` makes none here
     assert written == ([] if sharded else [True])
+
+
+@pytest.mark.parametrize(
+    ("error", "rescued"), [(RuntimeError("broken"), True), (AlarmStop("alarm"), False), (KeyboardInterrupt(), False)]
+)
+def test_who_saves_when_a_run_ends_early(monkeypatch, tmp_path: Path, error: BaseException, rescued: bool) -> None:
+    """An alarm saves by itself, all ranks together; and Ctrl-C is to end at once."""
+    asked = []
+    saving = broken_off(tmp_path, done=2, begun=2, completed=2, at_rest=(2, 2))
+    monkeypatch.setattr(saving, "rescue", lambda: asked.append(True) or "saved")
+    saving.on_exception(None, None, error)
+    assert bool(asked) == rescued

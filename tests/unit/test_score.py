@@ -49,7 +49,7 @@ def test_without_a_problem_there_is_no_accuracy():
 
 @pytest.mark.parametrize(("greedy", "temperature"), [(False, 1.0), (True, 0.0)])
 def test_held_out_problems_are_answered_at_one_temperature_whatever_the_training_uses(greedy, temperature):
-    training = Sampling(group_size=8, temperature=0.6, max_response_tokens=30)
+    training = Sampling(group_size=8, temperature=0.6, max_response_tokens=30, top_k=5, top_p=0.9, min_p=0.1)
     expected = Sampling(group_size=3, temperature=temperature, max_response_tokens=30)
     assert held_out_sampling(training, samples=3, greedy=greedy) == expected
 
