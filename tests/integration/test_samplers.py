@@ -328,7 +328,7 @@ def test_pictures_are_resized_as_the_trainer_does_whatever_the_folder_says(
 ) -> None:
     from transformers import AutoProcessor
 
-    from atrl.data.prompts import pixel_limits
+    from atrl.data.prompts import resizing
 
     processor = AutoProcessor.from_pretrained(checkpoint)
     processor.image_processor.size = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}  # 1 to 4 image tokens
@@ -337,7 +337,7 @@ def test_pictures_are_resized_as_the_trainer_does_whatever_the_folder_says(
     assert all(prompt.token_ids.count(policy.config.image_token_id) == 4 for prompt in prompts)
     handle = _handle(checkpoint, processor, policy)
     engine.close()
-    engine.start(replace(handle, pixel_limits=pixel_limits(processor)))
+    engine.start(replace(handle, resizing=resizing(processor)))
     groups = engine.generate(prompts, Sampling(group_size=2, max_response_tokens=8), seed="0/1")
     assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
     engine.close()

@@ -167,7 +167,7 @@ class PromptBatch:
     dropped: list[str] = field(default_factory=list)
 
 
-def pixel_limits(processor: ProcessorMixin) -> dict[str, dict[str, dict[str, int]]]:
+def resizing(processor: ProcessorMixin) -> dict[str, dict[str, dict[str, int]]]:
     """Keyword arguments that make another processor of the same class resize pictures as `processor` does.
 
     Empty where pictures aren't resized to a number of pixels; Qwen-VL keeps those limits as edges of a `size`.

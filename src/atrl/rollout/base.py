@@ -70,7 +70,7 @@ class ModelHandle:
         max_images: the most pictures in one prompt.
         max_videos: the most videos in one prompt.
         turn_end_ids: tokens that close an answer in the chat template.
-        pixel_limits: keyword arguments by which a processor resizes pictures as the trainer's does, by kind of media.
+        resizing: keyword arguments by which a processor resizes pictures as the trainer's does, by kind of media.
         training_bytes: what training the policy will hold of the GPU beside an engine; 0 where it isn't trained.
     """
 
@@ -83,7 +83,7 @@ class ModelHandle:
     max_images: int
     max_videos: int = 0
     turn_end_ids: tuple[int, ...] = ()
-    pixel_limits: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    resizing: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     training_bytes: int = 0
 
 

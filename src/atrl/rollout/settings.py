@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrl.data.frames import FrameSampler
-from atrl.data.prompts import PromptBuilder, pixel_limits
+from atrl.data.prompts import PromptBuilder, resizing
 from atrl.data.templates import banned_token_ids, turn_end_ids
 from atrl.rollout.base import ModelHandle, Sampling
 from atrl.rollout.truncation import check_truncation
@@ -122,6 +122,6 @@ class RolloutSettings:
             max_prompt_tokens=self.max_prompt_tokens,
             max_response_tokens=self.max_response_tokens,
             max_images=max((len(problem.images) for problem in listed), default=1) or 1,
-            pixel_limits=pixel_limits(loaded.processor),
+            resizing=resizing(loaded.processor),
             max_videos=max((len(problem.videos) for problem in listed), default=0),
         )

@@ -162,7 +162,7 @@ def _arguments(options: EngineOptions, handle: ModelHandle, *, in_group: bool) -
         "max_model_len": length,
         "max_num_seqs": options.max_num_seqs,
         "limit_mm_per_prompt": {"image": handle.max_images, "video": handle.max_videos},
-        "mm_processor_kwargs": handle.pixel_limits,  # the trainer's, whatever the folder says
+        "mm_processor_kwargs": handle.resizing,  # the trainer's, whatever the folder says
         "mm_processor_cache_gb": 0,  # a picture comes once an epoch: a cache of them would only grow
         "logprobs_mode": "processed_logprobs",  # after temperature, ban and top-k, as the trainer computes them
         "max_logprobs": -1,  # a request with top-k asks for so many
