@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from atrl.data.generated import examples
 from atrl.models.families import WITH_VIDEO
 
 if TYPE_CHECKING:
@@ -69,15 +70,13 @@ def check_reading(scheme: Any, problems: Sequence[Problem]) -> None:
     """Raises ValueError, in one line, where `scheme` goes by reading rules and none of the problems has one."""
     if not any(part is not None and part.needs_reading for part in _factors(scheme)):
         return
-    looked_at = problems if isinstance(problems, list) else problems[:1]  # generated ones are all of a kind
-    if all(problem.reading is None for problem in looked_at):
+    if all(problem.reading is None for problem in examples(problems)):
         raise ValueError("credit=oracle needs problems with a reading rule, and these have none: try data=geometry")
 
 
 def check_videos_taken(problems: Sequence[Problem], model_type: str, sampler: Any) -> None:
     """Raises ValueError, in one line, where one of the problems has a video and model or sampler take none."""
-    looked_at = problems if isinstance(problems, list) else problems[:1]
-    first = next((problem.id for problem in looked_at if problem.videos), None)
+    first = next((problem.id for problem in examples(problems) if problem.videos), None)
     if first is None:
         return
     if model_type not in WITH_VIDEO:

@@ -18,6 +18,7 @@ from atrl.callbacks.rollout import RolloutCallback
 from atrl.callbacks.start import StartCallback
 from atrl.callbacks.steps import StepFileCallback
 from atrl.credit.calibration import HeadCalibration
+from atrl.data.generated import examples
 from atrl.data.loader import PromptLoader
 from atrl.data.templates import banned_token_ids, padding_id
 from atrl.evaluation.grounding import build_controls
@@ -130,8 +131,7 @@ def reinforce(
         max_steps=parts.trainer.max_steps,
     )
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
-    looked_at = [split if isinstance(split, list) else split[:1] for split in (data.train, data.test)]
-    handle = parts.rollout.handle(loaded, [problem for split in looked_at for problem in split])
+    handle = parts.rollout.handle(loaded, [*examples(data.train), *examples(data.test)])
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:

@@ -37,3 +37,8 @@ class GeneratedProblems(Sequence[Problem]):
         if not -self._size <= index < self._size:
             raise IndexError(index)
         return self._make(f"{self._split}-{index % self._size}")
+
+
+def examples(problems: Sequence[Problem]) -> Sequence[Problem]:
+    """All of a list; of problems that are made when they are asked for the first, which stands for all of its kind."""
+    return problems if isinstance(problems, list) else problems[:1]

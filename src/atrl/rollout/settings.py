@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrl.data.frames import FrameSampler
+from atrl.data.generated import examples
 from atrl.data.prompts import PromptBuilder, resizing
 from atrl.data.templates import banned_token_ids, turn_end_ids
 from atrl.rollout.base import ModelHandle, Sampling
@@ -112,7 +113,7 @@ class RolloutSettings:
 
         Generated problems are not looked through one by one: they have as many pictures and videos as the first.
         """
-        listed = problems if isinstance(problems, list) else problems[:1]
+        listed = examples(problems)
         return ModelHandle(
             folder=loaded.folder,
             model=loaded.model,
