@@ -102,8 +102,11 @@ def goes_on_to_the_same_model(folder: Path, regular: Path) -> None:
     [
         # The sampler is given weights once before the first step, so its third sync is that of step 2.
         ("generate", "hang_without_the_lock", 75, "generating 2 responses to each of 2 prompts"),
-        ("update_weights", "hang_without_the_lock", 75, "taking over the weights of step 2"),
-        ("generate", "crash", 1, "the run broke off;"),
+        pytest.param(
+            *("update_weights", "hang_without_the_lock", 75, "taking over the weights of step 2"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("generate", "crash", 1, "the run broke off;", marks=pytest.mark.slow),
         ("update_weights", "crash", 1, "the run broke off;"),
     ],
 )
