@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+from atrl.models.load import BUNDLED
 from tests.integration.test_command_line import run
 from tests.unit.video_files import encode
 
@@ -63,13 +65,15 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     broken = rooms(tmp_path / "broken", frames=4)
     (tmp_path / "broken" / "rooms" / "s1.mp4").write_bytes(b"no video")
+    unloadable = tmp_path / "unloadable"  # without weights: what is said of data is said before a model loads
+    shutil.copytree(BUNDLED["tiny"], unloadable, ignore=shutil.ignore_patterns("*.safetensors"))
     for arguments, message in (
         (["benchmark=mathvista", f"predictions={answers}", f"data.path={data}"], "5 of 6 problems have no answer in"),
         (["benchmark=mathvsta", f"predictions={answers}"], "did you mean 'mathvista'?"),
         ([f"predictions={answers}"], "predictions are scored by a benchmark's rule: add benchmark=NAME"),
         (["benchmark=mathvista", f"data.path={data}"], "checkpoint is not set"),
         (["benchmark=vsibench", "checkpoint=tiny", f"data.path={rooms(tmp_path)}"], "s0.mp4' does not exist"),
-        (["benchmark=vsibench", "checkpoint=tiny", f"data.path={broken}"], "s1.mp4 can't be read"),
+        (["benchmark=vsibench", f"checkpoint={unloadable}", f"data.path={broken}"], "s1.mp4 can't be read"),
         (["compare=[nowhere,here]"], "compare: nowhere has no evaluation.json"),
     ):
         done = run("evaluate.py", *arguments, folder=tmp_path)
