@@ -7,7 +7,8 @@
 learning rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its
 own rate and is scored on the test split (`main`, five seeds; ten of uniform and atrl), and so do the `controls` and the
 `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
-answers, most tokens of which the reward does not depend on; its checkpoint is trained first, if it is not there.
+answers, most tokens of which the reward does not depend on; its checkpoint is trained first, if it is not there. Its
+runs take several times as long, so it has fewer: six schemes, one seed for the rates, no variants.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
 STEPS = 60
 WORDY = ROOT / "outputs" / "wordy_checkpoint" / "build"
-TASKS = {"geometry": [], "wordy": ["experiment=wordy", f"model.path={WORDY}"]}
 RATES = (2e-4, 4e-4, 8e-4)  # 1e-4, tried on seed 100 first, was never the best
 SCHEMES = {
     "uniform": ["credit=uniform"],
@@ -44,7 +44,6 @@ SCHEMES = {
     "oracle": ["credit=oracle"],
     "oracle_only": ["credit=oracle", "credit.rest_weight=0"],
 }
-MORE_SEEDS = ("uniform", "atrl")
 VARIANTS = {
     "right_only": ["credit=atrl", "algorithm.credit_on=positive"],
     "wrong_only": ["credit=atrl", "algorithm.credit_on=negative"],
@@ -68,6 +67,30 @@ T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is run on a task."""
+
+    overrides: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = tuple(SCHEMES)
+    rate_seeds: tuple[int, ...] = (100, 101)
+    more_seeds: tuple[str, ...] = ("uniform", "atrl")
+    """Schemes with ten seeds instead of five."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+TASKS = {
+    "geometry": Task(),
+    "wordy": Task(
+        overrides=("experiment=wordy", f"model.path={WORDY}"),
+        schemes=("uniform", "atrl", "token_level", "anchor_only", "random_only", "oracle"),
+        rate_seeds=(100,),
+        more_seeds=(),
+        variants=(),
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run."""
 
@@ -85,11 +108,11 @@ class Cell:
 
 
 def rate_cells(task: str) -> list[Cell]:
-    """Three learning rates of each scheme on two seeds, scored on the selection split."""
+    """Three learning rates of each scheme, scored on the selection split."""
     return [
-        Cell(task, "rates", scheme, seed, rate, (*overrides, "trainer.evaluate_split=selection"))
-        for seed in (100, 101)
-        for scheme, overrides in SCHEMES.items()
+        Cell(task, "rates", scheme, seed, rate, (*SCHEMES[scheme], "trainer.evaluate_split=selection"))
+        for seed in TASKS[task].rate_seeds
+        for scheme in TASKS[task].schemes
         for rate in RATES
     ]
 
@@ -107,12 +130,12 @@ def chosen_rate(task: str, scheme: str) -> float | None:
 
 def main_cells(task: str) -> list[Cell]:
     """Every scheme with its own rate, seed by seed, as far as rates are chosen."""
-    rates = {scheme: chosen_rate(task, scheme) for scheme in SCHEMES}
+    rates = {scheme: chosen_rate(task, scheme) for scheme in TASKS[task].schemes}
     return [
-        Cell(task, "main", scheme, seed, rates[scheme], tuple(overrides))
+        Cell(task, "main", scheme, seed, rate, tuple(SCHEMES[scheme]))
         for seed in range(10)
-        for scheme, overrides in SCHEMES.items()
-        if rates[scheme] is not None and (seed < 5 or scheme in MORE_SEEDS)
+        for scheme, rate in rates.items()
+        if rate is not None and (seed < 5 or scheme in TASKS[task].more_seeds)
     ]
 
 
@@ -136,9 +159,9 @@ def variant_cells(task: str) -> list[Cell]:
     if rate is None:
         return []
     return [
-        Cell(task, "variants", name, seed, rate, tuple(overrides))
+        Cell(task, "variants", name, seed, rate, tuple(VARIANTS[name]))
         for seed in range(3)
-        for name, overrides in VARIANTS.items()
+        for name in TASKS[task].variants
     ]
 
 
@@ -156,7 +179,7 @@ def run_cell(cell: Cell) -> str:
     """Train, keep what matters, delete the rest; the result appears whole or not at all."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
-        command = [sys.executable, str(ROOT / "train.py"), *TASKS[cell.task], *COMMON, *cell.overrides]
+        command = [sys.executable, str(ROOT / "train.py"), *TASKS[cell.task].overrides, *COMMON, *cell.overrides]
         command += [f"seed={cell.seed}"]
         command += [f"optimizer.learning_rate={cell.rate}", f"hydra.run.dir={folder}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}

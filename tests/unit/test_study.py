@@ -51,6 +51,18 @@ def test_the_rate_with_the_best_mean_over_seeds_is_chosen(study):
     assert [(cell.scheme, cell.seed, cell.rate) for cell in main] == [("atrl", seed, 4e-4) for seed in range(10)]
 
 
+def test_a_task_may_run_a_part(study):
+    """The rates of six schemes on one seed, and five seeds of each that has its rate; no variants."""
+    cells = study.rate_cells("wordy")
+    assert len(cells) == 6 * 3 and {cell.seed for cell in cells} == {100}
+    for cell in cells[:6]:
+        write(cell, 0.5)
+    main = study.main_cells("wordy")
+    assert [(cell.scheme, cell.seed) for cell in main] == [(s, n) for n in range(5) for s in ("uniform", "atrl")]
+    assert study.variant_cells("wordy") == []
+    assert len(study.variant_cells("geometry")) == 0  # no rate is chosen there
+
+
 def test_intervals_by_hand(study):
     """Of 1, 2, 3: mean 2, standard deviation 1, t(2) = 4.303 over the root of 3."""
     mean, half = study.interval([1.0, 2.0, 3.0])
