@@ -25,6 +25,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from atrl.alarms import AlarmStop
 from atrl.explain import CommandLine, explain
+from atrl.launch import Place, main_process, place
 
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -125,6 +126,7 @@ class _Job:
             if OmegaConf.select(config, "verbose") is not True:
                 _set_defaults(os.environ, QUIET_ENVIRONMENT)
                 _quieten_console()
+            _log_apart(place())
             # Programs that the task starts should see the environment as the user set it.
             with _variable("HYDRA_FULL_ERROR", None):
                 return self.task(config)
@@ -198,12 +200,14 @@ def _debugging() -> bool:
 
 def _report(message: str) -> None:
     sys.stdout.flush()
+    here = place()
+    speaker = "" if here.is_first or here.rank is None else f" (process {here.rank})"
     for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        print(f"error{speaker}: {line}", file=sys.stderr, flush=True)
 
 
 def _interrupted() -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # it reaches all processes of a run, and one says so
+    if main_process():  # it reaches all processes of a run, and one says so
         _report("interrupted by Ctrl-C")
     return EXIT_INTERRUPTED
 
@@ -218,6 +222,21 @@ def _quieten_console() -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.addFilter(_worth_showing)
+
+
+def _log_apart(here: Place) -> None:
+    """Give each but the first of processes that were started from outside a log file of its own."""
+    if not here.from_outside or here.is_first:
+        return
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+        file = Path(handler.baseFilename)
+        own = logging.FileHandler(file.with_name(f"{file.stem}_process_{here.rank}{file.suffix}"))
+        own.setFormatter(handler.formatter)
+        own.setLevel(handler.level)
+        root.removeHandler(handler)
+        handler.close()
+        root.addHandler(own)
 
 
 def _worth_showing(record: logging.LogRecord) -> bool:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrl.pipeline import main_process
+from atrl.launch import main_process
 from atrl.types import Status
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
+from atrl.launch import check_launch, main_process, place
 from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
 
 if TYPE_CHECKING:
@@ -100,16 +100,10 @@ def refuse_in_a_sweep() -> None:
         )
 
 
-def main_process() -> bool:
-    """Whether this is the process that writes files and speaks; also before the processes know each other."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-
-
 def work_folder(folder: Path) -> Path:
     """Where this process may put a model that it builds; processes would disturb each other in one place."""
-    if main_process():
-        return folder / "initial_model"
-    return folder / f"initial_model_{os.environ.get('NODE_RANK', '0')}_{os.environ.get('LOCAL_RANK', '0')}"
+    here = place()
+    return folder / ("initial_model" if here.is_first else f"initial_model_{here.node}_{here.local_rank}")
 
 
 def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
@@ -144,6 +138,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
         check_engine(parts.rollout.sampler, parts.credit, processes(parts.trainer))
         parts.rollout.sampler.check(parts.model.model_type())
     check_devices(parts.trainer)
+    check_launch(processes(parts.trainer), parts.trainer.num_nodes)
     return parts
 
 
@@ -190,6 +185,7 @@ def _quieten_lightning() -> None:
         ".*LeafSpec.*is deprecated.*",  # between Lightning and torch
         ".*does not have many workers.*",  # prompts are cheap beside a step
         ".*IterableDataset.*",
+        ".*returned a view tensor.*",  # of FSDP's: logits, which nothing changes in place
     ):
         warnings.filterwarnings("ignore", message=message)
 

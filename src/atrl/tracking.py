@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
+from atrl.launch import main_process
+
 if TYPE_CHECKING:
     from lightning import Trainer
     from lightning.pytorch.loggers import WandbLogger
@@ -58,7 +60,7 @@ def _run_id(folder: Path, *, goes_on: bool) -> str:
     if goes_on and file.is_file():
         return file.read_text(encoding="utf-8").strip()
     run_id = uuid4().hex[:8]
-    if os.environ.get("LOCAL_RANK", "0") == "0" and folder.is_dir():
+    if main_process() and folder.is_dir():
         file.write_text(f"{run_id}\n", encoding="utf-8")
     return run_id
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -114,14 +115,40 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_like_one(finished: Path, tmp_path: Path, strategy: str) -> None:
-    """The same problems, responses and weights; what is computed differs by rounding."""
-    where = (f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
-    options = ("rollout=transformers", "seed=3", "hydra.run.dir=two", *where, *SMALL)
-    done = run("train.py", *options, folder=tmp_path)
+def run_on_two_nodes(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Both on this machine, each with a torchrun of its own; what they printed together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", *where)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
+    nodes = [
+        subprocess.Popen([*torchrun, f"--node-rank={number}", REPOSITORY / "train.py", *arguments], **pipes)
+        for number in range(2)
+    ]
+    outputs = [node.communicate(timeout=300) for node in nodes]
+    printed, errors = ("".join(texts) for texts in zip(*outputs, strict=True))
+    return subprocess.CompletedProcess(arguments, max(abs(node.returncode) for node in nodes), printed, errors)
+
+
+@pytest.mark.parametrize("launcher", ["Lightning", "torchrun"])
+def test_two_processes_train_like_one(finished: Path, tmp_path: Path, launcher: str) -> None:
+    """The same problems, responses and weights; what is computed differs by rounding.
+
+    Whole policies in two processes of one node that Lightning starts, and one that two nodes divide between them.
+    """
+    options = ["trainer.accelerator=cpu", "trainer.precision=32-true", "rollout=transformers", "seed=3", *SMALL]
+    options.append("hydra.run.dir=two")
+    if launcher == "Lightning":
+        done = run("train.py", "trainer=ddp", "trainer.devices=2", *options, folder=tmp_path)
+    else:
+        where = ("trainer=fsdp", "trainer.devices=1", "trainer.num_nodes=2")
+        done = run_on_two_nodes(*where, *options, folder=tmp_path)
+        assert (tmp_path / "two" / "train_process_1.log").is_file()
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out problems") == 1
+    assert "Warning" not in done.stderr
     rows = [(folder / "rollouts.jsonl").read_text().splitlines() for folder in (finished / "chosen", tmp_path / "two")]
     one, two = ([json.loads(line) for line in lines] for lines in rows)
     assert [row["response"] for row in one] == [row["response"] for row in two]
