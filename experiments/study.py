@@ -8,7 +8,7 @@ learning rate is chosen on the selection split (`rates`, two seeds of three valu
 own rate and is scored on the test split (`main`, five seeds; ten of uniform and atrl), and so do the `controls` and the
 `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
 answers, most tokens of which the reward does not depend on; its checkpoint is trained first, if it is not there. Its
-runs take several times as long, so it has fewer: six schemes, one seed for the rates, no variants.
+runs take several times as long, so it has fewer: four schemes, one seed of two values for the rates, three seeds.
 """
 
 from __future__ import annotations
@@ -72,9 +72,11 @@ class Task:
 
     overrides: tuple[str, ...] = ()
     schemes: tuple[str, ...] = tuple(SCHEMES)
+    rates: tuple[float, ...] = RATES
     rate_seeds: tuple[int, ...] = (100, 101)
+    seeds: int = 5
     more_seeds: tuple[str, ...] = ("uniform", "atrl")
-    """Schemes with ten seeds instead of five."""
+    """Schemes with twice as many seeds."""
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 
@@ -82,8 +84,10 @@ TASKS = {
     "geometry": Task(),
     "wordy": Task(
         overrides=("experiment=wordy", f"model.path={WORDY}"),
-        schemes=("uniform", "atrl", "token_level", "anchor_only", "random_only", "oracle"),
+        schemes=("uniform", "atrl", "anchor_only", "oracle"),
+        rates=(2e-4, 4e-4),
         rate_seeds=(100,),
+        seeds=3,
         more_seeds=(),
         variants=(),
     ),
@@ -108,34 +112,35 @@ class Cell:
 
 
 def rate_cells(task: str) -> list[Cell]:
-    """Three learning rates of each scheme, scored on the selection split."""
+    """The learning rates of each scheme, scored on the selection split."""
     return [
         Cell(task, "rates", scheme, seed, rate, (*SCHEMES[scheme], "trainer.evaluate_split=selection"))
         for seed in TASKS[task].rate_seeds
         for scheme in TASKS[task].schemes
-        for rate in RATES
+        for rate in TASKS[task].rates
     ]
 
 
 def chosen_rate(task: str, scheme: str) -> float | None:
     """The rate with the best mean accuracy on the selection split; None while a cell is missing."""
-    scores: dict[float, list[float]] = {rate: [] for rate in RATES}
+    scores: dict[float, list[float]] = {rate: [] for rate in TASKS[task].rates}
     for cell in rate_cells(task):
         if cell.scheme == scheme:
             if not cell.file.is_file():
                 return None
             scores[cell.rate].append(json.loads(cell.file.read_text())["accuracy"]["after"])
-    return max(RATES, key=lambda rate: statistics.mean(scores[rate]))
+    return max(scores, key=lambda rate: statistics.mean(scores[rate]))
 
 
 def main_cells(task: str) -> list[Cell]:
     """Every scheme with its own rate, seed by seed, as far as rates are chosen."""
-    rates = {scheme: chosen_rate(task, scheme) for scheme in TASKS[task].schemes}
+    planned = TASKS[task]
+    rates = {scheme: chosen_rate(task, scheme) for scheme in planned.schemes}
     return [
         Cell(task, "main", scheme, seed, rate, tuple(SCHEMES[scheme]))
-        for seed in range(10)
+        for seed in range(2 * planned.seeds)
         for scheme, rate in rates.items()
-        if rate is not None and (seed < 5 or scheme in TASKS[task].more_seeds)
+        if rate is not None and (seed < planned.seeds or scheme in planned.more_seeds)
     ]
 
 
@@ -148,7 +153,7 @@ def control_cells(task: str) -> list[Cell]:
     supervised = ("credit=none", "stage=sft", "data.slip_rate=0.2", "sft.steps=300", "sft.learning_rate=5e-4")
     return [
         Cell(task, "controls", name, seed, rate, overrides)
-        for seed in range(5)
+        for seed in range(TASKS[task].seeds)
         for name, overrides in (("shuffled", shuffled), ("supervised", supervised))
     ]
 
