@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrl import parallel
+from atrl.models.lora import has_adapters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,7 +119,7 @@ def load_tensors(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer 
 
     with ExitStack() as opened:
         saved = _Saved(checkpoint, opened)
-        for name, tensor in _unique(model):
+        for name, tensor in state_tensors(model):
             saved.copy(f"model/{name}", tensor)
         if optimizer is not None:
             _load_optimizer(optimizer, model, saved)
@@ -179,8 +180,8 @@ def _write_rank(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
 
     tensors: dict[str, Tensor] = {}
     if parallel.rank() == 0 or is_sharded(model):
-        names = {id(tensor): name for name, tensor in _unique(model)}
-        tensors |= {f"model/{name}": _local(tensor) for name, tensor in _unique(model)}
+        names = {id(tensor): name for name, tensor in state_tensors(model)}
+        tensors |= {f"model/{name}": _local(tensor) for name, tensor in state_tensors(model)}
         for parameter, entries in optimizer.state.items():
             name = names[id(parameter)]
             tensors |= {f"optimizer/{entry}/{name}": _local(value) for entry, value in entries.items()}
@@ -193,7 +194,7 @@ def _write_rank(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
 def _load_optimizer(optimizer: Optimizer, model: nn.Module, saved: _Saved) -> None:
     import torch
 
-    names = {id(tensor): name for name, tensor in _unique(model)}
+    names = {id(tensor): name for name, tensor in state_tensors(model)}
     entries = sorted({key.split("/", 2)[1] for key in saved.keys if key.startswith("optimizer/")})
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         state = {}
@@ -217,11 +218,16 @@ def _local(tensor: Tensor) -> Tensor:
     return own_part(tensor.detach()).contiguous().cpu()
 
 
-def _unique(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers; one that has several names under its first."""
+def state_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What training may change: parameters and persistent buffers; one that has several names under its first.
+
+    Of a model with adapters, these and the buffers: the rest stays what it was loaded with.
+    """
+    frozen = has_adapters(model)
+    buffers = {name for name, _ in model.named_buffers()}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and not (frozen and not tensor.requires_grad and name not in buffers):
             seen.add(id(tensor))
             yield name, tensor
 

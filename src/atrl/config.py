@@ -16,7 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
 from atrl.loss.checks import correction_suits_the_loss, credit_suits_the_loss, overlong_fits_the_response
-from atrl.plan.settings import PlannerSettings, planned_can_be_run
+from atrl.models.checks import (
+    adapters_have_a_base,
+    adapters_leave_a_reference,
+    dropout_is_not_deterministic,
+    quantized_weights_stay,
+)
+from atrl.plan.settings import PlannerSettings
 from atrl.process_checks import one_process_draws, processes_have_work, sharded_ranks_work_alike
 from atrl.rollout.checks import groups_can_be_separate, kept_tokens_are_known
 from atrl.schema import UNSET, check_call, check_group, to_plain
@@ -304,7 +310,10 @@ def group_holds_a_comparison(config: DictConfig) -> str | None:
 
 
 CHECKS: tuple[Check, ...] = (
-    planned_can_be_run,
+    adapters_have_a_base,
+    adapters_leave_a_reference,
+    dropout_is_not_deterministic,
+    quantized_weights_stay,
     processes_have_work,
     sharded_ranks_work_alike,
     one_process_draws,

@@ -35,13 +35,17 @@ def finish_run(
 ) -> None:
     """Export the model, write `summary.json` and the report, move `latest`, and say what came out."""
     from atrl.report.build import write_report
-    from atrl.sharding import whole_state
+    from atrl.models.lora import adapter_state
+    from atrl.weight_sync import whole_state
 
     parts.reward.close()
-    state = whole_state(loaded.model)  # all ranks hold a part of a sharded model
+    # All ranks hold a part of a sharded model.
+    state, adapter = whole_state(loaded.model), adapter_state(loaded.model)
     if not main_process():
         return
     export_model(loaded, state, parts.folder / "model")
+    if adapter:
+        export_adapter(loaded, adapter, parts.folder / "adapter")
     summary = summarise(parts, warmed_up, trained)
     (parts.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report = write_report(parts.folder)
@@ -53,6 +57,20 @@ def export_model(loaded: LoadedModel, state: dict[str, Tensor], folder: Path) ->
     """A checkpoint as transformers and vLLM load it: safetensors, configuration, tokenizer, processor, template."""
     loaded.model.save_pretrained(folder, state_dict=state)
     loaded.processor.save_pretrained(folder)
+
+
+def export_adapter(loaded: LoadedModel, state: dict[str, Tensor], folder: Path) -> None:
+    """The adapter alone, as `peft.PeftModel.from_pretrained` puts it on the model that the run started from."""
+    from dataclasses import replace
+
+    from safetensors.torch import save_file
+
+    from atrl.models.lora import ADAPTER
+
+    folder.mkdir(exist_ok=True)
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = loaded.model.peft_config[ADAPTER]
+    replace(settings, base_model_name_or_path=loaded.model.name_or_path, inference_mode=True).save_pretrained(folder)
 
 
 def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOutcome | None) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from atrl.forward import Forward, ForwardPass, attention_maps
 from atrl.gradients import GradientSum
 from atrl.loss.aggregation import BatchTotals
 from atrl.loss.objective import Objective
+from atrl.models.lora import without_adapters
+from atrl.models.policy import evaluating
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
@@ -53,7 +55,8 @@ class PolicyModule(PromptModule):
 
     Args:
         policy: the model that is trained, with gradients.
-        reference: the model that the KL term compares with, frozen; None without a KL term.
+        reference: the model that the KL term compares with, frozen, or the policy, which then is compared with itself
+            without its adapters; None without a KL term.
         objective: advantage, loss, aggregation and KL term.
         reward: rollouts → rewards.
         optimizer_settings: AdamW, warm-up, gradient clipping and the micro-batch size.
@@ -205,7 +208,8 @@ class PolicyModule(PromptModule):
                 if needs_policy:
                     passes.append(self.forward_pass(self.policy, batch, self.credit, read=True))
                 if self.reference is not None:
-                    reference.append(self.forward_pass.logprobs(self.reference, batch)[0])
+                    with without_adapters(self.reference), evaluating(self.reference):
+                        reference.append(self.forward_pass.logprobs(self.reference, batch)[0])
         width = experience.response_length
         scored = replace(
             experience,

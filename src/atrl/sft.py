@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from lightning import Callback
 from torch import Tensor
 
 from atrl import parallel
+from atrl.checkpoint import state_tensors
 from atrl.config import SftSettings
 from atrl.data.loader import PromptLoader
 from atrl.data.templates import padding_id
@@ -61,8 +61,9 @@ class SupervisedModule(PromptModule):
     def configure_optimizers(self):
         """AdamW, warmed up linearly and then decayed by a cosine to 5 % of the peak."""
         settings = self.settings
+        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+            trainable, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_factor(step, settings.warmup_steps, settings.steps)
@@ -133,12 +134,14 @@ class SelectBest(Callback):
         pl_module.log("selection", accuracy, prog_bar=True, logger=False, batch_size=1)
         log_once(trainer, {"sft/selection_accuracy": accuracy})
         if not self.history or accuracy > max(past for _, past in self.history):
-            self._best = copy.deepcopy(pl_module.policy.state_dict())
+            self._best = {name: tensor.detach().clone() for name, tensor in state_tensors(pl_module.policy)}
         self.history.append((step, accuracy))
 
     def on_train_end(self, trainer, pl_module: SupervisedModule) -> None:
         """Go back to the best weights."""
-        pl_module.policy.load_state_dict(self._best)
+        with torch.no_grad():
+            for name, tensor in state_tensors(pl_module.policy):
+                tensor.copy_(self._best[name])
 
 
 class TargetLoader(PromptLoader):

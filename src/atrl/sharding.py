@@ -18,8 +18,6 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from atrl import parallel
-
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
@@ -117,22 +115,6 @@ def own_part(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of `model` in the first rank's host memory, and nothing on the others. All ranks must ask.
-
-    One parameter under several names, as a tied output head, is there under the first of them.
-    """
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensor = whole(tensor.detach())
-            if parallel.rank() == 0:
-                state[name] = tensor.cpu()
-    return state
 
 
 def _blocks(model: PreTrainedModel) -> list[nn.Module]:

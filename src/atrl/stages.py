@@ -24,6 +24,7 @@ from atrl.data.templates import banned_token_ids, padding_id
 from atrl.evaluation.grounding import build_controls
 from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.gradients import DoubleSum, RunningSum
+from atrl.models.lora import has_adapters
 from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, processes
 from atrl.prompt_module import PromptModule
@@ -184,12 +185,17 @@ def credit_callback(parts: Parts, data: Data, loaded: LoadedModel, builder: Prom
 
 
 def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> PolicyModule:
-    """The module around the policy, with a frozen copy of it as reference where the objective asks for one."""
+    """The module around the policy, with a reference where the objective asks for one.
+
+    That is a frozen copy, or the policy itself where it has adapters to be passed by.
+    """
     import copy
 
     reference = None
     if parts.objective.kl_coefficient > 0:
-        reference = copy.deepcopy(loaded.model).requires_grad_(False).eval()
+        reference = loaded.model
+        if not has_adapters(reference):
+            reference = copy.deepcopy(reference).requires_grad_(False).eval()
     banned_ids = banned_token_ids(loaded.processor)
     return PolicyModule(
         policy=loaded.model,

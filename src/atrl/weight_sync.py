@@ -1,13 +1,15 @@
-"""The policy's weights, parameter by parameter, for a sampler to take over."""
+"""The policy's weights, parameter by parameter, for a sampler to take over or a folder to hold."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
+from atrl import parallel
+from atrl.models.lora import ADAPTER, has_adapters
+from atrl.models.quantization import full_weight
 from atrl.sharding import whole
 
 if TYPE_CHECKING:
@@ -19,84 +21,65 @@ def named_parameters(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter once, detached and whole, by its name in the transformers model.
 
     A parameter that is sharded over ranks (a DTensor) is put together as it is reached: every rank must go through all
-    of them, and holds one at a time. LoRA adapters (peft) are merged in the same way, see `_merged`. Other parameters
-    are not copied, and the policy stays as it is.
+    of them, and holds one at a time. So are a quantised weight, of which come the numbers that it stands for, and one
+    with an adapter, see `_merged`. Other parameters are not copied, and the policy stays as it is.
 
     A tied output head is left out: it is the embedding under another name, and samplers tie it themselves.
-
-    Raises:
-        ValueError: if the policy has an adapter that is no sum of weights.
     """
-    if hasattr(policy, "peft_config"):
-        yield from _without_adapters(policy.get_base_model())
+    if has_adapters(policy):
+        yield from _without_adapters(policy)
         return
     for name, parameter in policy.named_parameters():
         yield name, whole(parameter.detach())
 
 
+def whole_state(policy: nn.Module) -> dict[str, Tensor]:
+    """What `named_parameters` yields, and the buffers that belong to a checkpoint, in the first rank's host memory.
+
+    Nothing on the others; all ranks must ask.
+    """
+    first = parallel.rank() == 0
+    state = {}
+    for name, tensor in named_parameters(policy):
+        if first:
+            state[name] = tensor.cpu()
+    if first:
+        kept = policy.state_dict(keep_vars=True).keys()
+        state |= {name: buffer.detach().cpu() for name, buffer in policy.named_buffers() if name in kept}
+    return state
+
+
 def _without_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of `model`, in which peft has wrapped modules, under the names from before it did."""
-    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    """The parameters of `model`, in which peft has wrapped layers, under the names from before it did."""
+    from peft.tuners.lora import LoraLayer
+
     seen: set[int] = set()
 
     def walk(module: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-        module, adapter = _unwrapped(module, name)
-        for key, parameter in module.named_parameters(recurse=False):
-            changed = adapter is not None and key == "weight"
-            if changed and uses[id(parameter)] > 1:
-                raise ValueError(
-                    f"the LoRA adapter on {name} changes a weight that another layer shares (a tied output head), "
-                    "which no sampler can take over: leave it out of the adapter's target modules"
-                )
+        adapter = module if isinstance(module, LoraLayer) else None
+        layer = module if adapter is None else adapter.base_layer
+        for key, parameter in layer.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            weight = whole(parameter.detach())
-            if changed:
+            weight = whole(full_weight(layer) if key == "weight" else parameter.detach())
+            if adapter is not None and key == "weight":
                 weight = _merged(weight, adapter)
             yield f"{name}.{key}".lstrip("."), weight
-        for key, child in module.named_children():
+        for key, child in layer.named_children():
             yield from walk(child, f"{name}.{key}".lstrip("."))
 
     return walk(model, "")
 
 
-def _unwrapped(module: nn.Module, name: str) -> tuple[nn.Module, LoraLayer | None]:
-    """The module that peft put another around, and that one if it is a LoRA adapter.
-
-    Raises:
-        ValueError: if it is another kind of adapter.
-    """
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
-
-    if isinstance(module, ModulesToSaveWrapper):  # a copy that is trained as a whole, in the place of the original
-        trained = not module.disable_adapters and module.active_adapters
-        return (module.modules_to_save[module.active_adapters[0]] if trained else module.original_module), None
-    if isinstance(module, LoraLayer):
-        if module.lora_variant or any(module.lora_bias.values()) or hasattr(module, "parameter_name"):
-            raise ValueError(
-                f"the LoRA adapter on {name} is of a kind that can't be handed to a sampler as one weight: use plain "
-                "LoRA on layers (use_dora=False, lora_bias=False, no target_parameters)"
-            )
-        return module.base_layer, module
-    if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        raise ValueError(f"{name} has an adapter of the kind {type(module).__name__}: samplers take over LoRA alone")
-    return module, None
-
-
 @torch.no_grad()
 def _merged(weight: Tensor, adapter: LoraLayer) -> Tensor:
-    """W + s·B·A over the active adapters: Hu et al., arXiv 2106.09685, section 4.1; s is peft's `scaling`.
+    """W + (alpha / rank)·B·A: Hu et al., arXiv 2106.09685, section 4.1. W alone while adapters are passed by.
 
-    In the order and with the rounding of peft's own `merge_and_unload`.
+    The product is float32 and the sum is rounded to W's precision, as in peft's own `merge_and_unload`.
     """
     if adapter.disable_adapters:
         return weight
     merged = weight.clone()
-    for name in adapter.active_adapters:
-        if name in adapter.merged_adapters or name not in (adapter.lora_A.keys() | adapter.lora_embedding_A.keys()):
-            continue
-        merged += whole(adapter.get_delta_weight(name))
+    merged += whole(adapter.get_delta_weight(ADAPTER))
     return merged

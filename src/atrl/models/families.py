@@ -32,6 +32,12 @@ WITHOUT_VLLM: Mapping[str, str] = {
 WITH_VIDEO: tuple[str, ...] = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 """Families whose videos are tokens of their own kind. Others take frames as pictures, which a problem can list."""
 
+VISION_TOWERS = ("visual", "vision_tower")
+"""What families call the part that encodes pictures, Qwen first."""
+
+PROJECTOR = "multi_modal_projector"
+"""What all but Qwen call the part between the vision tower and the language half."""
+
 _ENCODERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers of LLaVA that take pictures of one size. Pixtral's takes them padded to the largest of the batch."""
 
@@ -61,6 +67,33 @@ def check_vllm(model_type: str, sampler: str) -> None:
         )
 
 
+def language_half(model: PreTrainedModel) -> nn.Module:
+    """The part that reads and writes text, without the output head."""
+    return model.model.language_model
+
+
 def vision_tower(model: PreTrainedModel) -> nn.Module:
-    """The part that encodes pictures, the projection to the language half left out where it is a part of its own."""
-    return next(part for name in ("visual", "vision_tower") if (part := getattr(model.model, name, None)) is not None)
+    """The part that encodes pictures. Qwen's holds the projector to the language half too, see `projectors`."""
+    return next(part for name in VISION_TOWERS if (part := getattr(model.model, name, None)) is not None)
+
+
+def projectors(model: PreTrainedModel) -> list[nn.Module]:
+    """What brings the tower's features into the language half: one part, and of Qwen3-VL one for each inner layer too.
+
+    Qwen keeps it within the tower (`merger`), the others beside it (`multi_modal_projector`).
+    """
+    tower = vision_tower(model)
+    inside = [getattr(tower, name) for name in ("merger", "deepstack_merger_list") if hasattr(tower, name)]
+    return inside or [getattr(model.model, PROJECTOR)]
+
+
+def freeze(model: PreTrainedModel, *, vision: bool, projector: bool) -> None:
+    """Take the gradients off the vision tower without its projector, off the projector, or off both."""
+    projection = {id(parameter): parameter for part in projectors(model) for parameter in part.parameters()}
+    if vision:
+        for parameter in vision_tower(model).parameters():
+            if id(parameter) not in projection:
+                parameter.requires_grad_(False)
+    if projector:
+        for parameter in projection.values():
+            parameter.requires_grad_(False)

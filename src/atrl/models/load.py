@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from atrl.data.templates import check_processor
-from atrl.models.families import check_family, vision_tower
+from atrl.models.families import check_family, freeze, projectors, vision_tower
+from atrl.models.lora import Lora
+from atrl.models.quantization import check_quantization, quantized, use_one_kernel
 from atrl.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ class PretrainedModel:
             the Hugging Face hub.
         dtype: of the weights.
         attention: transformers' name of the attention kernel.
-        freeze_vision: leave the vision tower as it is.
+        freeze_vision: leave the vision tower as it is; its projector to the language half is not a part of it here.
+        freeze_projector: leave the projector as it is, of Qwen's `visual` the `merger`.
+        lora: adapters that are trained instead of the weights; None trains these.
+        quantization: of the language half's matrices, which only adapters can be trained beside.
         instruction: appended to every question.
         trust_remote_code: run the checkpoint's own Python code; only for names that you trust.
     """
@@ -45,20 +50,28 @@ class PretrainedModel:
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     freeze_vision: bool = False
+    freeze_projector: bool = False
+    lora: Lora | None = None
+    quantization: Literal["none", "nf4"] = "none"
     instruction: str = ""
     trust_remote_code: bool = False
 
     def check(self) -> None:
-        """Say what is wrong with `path` or `attention` before anything is loaded.
+        """Say what is wrong with `path`, `attention`, `lora` or `quantization` before any weights are loaded.
 
         Raises:
-            ValueError: if it is no checkpoint and can't be a hub name either; if the attention kernel isn't installed.
+            ValueError: if it is no checkpoint and can't be a hub name either; if the attention kernel or quantisation
+                isn't installed; if the model has no such layers to adapt.
         """
         self._resolve()
+        check_quantization(self.quantization)
         if self.attention == "flash_attention_2" and not (find_spec("flash_attn") or find_spec("kernels")):
             raise ValueError(
                 "model.attention=flash_attention_2 needs the package flash-attn, which is not installed: use sdpa"
             )
+        if self.lora is not None:
+            check_family(self._config(), self.path)
+            self._check_adapted(self._without_weights())
 
     def attention_shape(self) -> tuple[int, int]:
         """Layers of the language half, and heads of each; of the configuration alone, no weights are read."""
@@ -85,11 +98,38 @@ class PretrainedModel:
         processor = AutoProcessor.from_pretrained(source, **options)
         check_processor(processor, config, self.path)
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, self.dtype), attn_implementation=self.attention, **options
+            source,
+            dtype=getattr(torch, self.dtype),
+            attn_implementation=self.attention,
+            quantization_config=quantized(self.quantization, getattr(torch, self.dtype)),
+            **options,
         )
-        if self.freeze_vision:
-            vision_tower(model).requires_grad_(False)
+        use_one_kernel(model)
+        freeze(model, vision=self.freeze_vision, projector=self.freeze_projector)
+        if self.lora is not None:
+            self._check_adapted(model)
+            self.lora.put_into(model)
         return LoadedModel(model.train(), processor, _local_folder(source))
+
+    def _check_adapted(self, model: PreTrainedModel) -> None:
+        """Raises ValueError, in one line, where a part is both frozen by name and adapted, or a layer isn't there."""
+        adapted = set(self.lora.layers(model))
+        projection = {module for part in projectors(model) for module in part.modules()}
+        parts = {"freeze_vision": set(vision_tower(model).modules()) - projection, "freeze_projector": projection}
+        for option, part in parts.items():
+            inside = [name for name, module in model.named_modules() if name in adapted and module in part]
+            if getattr(self, option) and inside:
+                raise ValueError(
+                    f"model.{option}=true and model.lora.modules={self.lora.modules} contradict each other at "
+                    f"{inside[0]}: set the one to false, or the other to language"
+                )
+
+    def _without_weights(self) -> PreTrainedModel:
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(self._config(), trust_remote_code=self.trust_remote_code)
 
     def _config(self) -> PretrainedConfig:
         from transformers import AutoConfig
@@ -107,10 +147,12 @@ class ScratchModel:
     Args:
         seed: of the weights.
         instruction: appended to every question.
+        lora: None, because adapters go beside weights that were trained before (`checks.py`).
     """
 
     seed: int = 0
     instruction: str = ""
+    lora: Lora | None = None
 
     def check(self) -> None:
         """Nothing can be missing."""

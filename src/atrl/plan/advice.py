@@ -59,7 +59,7 @@ def remedies(job: Job) -> Iterator[Remedy]:
             yield _engine(f"rollout.sampler.tensor_parallel_size={ways}", tensor_parallel=ways)
             ways *= 2
     if job.lora_rank is None:
-        yield Remedy("planner.lora_rank=32", lambda job: replace(job, lora_rank=32))
+        yield Remedy("model/lora=language", lambda job: replace(job, lora_rank=16))
     for factor in (2, 4, 8):
         nodes = factor * max(1, job.gpus // job.gpus_per_node)
         if factor * job.gpus <= job.prompts and job.gpus >= job.gpus_per_node:

@@ -12,7 +12,7 @@ from atrl.config import check_config, read_section
 from atrl.models.published import published_config
 from atrl.plan.hardware import Hardware
 from atrl.plan.job import CreditCost, Engine, Job, Lengths, Precision
-from atrl.plan.settings import LORA_RANK, PlannerSettings
+from atrl.plan.settings import PlannerSettings
 from atrl.plan.shape import ModelShape, shape_of
 from atrl.plan.table import render
 
@@ -63,7 +63,7 @@ def job_of(config: DictConfig) -> Job:
         cpu_offload=config.trainer.cpu_offload,
         checkpointing=config.trainer.activation_checkpointing,
         flash_attention=attention == "flash_attention_2",
-        lora_rank=settings.lora_rank or OmegaConf.select(config, LORA_RANK),
+        lora_rank=OmegaConf.select(config, "model.lora.rank"),
         freeze_vision=bool(OmegaConf.select(config, "model.freeze_vision")),
         prompts=config.rollout.prompts_per_step,
         group=config.rollout.group_size,

@@ -1,0 +1,62 @@
+"""A base in 4 bits beneath trained adapters (QLoRA: Dettmers et al., arXiv 2305.14314), by bitsandbytes."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from atrl.models.families import PROJECTOR, VISION_TOWERS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+HEAD = "lm_head"
+
+
+def check_quantization(kind: str) -> None:
+    """Raises ValueError, in one line, where the package that `kind` needs is not installed."""
+    if kind != "none" and not find_spec("bitsandbytes"):
+        raise ValueError(
+            f"model.quantization={kind} needs the package bitsandbytes, which is not installed: pip install "
+            "'atrl[qlora]', or use model.quantization=none"
+        )
+
+
+def quantized(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How transformers is to load the matrices of the language half; the rest stays in `dtype`, which products take.
+
+    NormalFloat with its constants quantised too, as in the paper.
+    """
+    if kind == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[*VISION_TOWERS, PROJECTOR, HEAD],  # of 4 bits as well, whatever its name
+    )
+
+
+def use_one_kernel(model: PreTrainedModel) -> None:
+    """Compute alike in training and evaluation on a CPU, where `model` is quantised.
+
+    bitsandbytes has another kernel there for evaluation, which rounds to bfloat16, packs the weights anew in place, and
+    takes no width that is not a multiple of 64.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def full_weight(layer: nn.Module) -> Tensor:
+    """The weight of `layer` as a matrix of numbers: itself, or what its 4 bits stand for."""
+    if not hasattr(layer.weight, "quant_state"):
+        return layer.weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
