@@ -35,11 +35,14 @@ def main(config: DictConfig) -> None:
     loaded = parts.model.load(pipeline.work_folder(folder))
 
     from atrl import leave, stages
+    from atrl.resume import check_same_base
 
     warms_up = parts.run.stage != "rl" and start is None
     warmed_up = stages.warm_up(parts, data, loaded) if warms_up else None
-    settings = pipeline.settings_to_keep(config, data)
-    if start is not None:  # what earlier parts took counts
+    settings = pipeline.settings_to_keep(config, data, loaded)
+    if start is not None:
+        check_same_base(start, settings)
+        # What earlier parts took counts.
         parts = replace(parts, started=parts.started - start.state["seconds"])
     trained = None
     if parts.run.stage != "sft":

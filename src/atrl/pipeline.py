@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint
     from atrl.data.base import ProblemSource
     from atrl.loss.objective import Objective
-    from atrl.models.load import PretrainedModel, ScratchModel
+    from atrl.models.load import LoadedModel, PretrainedModel, ScratchModel
     from atrl.rewards.weighted import WeightedReward
     from atrl.rollout.settings import RolloutSettings
     from atrl.types import Problem
@@ -166,11 +166,13 @@ def write_settings(config: DictConfig, folder: Path) -> None:
     (folder / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n", encoding="utf-8")
 
 
-def settings_to_keep(config: DictConfig, data: Data) -> dict[str, Any]:
-    """What checkpoints hold so that another run is not taken for the same."""
-    from atrl.resume import fingerprint, settings_of
+def settings_to_keep(config: DictConfig, data: Data, loaded: LoadedModel) -> dict[str, Any]:
+    """What checkpoints hold so that another run is not taken for the same, nor another model for their adapters'."""
+    from atrl.models.lora import has_adapters
+    from atrl.resume import fingerprint, settings_of, weights_fingerprint
 
-    return {"config": settings_of(config), "data": fingerprint(data.train)}
+    base = {"base": weights_fingerprint(loaded.folder)} if has_adapters(loaded.model) else {}
+    return {"config": settings_of(config), "data": fingerprint(data.train)} | base
 
 
 def _quieten_lightning() -> None:

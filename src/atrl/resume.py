@@ -52,10 +52,16 @@ def check_same_run(
 ) -> None:
     """Raises ValueError, with the differences, where config or data are not those that the checkpoint was made with.
 
-    Keys in `allow`, and the groups they name, may differ; "data_set" allows other problems.
+    Keys in `allow`, and the groups they name, may differ; "data_set" allows other problems. Which weights are trained
+    may not: the checkpoint holds no others.
     """
     allowed = {*FREE, *allow}
     before, now = flat(checkpoint.state["config"]), flat(settings_of(config))
+    if _trained(before) != _trained(now):
+        raise ValueError(
+            f"{checkpoint.folder} holds {_trained(before)}, and this run trains {_trained(now)}: start a new run, with "
+            "model.path set to the folder of that run if it is finished"
+        )
     different = [
         f"{key} was {show(before, key)} and is {show(now, key)}"
         for key in sorted(before.keys() | now.keys())
@@ -69,6 +75,30 @@ def check_same_run(
             f"{checkpoint.folder} is of a run with other settings: {'; '.join(different)}. Start a new run, or go on "
             f"with resume_allow=[{names}]"
         )
+
+
+def check_same_base(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where adapters were trained beside other weights than those that are loaded now.
+
+    Only they are in the checkpoint, and `model.path` may name what has changed since, as outputs/latest.
+    """
+    if checkpoint.state.get("base") != settings.get("base"):
+        raise ValueError(
+            f"{checkpoint.folder} holds adapters of another model than model.path now names: set model.path to the "
+            "folder that it had when the run began"
+        )
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Of names, sizes, beginnings and ends of the files that hold a model's weights: reading all would take long."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            begin = content.read(2**20)
+            content.seek(max(0, size - 2**20))
+            digest.update(f"{file.name} {size} ".encode() + begin + content.read())
+    return digest.hexdigest()
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
@@ -104,6 +134,13 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def show(settings: Mapping[str, Any], key: str) -> str:
     """The value of `key`, or that there is none."""
     return json.dumps(settings[key]) if key in settings else "absent"
+
+
+def _trained(settings: Mapping[str, Any]) -> str:
+    if "model.lora.rank" not in settings:
+        return "all weights"
+    modules, rank = show(settings, "model.lora.modules"), settings["model.lora.rank"]
+    return f"adapters of rank {rank} on {modules}"
 
 
 def _covered(key: str, allowed: set[str]) -> bool:

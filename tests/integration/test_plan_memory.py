@@ -91,6 +91,12 @@ CASES = {
     "wide vocabulary, several micro-batches": (("optimizer.micro_batch_size=4", "credit.workers=0"), WIDE_VOCABULARY),
     "reference": (("algorithm.kl_coefficient=0.1", "rollout.prompts_per_step=2"), WIDE_VOCABULARY),
     "frozen vision tower": (("model.freeze_vision=true",), LARGER),
+    "frozen vision tower and projector": (("model.freeze_vision=true", "model.freeze_projector=true"), LARGER),
+    "adapters": (("model/lora=language",), None),
+    "adapters, compared without them": (("model/lora=language", "algorithm.kl_coefficient=0.1"), LARGER),
+    "adapters everywhere": (("model/lora=everything", "credit=none"), LARGER),
+    "adapters on bfloat16 weights": (("model/lora=language", "model.dtype=bfloat16", "credit=none"), LARGER),
+    "adapters under autocast": (("model/lora=language", "trainer.precision=bf16-mixed", "credit=none"), LARGER),
     "bfloat16 weights": (("model.dtype=bfloat16",), LARGER),
     "autocast": (("trainer.precision=bf16-mixed",), LARGER),
     "masked picture, with a gradient": (("credit=papo",), None),
@@ -99,7 +105,7 @@ CASES = {
 }
 
 
-QUICK = ("tiny", "no credit", "a micro-batch waits for its clusters", "reference", "autocast")
+QUICK = ("tiny", "no credit", "a micro-batch waits for its clusters", "reference", "autocast", "adapters")
 """What `make test` looks at; `make test-all` takes all."""
 
 
@@ -116,5 +122,6 @@ def test_planned_memory_is_what_a_step_takes(case: str, train, tmp_path: Path) -
     hardware = replace(hardware_of(compose_config(tmp_path, *options)), reserved_gib=0.0)
     plan = plan_memory(planned(watch, options, tmp_path), hardware)
     update = max(watch.peaks[name] for name in ("score", "credit", "update"))
+    print(f"\n{case}: planned {max(plan.total('update'), plan.total('step')):.3e} bytes, measured {update:.3e}")
     assert max(plan.total("update"), plan.total("step")) == pytest.approx(update, rel=TOLERANCE)
     assert plan.total("rollout") == pytest.approx(watch.peaks["rollout"], rel=TOLERANCE)

@@ -395,6 +395,7 @@ def test_a_weight_that_the_loader_does_not_know_is_no_sync(engine: VllmSampler, 
 
 
 def test_adapters_reach_the_engine_merged(engine: VllmSampler, checkpoint: Path, handle: ModelHandle, prompts) -> None:
+    from atrl.models.lora import without_adapters
     from atrl.weight_sync import named_parameters
     from tests.unit.test_weight_sync import adapted
 
@@ -402,7 +403,7 @@ def test_adapters_reach_the_engine_merged(engine: VllmSampler, checkpoint: Path,
     engine.update_weights(named_parameters(policy), version=3)
     groups = engine.generate(prompts, Sampling(group_size=2, max_response_tokens=8), seed="0/1")
     assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
-    with policy.disable_adapter():
+    with without_adapters(policy):
         assert worst_difference(policy, groups, handle.banned_ids) > 0.02
 
 

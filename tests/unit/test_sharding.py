@@ -114,7 +114,8 @@ def test_the_idle_vision_tower_adds_nothing(checkpoint: Path) -> None:
 
 def alone(checkpoint: Path) -> dict:
     """What the first rank can do without the others, and what is left on each afterwards."""
-    from atrl.sharding import gathered, whole_state
+    from atrl.sharding import gathered
+    from atrl.weight_sync import whole_state
 
     policy, batch = divided(checkpoint), batch_of(checkpoint, "square")
     losses = []

@@ -18,7 +18,7 @@ from atrl.data.templates import banned_token_ids, check_processor, padding_id, t
 from atrl.experience import build_experience
 from atrl.forward import ForwardPass
 from atrl.models.families import FAMILIES as TRAINED
-from atrl.models.families import REFUSED, WITHOUT_VLLM, check_family, vision_tower
+from atrl.models.families import REFUSED, WITHOUT_VLLM, check_family
 from atrl.models.load import PretrainedModel
 from atrl.rollout.server import VllmServerSampler
 from atrl.rollout.transformers import TransformersSampler
@@ -200,11 +200,25 @@ def test_families_that_vllm_can_not_serve(sampler, kind: str) -> None:
     assert message.endswith("use rollout=transformers")
 
 
+PARTS = {
+    "projector": (".merger.", ".deepstack_merger_list.", ".multi_modal_projector."),
+    "vision": (".visual.", ".vision_tower."),
+}
+"""What the families call them; Qwen's projector is within the tower."""
+
+
+def part_of(name: str) -> str:
+    return next((part for part, marks in PARTS.items() if any(mark in name for mark in marks)), "language")
+
+
+@pytest.mark.parametrize("frozen", [{"vision"}, {"projector"}, {"vision", "projector"}], ids="_".join)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_vision_tower_can_be_frozen(stock, tmp_path: Path, family: str) -> None:
-    model = PretrainedModel(path=str(FAMILIES[family](tmp_path)), freeze_vision=True).load(tmp_path).model
-    frozen = {id(parameter) for parameter in vision_tower(model).parameters()}
-    assert frozen and all(p.requires_grad != (id(p) in frozen) for p in model.parameters())
+def test_tower_and_projector_can_be_frozen_apart(stock, tmp_path: Path, family: str, frozen: set[str]) -> None:
+    options = {f"freeze_{part}": True for part in frozen}
+    model = PretrainedModel(path=str(FAMILIES[family](tmp_path)), **options).load(tmp_path).model
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert {part_of(name) for name in trained} == {"language", "projector", "vision"}
+    assert trained == {name: part_of(name) not in frozen for name in trained}
 
 
 def test_schemes_that_mask_patches_need_patches(stock) -> None:

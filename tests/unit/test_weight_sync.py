@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from atrl.models.lora import Lora, without_adapters
 from atrl.weight_sync import named_parameters
 from tests.unit.ranks import run_ranks
 
@@ -20,19 +21,14 @@ def load(checkpoint: Path):
 
 
 def adapted(checkpoint: Path, dtype: torch.dtype = torch.float32, **options):
-    """The policy under peft, with adapters that are not zero, as they would be at the start."""
-    from peft import LoraConfig, get_peft_model
-
-    options = {"r": 3, "lora_alpha": 5, "target_modules": TARGETS} | options
-    policy = get_peft_model(load(checkpoint).to(dtype), LoraConfig(**options))
+    """The policy with adapters that are not zero, as they would be at the start."""
+    policy = load(checkpoint).to(dtype)
+    Lora(**{"rank": 3, "alpha": 5, "modules": TARGETS} | options).put_into(policy)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator).to(dtype) / 10
-            if "lora_" in name:  # A is random, from the global generator, and B zero
-                parameter.copy_(noise)
-            elif "modules_to_save" in name:
-                parameter.add_(noise)
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
     return policy
 
 
@@ -54,20 +50,26 @@ def test_a_plain_policys_weights_are_its_own_memory(policy) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_adapters_are_merged_as_peft_merges_them(checkpoint: Path, dtype) -> None:
+    from peft.tuners.lora import LoraLayer
+
     policy = adapted(checkpoint, dtype)
     plain, before = dict(load(checkpoint).named_parameters()), {n: p.clone() for n, p in policy.named_parameters()}
-    found = dict(named_parameters(policy))
+    found = {name: tensor.clone() for name, tensor in named_parameters(policy)}
     assert list(found) == list(plain)
     changed = {name for name in plain if not torch.equal(found[name], plain[name].to(dtype))}
     assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj", "down_proj", "qkv"}
     assert all(name.endswith(".weight") for name in changed)
     assert all(torch.equal(parameter, before[name]) for name, parameter in policy.named_parameters())  # left as it was
-    same(found, dict(policy.merge_and_unload().named_parameters()))
+    for module in policy.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()  # in place
+    theirs = {n.replace(".base_layer", ""): p for n, p in policy.named_parameters() if not p.requires_grad}
+    same(found, {name: theirs[name] for name in plain})
 
 
 def test_merging_by_hand(checkpoint: Path) -> None:
-    """B = (1, 2, 0, …)ᵀ and A = (3, 0, …) with s = alpha / r = 2 add 6 and 12 to the first column of W."""
-    policy = adapted(checkpoint, r=1, lora_alpha=2, target_modules=r".*layers\.0\.self_attn\.q_proj")
+    """B = (1, 2, 0, …)ᵀ and A = (3, 0, …) with s = alpha / rank = 2 add 6 and 12 to the first column of W."""
+    policy = adapted(checkpoint, rank=1, alpha=2, modules=r".*layers\.0\.self_attn\.q_proj")
     (layer,) = [module for module in policy.modules() if hasattr(module, "lora_A")]
     with torch.no_grad():
         layer.lora_A["default"].weight.zero_()[0, 0] = 3
@@ -79,41 +81,10 @@ def test_merging_by_hand(checkpoint: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_two_active_adapters_and_none(checkpoint: Path) -> None:
-    from peft import LoraConfig
-
+def test_without_adapters_the_weights_are_those_that_were_loaded(checkpoint: Path) -> None:
     policy = adapted(checkpoint)
-    policy.add_adapter("second", LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False))
-    policy.base_model.set_adapter(["default", "second"])
-    both = dict(named_parameters(policy))
-    with policy.disable_adapter():
+    with without_adapters(policy):
         same(dict(named_parameters(policy)), dict(load(checkpoint).named_parameters()))
-    policy.merge_adapter()  # by peft, in place, and not to be merged again
-    same(both, dict(named_parameters(policy)))
-
-
-def test_modules_that_peft_trains_as_a_whole_replace_the_original(checkpoint: Path) -> None:
-    policy = adapted(checkpoint, modules_to_save=["merger"])
-    found = dict(named_parameters(policy))
-    plain = dict(load(checkpoint).named_parameters())
-    assert list(found) == list(plain)
-    assert any("merger" in name and not torch.equal(found[name], plain[name]) for name in plain)
-    same(found, dict(policy.merge_and_unload().named_parameters()))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"use_dora": True}, r"LoRA adapter on \S+q(kv|_proj) is of a kind .*use_dora=False"),
-        ({"lora_bias": True}, "is of a kind .* lora_bias=False"),
-        ({"target_modules": ["embed_tokens"]}, r"adapter on \S*embed_tokens changes a weight that another"),
-        ({"target_modules": ["lm_head"]}, "adapter on lm_head changes a weight that another layer shares"),
-        ({"trainable_token_indices": {"embed_tokens": [1]}}, r"embed_tokens has an adapter of the kind Trainable"),
-    ],
-)
-def test_adapters_that_are_no_single_weight_are_refused(checkpoint: Path, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dict(named_parameters(adapted(checkpoint, **options)))
 
 
 def whole_on_each_rank(checkpoint: Path, with_adapters: bool) -> dict:
@@ -123,8 +94,7 @@ def whole_on_each_rank(checkpoint: Path, with_adapters: bool) -> dict:
 
     policy = adapted(checkpoint) if with_adapters else load(checkpoint)
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    base = policy.get_base_model() if with_adapters else policy
-    for layer in base.model.language_model.layers:
+    for layer in policy.model.language_model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(policy, mesh=mesh)
     assert all(isinstance(parameter, DTensor) for parameter in policy.parameters())

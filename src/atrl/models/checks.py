@@ -11,8 +11,8 @@ def adapters_have_a_base(config: DictConfig) -> str | None:
     if OmegaConf.select(config, "model.lora") is None or not target.endswith(".ScratchModel"):
         return None
     return (
-        "model/lora trains adapters beside weights that were trained before, and model=scratch has none: use model=tiny "
-        "or model=pretrained, or model/lora=none"
+        "model/lora trains adapters beside weights that were trained before, and model=scratch has none: use "
+        "model=tiny or model=pretrained, or model/lora=none"
     )
 
 
@@ -45,7 +45,7 @@ def quantized_weights_stay(config: DictConfig) -> str | None:
         return f"model.quantization={kind} leaves nothing to train: add model/lora=language"
     if OmegaConf.select(config, "trainer.strategy") == "fsdp":
         return (
-            f"model.quantization={kind} can't be divided among ranks (trainer.strategy=fsdp): use trainer.strategy=ddp, "
-            "or model.quantization=none"
+            f"model.quantization={kind} can't be divided among ranks (trainer.strategy=fsdp): use "
+            "trainer.strategy=ddp, or model.quantization=none"
         )
     return None

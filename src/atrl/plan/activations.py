@@ -2,7 +2,9 @@
 
 Counted from the operations of transformers' Qwen2.5-VL and Qwen3-VL (5.19) and what each saves: a matrix product its
 input; an RMS norm its input in float32 and the normalised numbers; a gated feed-forward its gate, the gate's
-activation, the other half and their product; attention its queries, keys, values, output and a number a row. Cf.
+activation, the other half and their product; attention its queries, keys, values, output and a number a row. A frozen
+matrix saves nothing and a frozen norm its input alone, but an adapter saves its own input and what its first matrix
+makes of it; where the model is bfloat16 and the adapter float32, that input is a copy for each. Cf.
 Korthikanti et al., arXiv 2205.05198, section 4, whose blocks have layer norms and dropout.
 """
 
@@ -15,39 +17,61 @@ FLOAT = 4
 """Bytes of a float32, which norms compute in."""
 
 
-def rms_norm(width: float, precision: Precision) -> float:
-    """Per row: the input in float32 and the normalised numbers."""
-    return width * (FLOAT + precision.residual) + FLOAT
+def rms_norm(width: float, precision: Precision, *, frozen: bool = False) -> float:
+    """Per row: the input in float32 and, for the gradient of its weight, the normalised numbers."""
+    return width * (FLOAT + (0 if frozen else precision.residual)) + FLOAT
 
 
-def text_block(text: TextShape, precision: Precision, *, columns: int, flash: bool) -> float:
+def text_block(
+    text: TextShape, precision: Precision, *, columns: int, flash: bool, lora_rank: int | None = None
+) -> float:
     """Per token of one block; `columns` is the length of a row of the batch, padding included."""
-    compute, queries, keys = precision.compute, text.query_width, text.kv_width
-    norms = 2 * rms_norm(text.width, precision)
+    compute, queries, keys, frozen = precision.compute, text.query_width, text.kv_width, lora_rank is not None
+    norms = 2 * rms_norm(text.width, precision, frozen=frozen)
     # Autocast makes a copy of a product's input each time: for queries, keys, values, gate and other half.
     inputs = (5 if precision.autocast else 2) * text.width * compute
+    if frozen:
+        inputs = _adapter_inputs(
+            precision, shared=5 * text.width, saved=2 * text.width, other=queries, product=text.feed_forward
+        )
+        inputs += 7 * lora_rank * precision.adapter
     repeated = keys if flash else queries  # with a mask, keys and values are repeated for every head
     attention = (2 * queries + 2 * repeated) * compute + text.heads * FLOAT
     mask = 0 if flash else columns * compute
-    normed = (queries + keys) * (FLOAT + compute) if text.qk_norm else 0
+    normed = (queries + keys) * (FLOAT + (0 if frozen else compute)) if text.qk_norm else 0
     return norms + inputs + attention + mask + normed + 4 * text.feed_forward * compute
 
 
-def vision_block(vision: VisionShape, precision: Precision) -> float:
+def _adapter_inputs(precision: Precision, *, shared: float, saved: float, other: float, product: float) -> float:
+    """Inputs of the adapters of a block, beside what its operations save anyway.
+
+    `shared` counts the numbers of those that several layers read once for each layer, `saved` once; `other` is the
+    attention's output and `product` the feed-forward's, which both are saved as they are.
+    """
+    if precision.adapter > precision.compute:
+        return (shared + other + product) * precision.adapter - product * precision.compute
+    return (shared if precision.autocast else saved) * precision.compute
+
+
+def vision_block(vision: VisionShape, precision: Precision, *, lora_rank: int | None = None) -> float:
     """Per patch of one block."""
-    compute, width = precision.compute, vision.width
-    norms = 2 * (rms_norm(width, precision) if vision.gated else width * precision.residual)
+    compute, width, frozen = precision.compute, vision.width, lora_rank is not None
+    norms = 2 * (rms_norm(width, precision, frozen=frozen) if vision.gated else width * precision.residual)
     inputs = (3 if precision.autocast and vision.gated else 2) * width * compute
+    if frozen:
+        read = (3 if vision.gated else 2) * width
+        inputs = _adapter_inputs(precision, shared=read, saved=2 * width, other=width, product=vision.feed_forward)
+        inputs += (2 + vision.feed_forward_matrices) * lora_rank * precision.adapter
     # Rotated queries and keys; the three of them as they were, because values are a view of that; the output of each
     # window, and all of them joined.
     attention = 7 * width * compute + vision.heads * FLOAT
     return norms + inputs + attention + (4 if vision.gated else 2) * vision.feed_forward * compute
 
 
-def merger(vision: VisionShape, precision: Precision) -> float:
-    """Per patch, over all mergers: norm, first matrix, its activation, second matrix."""
-    norm = rms_norm(vision.width, precision) if vision.gated else vision.width * precision.residual
-    return (1 + vision.deepstack) * (norm + 3 * vision.width * precision.compute)
+def merger(vision: VisionShape, precision: Precision, *, frozen: bool = False) -> float:
+    """Per patch, over all mergers: norm, first matrix, its activation, second matrix; frozen, norm and activation."""
+    norm = rms_norm(vision.width, precision, frozen=frozen) if vision.gated else vision.width * precision.residual
+    return (1 + vision.deepstack) * (norm + (1 if frozen else 3) * vision.width * precision.compute)
 
 
 def weight_copies(job: Job) -> float:
@@ -56,38 +80,39 @@ def weight_copies(job: Job) -> float:
         return 0.0
     text = job.model.text
     blocks = text.block_matrices * (1 if job.checkpointing else text.layers)
-    vision = 0 if job.checkpointing else job.model.vision.parameters
+    vision = 0 if job.checkpointing or not job.vision_trained else job.model.vision.parameters
     return (blocks + text.embedding + vision) * job.precision.compute
 
 
 def text_activations(job: Job) -> float:
     """Of the language half over the largest micro-batch."""
     text, precision, tokens = job.model.text, job.precision, job.rows * job.lengths.total
-    block = text_block(text, precision, columns=job.lengths.total, flash=job.flash_attention)
-    if job.lora_rank is not None:
-        block += 7 * job.lora_rank * precision.compute
+    frozen = job.lora_rank is not None
+    block = text_block(text, precision, columns=job.lengths.total, flash=job.flash_attention, lora_rank=job.lora_rank)
     between = text.width * precision.residual
     blocks = text.layers * between + block if job.checkpointing else text.layers * block
-    ends = rms_norm(text.width, precision) + 2 * text.head_width * precision.residual
-    head = job.rows * (job.lengths.response + 1) * text.width * precision.compute
+    ends = rms_norm(text.width, precision, frozen=frozen) + 2 * text.head_width * precision.residual
+    head = 0 if frozen else job.rows * (job.lengths.response + 1) * text.width * precision.compute
     return tokens * (blocks + ends) + head
 
 
 def vision_activations(job: Job) -> float:
     """Of the vision tower over the pictures of the largest micro-batch; nothing is kept of a frozen one."""
-    if job.freeze_vision or job.lora_rank is not None:
-        return 0.0
     vision, precision, patches = job.model.vision, job.precision, job.pictures * job.patches
-    block = vision_block(vision, precision)
+    if not job.vision_trained:
+        return patches * merger(vision, precision) if job.projector_trained else 0.0
+    block = vision_block(vision, precision, lora_rank=job.lora_rank)
     between = vision.width * precision.residual
     blocks = vision.layers * between + block if job.checkpointing else vision.layers * block
     rotary = 2 * FLOAT * vision.width / vision.heads
-    return patches * (blocks + merger(vision, precision) + rotary)
+    merged = merger(vision, precision, frozen=not job.projector_trained)
+    return patches * (blocks + merged + rotary)
 
 
 def activations(job: Job) -> float:
-    """All that the largest micro-batch leaves behind up to its logits."""
-    return text_activations(job) + vision_activations(job) + weight_copies(job)
+    """All that the largest micro-batch leaves behind up to its logits, and a matrix that is unpacked from 4 bits."""
+    unpacked = job.model.text.width * job.model.text.feed_forward * job.precision.compute if job.quantized else 0
+    return text_activations(job) + vision_activations(job) + weight_copies(job) + unpacked
 
 
 def processed_logits(job: Job) -> float:

@@ -85,8 +85,8 @@ def training_operations(job: Job) -> float:
     vision = vision_operations(job, _pictures(job))
     text = forward_operations(job) - vision
     again = 1 if job.checkpointing else 0
-    frozen_text, frozen_vision = job.lora_rank is not None, job.freeze_vision or job.lora_rank is not None
-    whole = text * ((2 if frozen_text else 3) + again) + vision * (1 if frozen_vision else 3 + again)
+    trained = (3 if job.lora_rank is None else 2) + again
+    whole = text * trained + vision * (trained if job.vision_trained else 1)
     masked = {"no": 0.0, "forward": forward_operations(job), "gradient": whole}[job.credit.masked]
     return whole + masked
 

@@ -17,6 +17,8 @@ class Precision:
     """Of a parameter as it is kept; its gradient and the two states of AdamW take as many each."""
     compute: int
     """Of a number in a matrix product."""
+    adapter: int = 4
+    """Of a number in an adapter's products: float32 unless the trainer itself computes in less."""
     autocast: bool = False
     """Whether products are taken in `compute` bytes by casting at each of them, which keeps the sums between blocks,
     and a copy of each matrix, beside them; otherwise the whole forward pass is in `compute` bytes."""
@@ -98,7 +100,12 @@ class Job:
     checkpointing: bool = False
     flash_attention: bool = False
     lora_rank: int | None = None
+    lora_vision: bool = False
+    """Whether vision tower and projector have adapters too."""
+    quantized: bool = False
+    """Whether the matrices of the language half's blocks are kept in 4 bits."""
     freeze_vision: bool = False
+    freeze_projector: bool = False
     prompts: int
     """Of a step, on all GPUs together."""
     group: int
@@ -161,16 +168,37 @@ class Job:
 
     @property
     def adapter_parameters(self) -> int:
-        """Of LoRA (arXiv 2106.09685) on every matrix of the language half's blocks: r · (inputs + outputs) each."""
+        """Of LoRA (arXiv 2106.09685) on every matrix of the language half's blocks: r · (inputs + outputs) each.
+
+        With `lora_vision` also on those of the tower's blocks and of the mergers.
+        """
         if self.lora_rank is None:
             return 0
-        text = self.model.text
+        text, vision = self.model.text, self.model.vision
         attention = 2 * (text.width + text.query_width) + 2 * (text.width + text.kv_width)
-        return text.layers * self.lora_rank * (attention + 3 * (text.width + text.feed_forward))
+        sides = text.layers * (attention + 3 * (text.width + text.feed_forward))
+        if self.lora_vision:
+            feed_forward = vision.feed_forward_matrices * (vision.width + vision.feed_forward)
+            sides += vision.layers * (6 * vision.width + feed_forward) + (1 + vision.deepstack) * (
+                3 * vision.merged_width + vision.out_width
+            )
+        return self.lora_rank * sides
+
+    @property
+    def vision_trained(self) -> bool:
+        """Whether gradients go through the vision tower."""
+        return not self.freeze_vision if self.lora_rank is None else self.lora_vision
+
+    @property
+    def projector_trained(self) -> bool:
+        """Whether gradients go through its projector."""
+        return not self.freeze_projector if self.lora_rank is None else self.lora_vision
 
     @property
     def trained_parameters(self) -> int:
         """Parameters with a gradient."""
         if self.lora_rank is not None:
             return self.adapter_parameters
-        return self.model.text.parameters + (0 if self.freeze_vision else self.model.vision.parameters)
+        vision = self.model.vision
+        tower = vision.parameters - vision.merger_parameters if self.vision_trained else 0
+        return self.model.text.parameters + tower + (vision.merger_parameters if self.projector_trained else 0)

@@ -14,6 +14,10 @@ DOUBLE = 8
 """Bytes of a float64, in which the transformers sampler draws."""
 
 
+FOUR_BITS = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a NormalFloat (arXiv 2305.14314): 4 bits, for each 64 a constant of 8, for each 256 of these one of 32."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """Bytes of one part while rollouts are drawn, at the height of an update, and in the optimizer's step."""
@@ -72,7 +76,9 @@ def weights(job: Job) -> float:
     """Of the policy, in this GPU's keeping; adapters are float32 whatever they adapt."""
     if job.cpu_offload:
         return 0.0
-    return (job.base_parameters * job.precision.weights + job.adapter_parameters * FLOAT) / job.shards
+    text = job.model.text
+    saved = text.layers * text.block_matrices * (job.precision.weights - FOUR_BITS) if job.quantized else 0.0
+    return (job.base_parameters * job.precision.weights - saved + job.adapter_parameters * FLOAT) / job.shards
 
 
 def gradients(job: Job) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.config import check_config, read_section
+from atrl.models.lora import WHOLE_MODELS
 from atrl.models.published import published_config
 from atrl.plan.hardware import Hardware
 from atrl.plan.job import CreditCost, Engine, Job, Lengths, Precision
@@ -63,8 +64,10 @@ def job_of(config: DictConfig) -> Job:
         cpu_offload=config.trainer.cpu_offload,
         checkpointing=config.trainer.activation_checkpointing,
         flash_attention=attention == "flash_attention_2",
-        lora_rank=OmegaConf.select(config, "model.lora.rank"),
+        **_adapters(config),
+        quantized=OmegaConf.select(config, "model.quantization") == "nf4",
         freeze_vision=bool(OmegaConf.select(config, "model.freeze_vision")),
+        freeze_projector=bool(OmegaConf.select(config, "model.freeze_projector")),
         prompts=config.rollout.prompts_per_step,
         group=config.rollout.group_size,
         micro_batch=config.optimizer.micro_batch_size,
@@ -103,12 +106,27 @@ def _configuration(path: str) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def _adapters(config: DictConfig) -> dict[str, Any]:
+    """Which matrices have adapters, of which rank."""
+    from hydra.utils import instantiate
+
+    lora = instantiate(OmegaConf.select(config, "model.lora"))
+    if lora is None:
+        return {}
+    if lora.modules not in WHOLE_MODELS:
+        raise ValueError(
+            f"model.lora.modules={lora.modules} is not planned, because it names single layers: use "
+            f"{' or '.join(WHOLE_MODELS)}"
+        )
+    return {"lora_rank": lora.rank, "lora_vision": lora.modules == "everything"}
+
+
 def _precision(config: DictConfig, strategy: str) -> Precision:
     kept = BYTES[OmegaConf.select(config, "model.dtype") or "float32"]
     if config.trainer.precision == "32-true":
         return Precision(weights=kept, compute=kept)
     # FSDP casts whole blocks, autocast single products.
-    return Precision(weights=kept, compute=2, autocast=kept == 4 and strategy == "ddp")
+    return Precision(weights=kept, compute=2, adapter=2, autocast=kept == 4 and strategy == "ddp")
 
 
 def _lengths(config: DictConfig, settings: PlannerSettings) -> Lengths:

@@ -91,6 +91,16 @@ class VisionShape:
         return self.merge**2
 
     @property
+    def merged_width(self) -> int:
+        """Numbers of the patches of an image token, side by side."""
+        return self.patches_per_token * self.width
+
+    @property
+    def feed_forward_matrices(self) -> int:
+        """Matrices of a block's feed-forward."""
+        return 3 if self.gated else 2
+
+    @property
     def patch_numbers(self) -> int:
         """Numbers that the processor makes of a patch."""
         return self.channels * self.temporal_patch * self.patch**2
@@ -98,7 +108,7 @@ class VisionShape:
     @property
     def block_parameters(self) -> int:
         """Parameters of a block: every matrix has a bias."""
-        matrices = 3 if self.gated else 2
+        matrices = self.feed_forward_matrices
         attention = 4 * self.width**2 + 4 * self.width
         feed_forward = matrices * self.width * self.feed_forward + (matrices - 1) * self.feed_forward + self.width
         return attention + feed_forward + 2 * self._norm(self.width)
@@ -106,7 +116,7 @@ class VisionShape:
     @property
     def merger_parameters(self) -> int:
         """Parameters of all mergers, the projector to the language half among them."""
-        merged = self.patches_per_token * self.width
+        merged = self.merged_width
         matrices = merged**2 + merged + merged * self.out_width + self.out_width
         return (1 + self.deepstack) * matrices + self._norm(self.width) + self.deepstack * self._norm(merged)
 
