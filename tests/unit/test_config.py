@@ -409,10 +409,7 @@ def choice(group: str, option: str) -> str:
 
 
 NEEDS = {
-    ("experiment", "geometry3k"): ["plan=true"],  # what their settings ask for can't all be run yet
-    ("experiment", "mmk12"): ["plan=true"],
-    ("scale", "lora_3b_1x80"): ["plan=true"],
-    ("scale", "full_32b_32x80"): ["plan=true", "rollout.prompts_per_step=32"],
+    ("scale", "full_32b_32x80"): ["rollout.prompts_per_step=32"],
     ("algorithm", "gspo"): ["credit=none"],
 }
 """Options that the check lets through only with others."""

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from atrl.config import check_config
 from atrl.models.published import published_config, published_names
 from atrl.plan.activations import text_activations, text_block, vision_block, weight_copies
 from atrl.plan.advice import advice, problems, remedies
@@ -447,7 +446,7 @@ def test_what_each_scheme_asks_for(overrides, expected) -> None:
         ("planner.image_tokens=257", r"planner\.image_tokens must be at most 256"),
         ("planner.response_tokens=65", r"planner\.response_tokens must be at most 64"),
         ("model.attention=eager", r"model\.attention=eager keeps whole rows"),
-        ("planner.lora_rank=0", r"planner\.lora_rank must be at least 1"),
+        ("planner.lora_rank=8", r"no key 'planner\.lora_rank'"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_a_line(override: str, line: str) -> None:
@@ -455,10 +454,9 @@ def test_what_cannot_be_planned_is_said_in_a_line(override: str, line: str) -> N
         plan(config_of(override))
 
 
-def test_a_run_refuses_what_can_only_be_planned() -> None:
-    with pytest.raises(ValueError, match=r"^planner\.lora_rank=8 is not what the run would do"):
-        check_config(config_of("planner.lora_rank=8", "plan=false"))
-    check_config(config_of("planner.lora_rank=8"))
+def test_adapters_are_planned_as_the_run_has_them() -> None:
+    assert job_of(config_of()).lora_rank is None
+    assert job_of(config_of("model/lora=language", "model.lora.rank=8")).lora_rank == 8
 
 
 def test_the_engine_is_planned_as_it_is_set() -> None:

@@ -65,9 +65,7 @@ class Lora:
             ValueError: in one line, for a name or pattern that no linear layer has, or an output head whose weight is
                 the embedding's too.
         """
-        from torch import nn
-
-        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        linear = _linear_layers(model)
         head = model.get_output_embeddings()
         if self.modules == "language":
             chosen = {id(module) for module in language_half(model).modules()}
@@ -158,6 +156,17 @@ def _adapted_layers(model: nn.Module) -> list[LoraLayer]:
     from peft.tuners.lora import LoraLayer
 
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """By name, without what `torch.nn.MultiheadAttention` only takes the weight of: an adapter would not be called."""
+    from torch import nn
+    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as Uncalled
+
+    modules = model.named_modules()
+    return {
+        name: module for name, module in modules if isinstance(module, nn.Linear) and not isinstance(module, Uncalled)
+    }
 
 
 def _by_pattern(pattern: str, linear: dict[str, nn.Module]) -> list[str]:
