@@ -5,12 +5,11 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-import logging
 import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,35 +22,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from atrl import plugins
 from atrl.alarms import AlarmStop
 from atrl.explain import CommandLine, explain
-from atrl.launch import Place, main_process, place
+from atrl.launch import log_apart, main_process, place
+from atrl.quiet import quieten_console, quieten_libraries, set_environment
 
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-
-ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",  # forked workers would otherwise deadlock or warn
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve the sampler's on a busy machine
-}
-"""Set before the libraries are imported, where the user has not set them."""
-
-QUIET_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "DATASETS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "WANDB_SILENT": "true",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
-"""Set likewise, unless the config says ``verbose: true``."""
-
-CHATTY_LIBRARIES = ("datasets", "filelock", "fsspec", "httpx", "lightning", "torch", "urllib3", "wandb")
-"""Loggers of which the console shows warnings and errors only."""
 
 UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 OUR_FOLDER = Path(__file__).resolve().parent
@@ -74,16 +52,17 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
 
     Returns:
         The exit code: 0, 3 for a run that an alarm stopped, 2 for an error of the user's (bad overrides, a
-        ``ValueError`` raised in atrl's own
-        code, a file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with
-        ``error:``; with ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they are raised.
+        ``ValueError`` raised in the code of atrl or a plug-in, a file that can't be opened), 130 for Ctrl-C. Such
+        errors are lines on stderr that start with ``error:``; with ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the
+        environment they are raised.
 
     Raises:
         Exception: whatever else went wrong, which is a bug.
         SystemExit: from Hydra's command-line parser, and for ``--help`` and its like.
     """
     home = Path(inspect.getfile(task)).resolve().parent
-    _set_defaults(os.environ, ENVIRONMENT)
+    set_environment()
+    _plug_in(home / config_path)
     job = _Job(task, debugging=_debugging())
     program = hydra.main(version_base="1.3", config_path=str(home / config_path), config_name=config_name)(job)
     try:
@@ -95,6 +74,9 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit of its own
             return _interrupted()
         raise
+    except BrokenPipeError:  # whoever reads the output has seen enough, as in `… --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing it at the exit fails again
+        return EXIT_USER
     except JobFailed as failure:
         if not job.reported:  # the job ran in another process, whose stderr is elsewhere
             _report(str(failure))
@@ -124,9 +106,9 @@ class _Job:
     def __call__(self, config: DictConfig) -> Any:
         try:
             if OmegaConf.select(config, "verbose") is not True:
-                _set_defaults(os.environ, QUIET_ENVIRONMENT)
-                _quieten_console()
-            _log_apart(place())
+                quieten_libraries()
+                quieten_console()
+            log_apart(place())
             # Programs that the task starts should see the environment as the user set it.
             with _variable("HYDRA_FULL_ERROR", None):
                 return self.task(config)
@@ -148,7 +130,7 @@ class _Job:
 def user_message(error: BaseException, task_file: Path) -> str | None:
     """What to tell the user of an error in a job, or None where it is a bug of ours.
 
-    A user's errors are a ``ValueError`` from a ``raise`` in this package or in `task_file` (one from within a
+    A user's errors are a ``ValueError`` from a ``raise`` in this package, a plug-in's or `task_file` (one from within a
     library, or from Python itself, is a bug in how we call it), a file that our code can't open, and a config
     value that is missing or can't be resolved. Hydra's wrapping of errors in constructors is taken off first.
     """
@@ -179,7 +161,8 @@ def _by_raise(error: BaseException) -> bool:
 
 
 def _is_ours(file: Path, task_file: Path) -> bool:
-    return file.resolve().is_relative_to(OUR_FOLDER) or file.resolve() == task_file.resolve()
+    file = file.resolve()
+    return file.is_relative_to(OUR_FOLDER) or file == task_file.resolve() or plugins.is_plugged_in(file)
 
 
 def _is_standard_library(file: Path) -> bool:
@@ -206,44 +189,18 @@ def _report(message: str) -> None:
         print(f"error{speaker}: {line}", file=sys.stderr, flush=True)
 
 
+def _plug_in(own_configs: Path) -> None:
+    """Find the configs of other packages; what is wrong with one is a line, and no reason to stop."""
+    plugins.register()
+    if main_process():
+        for complaint in plugins.complaints(own_configs):
+            print(f"warning: {complaint}", file=sys.stderr, flush=True)
+
+
 def _interrupted() -> int:
     if main_process():  # it reaches all processes of a run, and one says so
         _report("interrupted by Ctrl-C")
     return EXIT_INTERRUPTED
-
-
-def _set_defaults(environment: MutableMapping[str, str], defaults: dict[str, str]) -> None:
-    for name, value in defaults.items():
-        environment.setdefault(name, value)
-
-
-def _quieten_console() -> None:
-    # A filter of the handler outlasts the level that Lightning sets for its loggers when it is imported.
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.addFilter(_worth_showing)
-
-
-def _log_apart(here: Place) -> None:
-    """Give each but the first of processes that were started from outside a log file of its own."""
-    if not here.from_outside or here.is_first:
-        return
-    root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
-        file = Path(handler.baseFilename)
-        own = logging.FileHandler(file.with_name(f"{file.stem}_process_{here.rank}{file.suffix}"))
-        own.setFormatter(handler.formatter)
-        own.setLevel(handler.level)
-        root.removeHandler(handler)
-        handler.close()
-        root.addHandler(own)
-
-
-def _worth_showing(record: logging.LogRecord) -> bool:
-    library = record.name.partition(".")[0]
-    if library == "vllm":  # warns of every feature that a platform lacks
-        return record.levelno >= logging.ERROR
-    return record.levelno >= logging.WARNING or library not in CHATTY_LIBRARIES
 
 
 @contextmanager

@@ -5,9 +5,11 @@ Read from the environment, since files must be written, and mistakes found, befo
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -62,6 +64,21 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
 def main_process() -> bool:
     """Whether this is the process that writes files and speaks."""
     return place().is_first
+
+
+def log_apart(here: Place) -> None:
+    """Give each but the first of processes that were started from outside a log file of its own."""
+    if not here.from_outside or here.is_first:
+        return
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+        file = Path(handler.baseFilename)
+        own = logging.FileHandler(file.with_name(f"{file.stem}_process_{here.rank}{file.suffix}"))
+        own.setFormatter(handler.formatter)
+        own.setLevel(handler.level)
+        root.removeHandler(handler)
+        handler.close()
+        root.addHandler(own)
 
 
 def check_launch(processes: int, nodes: int) -> None:

@@ -183,6 +183,11 @@ def _import(name: str) -> ModuleType:
         raise ValueError(f"there is no module {name!r}{near}") from None
     except ImportError as error:
         raise ValueError(f"{name} can't be imported: {error}".replace("\n", " ")) from None
+    except Exception as error:
+        if name.partition(".")[0] == "atrl":  # a bug of ours, whose traceback is wanted
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{name} can't be imported: {reason}") from None
 
 
 def _submodules(module: Any) -> list[str]:

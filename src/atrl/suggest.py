@@ -14,7 +14,11 @@ LEAF_DISCOUNT = 0.95
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the option most like `name`, or an empty string where none is close."""
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=CUTOFF)
+    known = list(options)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=CUTOFF)
+    if not close:  # as "info" for INFO
+        spelt = {option.casefold(): option for option in known}
+        close = [spelt[found] for found in difflib.get_close_matches(name.casefold(), list(spelt), n=1, cutoff=CUTOFF)]
     return f", did you mean {close[0]!r}?" if close else ""
 
 

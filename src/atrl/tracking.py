@@ -37,7 +37,7 @@ def wandb_logger(
     """
     from lightning.pytorch.loggers import WandbLogger
 
-    offline = mode == "offline" or (mode == "auto" and not _logged_in())
+    offline = mode == "offline" or (mode == "auto" and not logged_in())
     os.environ.setdefault("WANDB_SILENT", "true")
     # `mode` is given as well: the variable that Lightning sets for `offline` comes too late for W&B to see it.
     return WandbLogger(
@@ -65,7 +65,7 @@ def _run_id(folder: Path, *, goes_on: bool) -> str:
     return run_id
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
     """Whether W&B has credentials for this user; never asks, and never goes to the network."""
     import wandb
 

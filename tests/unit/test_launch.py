@@ -82,11 +82,11 @@ def test_each_process_logs_to_a_file_of_its_own(monkeypatch, tmp_path: Path) -> 
     shared = logging.FileHandler(tmp_path / "train.log")
     shared.setFormatter(logging.Formatter("<%(message)s>"))
     monkeypatch.setattr(root, "handlers", [shared])
-    cli._log_apart(Place("torchrun", 0, 0, 0, 2))
+    launch.log_apart(Place("torchrun", 0, 0, 0, 2))
     assert root.handlers == [shared]
-    cli._log_apart(Place("Lightning", 0, 1, None, None))  # whose file has a name of Lightning's
+    launch.log_apart(Place("Lightning", 0, 1, None, None))  # whose file has a name of Lightning's
     assert root.handlers == [shared]
-    cli._log_apart(Place("torchrun", 0, 1, 1, 2))
+    launch.log_apart(Place("torchrun", 0, 1, 1, 2))
     logging.getLogger("some").error("late")
     assert (tmp_path / "train_process_1.log").read_text() == "<late>\n"
     assert (tmp_path / "train.log").read_text() == ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from atrl import parallel
 from atrl.credit.agreement import area_under_curve, bimodality
 from atrl.credit.base import CreditScheme, Heads
-from atrl.credit.bound import BoundCredit, PictureScale
+from atrl.credit.bound import BoundCredit, picture_scale
 from atrl.credit.calibration import HeadCalibration
 from atrl.credit.probe import AttentionProbe
 from atrl.metrics import mean_of
@@ -30,26 +30,12 @@ class AnchorCreditCallback(Callback):
         calibration: finds the heads of a scheme that leaves them open; others need none.
 
     Raises:
-        ValueError: if the scheme masks patches and the processor makes none.
+        ValueError: as `picture_scale`.
     """
 
     def __init__(self, scheme: CreditScheme, processor, calibration: HeadCalibration | None = None) -> None:
         self.scheme, self._tokenizer, self._calibration = scheme, processor.tokenizer, calibration
-        pictures = processor.image_processor
-        if scheme.picture_mask is not None and not hasattr(pictures, "merge_size"):
-            raise ValueError(
-                f"credit={scheme.name} blacks out patches, and this model's {type(pictures).__name__} cuts pictures "
-                "into none: use a Qwen-VL model, or another scheme"
-            )
-        self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
-        videos = getattr(processor, "video_processor", None)
-        if scheme.picture_mask is not None and videos is not None:
-            scale = PictureScale(tuple(videos.image_mean), tuple(videos.image_std))
-            if scale != self._scale:
-                raise ValueError(
-                    f"credit={scheme.name} masks pictures and videos with the same black, and this model's processors "
-                    f"scale them differently ({self._scale} and {scale}): choose a scheme that masks nothing"
-                )
+        self._scale = picture_scale(scheme, processor)
         self._fractions: list[float] = []
         self._recalls: list[float] = []
         self._heads: Heads | None = None

@@ -18,7 +18,7 @@ from atrl.splitting import Split, join_rows
 from atrl.types import CreditOn, CreditOutput, Evidence, Experience, MaskedView, RolloutGroup
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
     from atrl.credit.base import CreditScheme
     from atrl.credit.probe import AttentionProbe
@@ -30,6 +30,30 @@ class PictureScale:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def picture_scale(scheme: CreditScheme, processor: ProcessorMixin) -> PictureScale:
+    """How `processor` scales what `scheme` may mask.
+
+    Raises:
+        ValueError: if the scheme masks patches and the processor makes none, or scales pictures and videos differently.
+    """
+    pictures = processor.image_processor
+    scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
+    if scheme.picture_mask is None:
+        return scale
+    if not hasattr(pictures, "merge_size"):
+        raise ValueError(
+            f"credit={scheme.name} blacks out patches, and this model's {type(pictures).__name__} cuts pictures "
+            "into none: use a Qwen-VL model, or another scheme"
+        )
+    videos = getattr(processor, "video_processor", None)
+    if videos is not None and (other := PictureScale(tuple(videos.image_mean), tuple(videos.image_std))) != scale:
+        raise ValueError(
+            f"credit={scheme.name} masks pictures and videos with the same black, and this model's processors "
+            f"scale them differently ({scale} and {other}): choose a scheme that masks nothing"
+        )
+    return scale
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from atrl import __version__
 from atrl.report import figures
@@ -14,6 +15,9 @@ from atrl.report.charts import draw_charts
 from atrl.report.panels import PHASE_COLOURS, STATUS_COLOURS
 from atrl.report.run_folder import RunFolder
 from atrl.report.selection import choose_samples
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HERE = Path(__file__).parent
 
@@ -45,44 +49,54 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run: RunFolder) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
-    environment.filters |= {
-        "percent": figures.percent, "duration": figures.duration, "number": figures.number, "printable": printable,
-    }  # fmt: skip
     script = (HERE / "report.js").read_text(encoding="utf-8")
     samples = choose_samples(run.samples)
     charts, absent = draw_charts(run.metrics, run.summary)
     cards = make_cards(samples, run.path)
-    return environment.get_template("report.html.j2").render(
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=_hash(script),
-        summary=run.summary,
-        verdict=figures.verdict(run.summary.accuracy),
-        grounding=run.grounding,
-        facts=figures.key_facts(run.summary),
-        charts=[(chart, Markup(chart.svg)) for chart in charts],
-        absent=absent,
-        phases=figures.phase_shares(run.summary.seconds),
-        phase_colours=PHASE_COLOURS,
-        status_counts=run.summary.rewards.model_dump(),
-        status_colours=STATUS_COLOURS,
-        cards=cards,
-        recorded=len(run.samples),
-        scale_top=scale_top([weight for sample in samples for weight in sample.weights]),
-        unit_tint=UNIT_TINT,
-        card_data=[card.data() for card in cards],
-        config=None if run.config is None else printable(run.config),
-        command=None if run.command is None else printable(run.command).strip(),
-        version=__version__,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=script_hash(script),
+            summary=run.summary,
+            verdict=figures.verdict(run.summary.accuracy),
+            grounding=run.grounding,
+            facts=figures.key_facts(run.summary),
+            charts=[(chart, Markup(chart.svg)) for chart in charts],
+            absent=absent,
+            phases=figures.phase_shares(run.summary.seconds),
+            phase_colours=PHASE_COLOURS,
+            status_counts=run.summary.rewards.model_dump(),
+            status_colours=STATUS_COLOURS,
+            cards=cards,
+            recorded=len(run.samples),
+            scale_top=scale_top([weight for sample in samples for weight in sample.weights]),
+            unit_tint=UNIT_TINT,
+            card_data=[card.data() for card in cards],
+            config=None if run.config is None else printable(run.config),
+            command=None if run.command is None else printable(run.command).strip(),
+            version=__version__,
+        )
     )
 
 
-def _hash(script: str) -> str:
+def environment() -> Environment:
+    """The templates of this folder; what they print is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    found = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
+    found.filters |= {
+        "percent": figures.percent, "duration": figures.duration, "number": figures.number, "printable": printable,
+    }  # fmt: skip
+    return found
+
+
+def script_hash(script: str) -> str:
     """The script's name in the page's content security policy: no other script runs."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

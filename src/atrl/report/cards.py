@@ -12,7 +12,7 @@ from typing import Any
 from atrl.report.figures import number
 from atrl.report.heatmaps import HeatMaps, heat_maps
 from atrl.report.pictures import Picture, embed
-from atrl.report.run_folder import Sample
+from atrl.report.run_folder import Response
 
 UNIT_TINT = 0.16
 """Tint of a token of weight 1, which is what every token gets without credit assignment."""
@@ -43,7 +43,7 @@ class Token:
 class Card:
     """One rollout as it is drawn; all its strings are printable but not escaped."""
 
-    sample: Sample
+    sample: Response
     question: list[str]
     """The text around the pictures and videos: one piece more than there are marks."""
     gold: str
@@ -88,7 +88,7 @@ class Card:
         }
 
 
-def make_cards(samples: Sequence[Sample], run_dir: Path) -> list[Card]:
+def make_cards(samples: Sequence[Response], run_dir: Path) -> list[Card]:
     """Cards for `samples`, their tokens tinted on one common scale.
 
     Raises:
@@ -98,7 +98,7 @@ def make_cards(samples: Sequence[Sample], run_dir: Path) -> list[Card]:
     return [_card(sample, top, run_dir) for sample in samples]
 
 
-def _card(sample: Sample, top: float, run_dir: Path) -> Card:
+def _card(sample: Response, top: float, run_dir: Path) -> Card:
     pictures = [
         embed(run_dir, name, problem=sample.problem, timestamps=times)
         for name, times in zip(sample.images, sample.timestamps or [None] * len(sample.images), strict=True)
@@ -115,7 +115,7 @@ def _card(sample: Sample, top: float, run_dir: Path) -> Card:
     )
 
 
-def _token(sample: Sample, i: int, top: float) -> Token:
+def _token(sample: Response, i: int, top: float) -> Token:
     marks = [mark for mark, column in (("a", sample.anchors), ("r", sample.reading)) if column and column[i]]
     # A token that shows nothing (a line break, half a character) still needs something to point at.
     text = printable(sample.tokens[i]).replace("\n", "↵\n") or "∅"

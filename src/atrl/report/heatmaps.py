@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atrl.report.run_folder import Sample
+from atrl.report.run_folder import Response
 
 MAX_SIDE = 32
 """Cells along one side of a grid; a cell over several image tokens shows the largest."""
@@ -43,7 +43,7 @@ class HeatMaps:
         return self.overview[self.start(image) : self.start(image + 1)]
 
 
-def heat_maps(sample: Sample, max_side: int = MAX_SIDE, max_values: int = MAX_VALUES) -> HeatMaps | None:
+def heat_maps(sample: Response, max_side: int = MAX_SIDE, max_values: int = MAX_VALUES) -> HeatMaps | None:
     """The heat maps of a rollout; None where no attention was recorded (or there is no token or picture)."""
     if not sample.attention or not sample.tokens:
         return None

@@ -120,14 +120,12 @@ class Grounding(_Record):
     after: Controlled
 
 
-class Sample(_Record):
-    """One recorded rollout: a line of `samples.jsonl`. What the model wrote in it is hostile input."""
+class Response(_Record):
+    """A response token by token. What the model wrote in it is hostile input."""
 
-    step: int
     problem: str
     question: str
     gold: str
-    response: str
     tokens: list[str]
     weights: list[Annotated[FiniteFloat, Field(ge=0)]]
     """[token] averages 1."""
@@ -137,12 +135,10 @@ class Sample(_Record):
     """[token] whether the token states what was read off the picture, where the data knows."""
     entropy: list[float | None] | None = None
     """[token] in nats."""
-    advantage: float
-    reward: float
-    parts: dict[str, float]
-    status: Status
+    parts: dict[str, float] = Field(default_factory=dict)
+    """Of its reward, where it has one."""
     images: list[str]
-    """Files, relative to the run's folder, in the order of the marks in the question."""
+    """Files, relative to the folder, in the order of the marks in the question."""
     timestamps: list[list[FiniteFloat] | None] | None = None
     """[image] of a video's strip when each frame is, in seconds; None for a picture."""
     attention: list[Any] | None = None
@@ -168,6 +164,17 @@ class Sample(_Record):
                 wanted = f"[{len(self.tokens)} tokens][rows][columns]"
                 raise ValueError(f"attention must be {wanted}, got shape {list(attention.shape)}")
         return self
+
+
+class Sample(Response):
+    """One recorded rollout: a line of `samples.jsonl`."""
+
+    step: int
+    response: str
+    advantage: float
+    reward: float
+    parts: dict[str, float]
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)

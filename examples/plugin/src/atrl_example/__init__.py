@@ -1,0 +1,1 @@
+"""A credit scheme, a reward and a benchmark for atrl; its configs are in `conf/`."""

@@ -1,0 +1,1 @@
+"""``python -m atrl.inspect``: one answer, and which of its tokens credit schemes would give the credit to."""
