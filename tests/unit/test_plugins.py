@@ -100,10 +100,8 @@ def test_a_broken_plug_in_is_one_line_and_runs_go_on_without_it(site, value, rea
     install(site, "broken", {}, value=value)
     shown = train(site, "--cfg", "job", "--package", "seed")
     assert (shown.returncode, shown.stdout.splitlines()[-1]) == (0, "0")
-    assert (
-        shown.stderr
-        == f"warning: plug-in broken (broken 2.1) is left out: {reason.format(site=site, group='atrl.configs')}\n"
-    )
+    reason = reason.format(site=site, group="atrl.configs")
+    assert shown.stderr == f"warning: plug-in broken (broken 2.1) is left out: {reason}\n"
 
 
 def test_a_plug_in_that_can_not_be_imported_is_in_the_way_of_nothing_but_its_own_configs(site):

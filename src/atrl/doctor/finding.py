@@ -45,7 +45,7 @@ def examine(checks: Iterable[tuple[str, Check]]) -> Iterator[Finding]:
     for thing, check in checks:
         try:
             found = check()
-            yield from [found] if isinstance(found, Finding) else list(found)
+            yield from [found] if isinstance(found, Finding) else found
         except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             yield problem(thing, f"could not be looked at: {reason}", "repair what it names, or run `make setup` again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -93,8 +94,11 @@ def disk(folder: Path, *, wanted: int = 10 * GIB, least: int = GIB) -> Finding:
         place = place.parent
     free = shutil.disk_usage(place).free
     says = f"{free / GIB:.1f} GiB free in {place}"
-    if not os.access(place, os.W_OK):
-        return problem("disk", f"{place} can't be written", "run elsewhere, or set hydra.run.dir")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        return problem("disk", f"{place} can't be written: {error.strerror}", "run elsewhere, or set hydra.run.dir")
     if free < least:
         return problem("disk", says, "delete old runs, or set hydra.run.dir to a folder with more room")
     if free < wanted:

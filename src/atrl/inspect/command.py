@@ -41,16 +41,11 @@ def inspect_command(config: DictConfig, folder: Path) -> Path:
     from atrl.inspect.page import write_page
     from atrl.inspect.weigh import answer, one_answer, token_texts, weigh
 
-    _set_threads(settings.threads)
+    device = _prepare_torch(settings.threads)
     loaded = model.load(folder)
-    group = answer(
-        problem,
-        loaded,
-        rollout,
-        one_answer(rollout, drawn=settings.sample),
-        instruction=model.instruction,
-        seed=settings.seed,
-    )
+    loaded.model.to(device)
+    sampling = one_answer(rollout, drawn=settings.sample)
+    group = answer(problem, loaded, rollout, sampling, instruction=model.instruction, seed=settings.seed)
     found = weigh(schemes, group, loaded, temperature=rollout.temperature, seed=settings.seed)
     tokens = token_texts(group, loaded.processor.tokenizer)
     print(f"{printable(problem.question)}\n")
@@ -121,8 +116,10 @@ def _marks(one: Weighed) -> list[bool] | None:
     return None if one.anchors is None else one.anchors.tolist()
 
 
-def _set_threads(threads: int | None) -> None:
+def _prepare_torch(threads: int | None) -> str:
+    """Set the number of threads; the device for the model."""
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
+    return "cuda" if torch.cuda.is_available() else "cpu"
