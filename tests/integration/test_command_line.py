@@ -49,6 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     done = run("train.py", "rollout=transformers", "seed=3", "hydra.run.dir=chosen", *SMALL, folder=folder)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr + done.stdout and "deprecat" not in done.stderr.lower()
     assert "sampled accuracy on 8 held-out problems" in done.stdout
     assert re.search(
         r"\n  picture 0\.\d{3} with it, 0\.\d{3} blanked, 0\.\d{3} with another's  \(after, 8 of", done.stdout
@@ -236,6 +237,7 @@ def test_evaluate_loads_the_exported_model_in_vllm(finished: Path) -> None:
     arguments = ("checkpoint=outputs/latest", "rollout=vllm", "limit=6", "samples=0")
     done = run("evaluate.py", *arguments, "hydra.run.dir=scored_vllm", folder=finished)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # neither the engine's log nor anybody's warnings
     with_vllm = json.loads((finished / "scored_vllm" / "evaluation.json").read_text())
     assert with_vllm["engine"] == "vllm"
 

@@ -59,8 +59,8 @@ def test_its_benchmark_scores_recorded_answers(site: Path, tmp_path: Path) -> No
     done = run(site, "evaluate.py", "benchmark=counting", *files, "hydra.run.dir=out", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    figures = json.dumps(result["figures"])
-    assert '"accuracy": {"value": 0.5' in figures and '"close": {"value": 0.75' in figures, figures
+    assert result["metrics"] == {"accuracy": 50.0, "close": 75.0}
+    assert (result["benchmark"], result["right"], result["unparseable"]) == ("counting", 2, 1)
 
 
 def test_without_it_nothing_is_known_of_its_options(tmp_path: Path) -> None:
