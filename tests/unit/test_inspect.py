@@ -198,6 +198,13 @@ def test_every_scheme_shows_where_the_tokens_looked(group, loaded):
     assert loaded.model.config.get_text_config()._attn_implementation == kernel  # the model has its own back
 
 
+def test_heat_maps_are_of_the_heads_that_a_scheme_reads_or_of_all(group, loaded):
+    asked = {"all": TokenLevelCredit(), "one": TokenLevelCredit(heads=((0, 1),)), "none": UniformCredit()}
+    shown = {one.name: one.attention[0] for one in weigh(asked, group, loaded, temperature=1.0, seed=0)}
+    torch.testing.assert_close(shown["all"], shown["none"], rtol=0, atol=1e-6)
+    assert (shown["one"] - shown["all"]).abs().max() > 1e-3
+
+
 def grids(group: RolloutGroup) -> list[tuple[int, int]]:
     return [(int(rows) // 2, int(columns) // 2) for _, rows, columns in group.prompt.pixels["image_grid_thw"]]
 
