@@ -18,9 +18,8 @@ from atrl.data.geometry import GeometryProblems
 from atrl.data.prompts import PromptBuilder
 from atrl.data.templates import banned_token_ids
 from atrl.experience import build_experience, micro_batches
-from atrl.logprobs import process_logits, token_logprobs
+from atrl.forward import ForwardPass
 from atrl.models.load import PretrainedModel
-from atrl.models.policy import response_logits
 from atrl.rewards.exact import ExactAnswer
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.base import Sampling
@@ -34,6 +33,7 @@ def main(checkpoint: str, prompts: int = 64) -> None:
     problems = GeometryProblems().load("train")
     sampler = TransformersSampler()
     sampler.start(RolloutSettings(sampler=sampler).handle(loaded, problems))
+    forward_pass = ForwardPass(temperature=1.0, banned_ids=banned_token_ids(loaded.processor))
     reward = WeightedReward(parts={"exact": ExactAnswer(weight=1.0)})
 
     def gradient(start: int, advantage: GroupAdvantage) -> torch.Tensor:
@@ -46,11 +46,8 @@ def main(checkpoint: str, prompts: int = 64) -> None:
         loaded.model.zero_grad()
         for rows in micro_batches(batch.size, 64):
             part = batch.rows(rows)
-            logits = process_logits(
-                response_logits(loaded.model, part), temperature=1.0, banned_ids=banned_token_ids(loaded.processor)
-            )
-            logprobs = token_logprobs(logits, part.input_ids[:, part.prompt_length :])
-            loss = -torch.where(part.response_mask, logprobs * advantages[rows, None], 0.0).sum()
+            logprobs, _ = forward_pass.logprobs(loaded.model, part)
+            loss = -(logprobs * advantages[rows, None]).sum()
             loss.backward()
         return torch.cat([parameter.grad.flatten() for parameter in loaded.model.parameters()])
 

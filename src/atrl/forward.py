@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atrl.credit.attention import AttentionCapture
-from atrl.logprobs import keep_only, process_logits, token_divergence, token_entropy, token_logprobs
-from atrl.models.policy import response_logits
+from atrl.models.head import read_at_head
 from atrl.splitting import join_rows
 from atrl.timing import PhaseTimer
-from atrl.types import Evidence, Experience, MaskedView
+from atrl.types import Evidence, Experience, KeptTokens, MaskedView
+from atrl.vocabulary import TokenDistributions, token_divergences, token_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +38,19 @@ class Forward:
     """For the credit scheme; None if it was not asked for."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What a model says of each trained token of a batch; 0 on padding."""
+
+    logprobs: Float[Tensor, "rollout response"]
+    entropy: Float[Tensor, "rollout response"]
+    """In nats, no gradient."""
+    rows: Float[Tensor, "token width"]
+    """What the vocabulary head was given for them, no gradient."""
+    divergence: Float[Tensor, "rollout response"] | None
+    """KL(of other rows ‖ of these) in nats, if others were given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ForwardPass:
     """How the policy is run: with the distribution that rollouts are sampled from.
@@ -45,11 +58,13 @@ class ForwardPass:
     Args:
         temperature: rollouts are sampled at.
         banned_ids: tokens that are never sampled, and so have probability 0.
+        chunk: tokens whose logits exist at a time; None for those of the whole batch.
         timer: what credit costs is counted as its own phase.
     """
 
     temperature: float
     banned_ids: tuple[int, ...]
+    chunk: int | None = None
     timer: PhaseTimer = field(default_factory=PhaseTimer)
 
     def __call__(
@@ -67,44 +82,61 @@ class ForwardPass:
         scheme = None if credit is None else credit.scheme
         probe = credit.probe if credit is not None and read else None
         with nullcontext() if probe is None else probe.capture(batch) as recorder:
-            logprobs, processed = self.logprobs(policy, batch)
+            scores = self.scores(policy, batch)
         if recorder is not None:  # it read while the model ran
             self.timer.recount(recorder.seconds, to="credit")
-        with torch.no_grad():
-            entropy = torch.where(batch.response_mask, token_entropy(processed), 0.0)
         if scheme is None or not (read or scheme.has_auxiliary_loss):
-            return Forward(logprobs, entropy, None)
+            return Forward(scores.logprobs, scores.entropy, None)
         with self.timer.phase("credit"):
             evidence = Evidence(
-                logprobs=logprobs.detach(),
-                entropy=entropy,
+                logprobs=scores.logprobs.detach(),
+                entropy=scores.entropy,
                 read={} if recorder is None else recorder.results(),
-                masked=None if scheme.picture_mask is None else self._masked(policy, batch, processed, scheme),
+                masked=None if scheme.picture_mask is None else self._masked(policy, batch, scores, scheme),
             )
-        return Forward(logprobs, entropy, evidence)
+        return Forward(scores.logprobs, scores.entropy, evidence)
 
     def logprobs(
         self, model: PreTrainedModel, batch: Experience
-    ) -> tuple[Float[Tensor, "rollout response"], Float[Tensor, "rollout response vocabulary"]]:
-        """Log-probs of the response tokens, 0 on padding, and the logits that they come from, processed."""
-        processed = process_logits(
-            response_logits(model, batch), temperature=self.temperature, banned_ids=self.banned_ids
-        )
-        if batch.kept is not None:
-            processed = keep_only(processed, batch.kept)
-        # Padding may repeat a banned id, whose log-prob of -inf would turn a masked loss into NaN.
-        logprobs = token_logprobs(processed, batch.input_ids[:, batch.prompt_length :])
-        return torch.where(batch.response_mask, logprobs, 0.0), processed
+    ) -> tuple[Float[Tensor, "rollout response"], Float[Tensor, "rollout response"]]:
+        """Log-probs of the response tokens and the entropies of their distributions, 0 on padding."""
+        scores = self.scores(model, batch)
+        return scores.logprobs, scores.entropy
 
-    def _masked(
-        self, policy: PreTrainedModel, batch: Experience, processed: Tensor, scheme: CreditScheme
-    ) -> MaskedView:
+    def scores(
+        self, model: PreTrainedModel, batch: Experience, against: Float[Tensor, "token width"] | None = None
+    ) -> Scores:
+        """What `model` says of `batch`; with the divergence from what the rows `against` say of the same tokens."""
+        distributions = TokenDistributions(
+            temperature=self.temperature,
+            banned_ids=self.banned_ids,
+            kept=None if batch.kept is None else _joined(batch.kept),
+            chunk=self.chunk,
+        )
+        token_ids = batch.input_ids[:, batch.prompt_length :][batch.response_mask]
+        seen: list[Tensor] = []
+
+        def read(rows: Tensor, weight: Tensor | None) -> Float[Tensor, "token value"]:
+            seen.append(rows.detach())
+            values = list(token_scores(rows, weight, token_ids, distributions))
+            if against is not None:
+                values.append(token_divergences(against, rows, weight, distributions))
+            return torch.stack(values, dim=-1)
+
+        logprobs, *others = read_at_head(model, batch, read).unbind(-1)
+        entropy, divergence = [*(other.detach() for other in others), None][:2]
+        return Scores(logprobs, entropy, seen[0], divergence)
+
+    def _masked(self, policy: PreTrainedModel, batch: Experience, scores: Scores, scheme: CreditScheme) -> MaskedView:
         assert batch.masked_pixels is not None, "the batch was built without the masked pictures that credit needs"
         with nullcontext() if scheme.needs_masked_gradient else torch.no_grad():
-            logprobs, other = self.logprobs(policy, replace(batch, pixels=batch.masked_pixels))
-        with torch.no_grad():
-            divergence = torch.where(batch.response_mask, token_divergence(processed, other), 0.0)
-        return MaskedView(logprobs=logprobs, divergence=divergence)
+            other = self.scores(policy, replace(batch, pixels=batch.masked_pixels), against=scores.rows)
+        return MaskedView(logprobs=other.logprobs, divergence=other.divergence)
+
+
+def _joined(kept: Sequence[KeptTokens]) -> KeptTokens:
+    """Those of all rollouts, one after the other."""
+    return KeptTokens(torch.cat([tokens.ids for tokens in kept]), torch.cat([tokens.counts for tokens in kept]))
 
 
 def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None, width: int) -> Evidence:

@@ -101,7 +101,12 @@ class PolicyModule(PromptModule):
         self.rollouts: RolloutSource | None = None
         self.credit: BoundCredit | None = None
         self.timer = PhaseTimer()
-        self.forward_pass = ForwardPass(temperature=temperature, banned_ids=banned_ids, timer=self.timer)
+        self.forward_pass = ForwardPass(
+            temperature=temperature,
+            banned_ids=banned_ids,
+            chunk=optimizer_settings.logit_chunk_tokens,
+            timer=self.timer,
+        )
         self.last_step: StepRecord | None = None
         self.steps_done = 0
 

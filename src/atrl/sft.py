@@ -18,8 +18,7 @@ from atrl.data.loader import PromptLoader
 from atrl.data.templates import padding_id
 from atrl.evaluation.score import score_together
 from atrl.experience import collate
-from atrl.logprobs import process_logits, token_logprobs
-from atrl.models.policy import response_logits
+from atrl.forward import ForwardPass
 from atrl.prompt_module import PromptModule
 from atrl.tracking import log_once
 from atrl.types import Experience, Prompt
@@ -39,18 +38,25 @@ class SupervisedModule(PromptModule):
         tokenizer: of the policy.
         end_id: the token that ends every answer.
         settings: steps, batch size and learning rate.
+        chunk: tokens whose logits exist at a time; None for the whole batch's.
     """
 
     def __init__(
-        self, *, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_id: int, settings: SftSettings
+        self,
+        *,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        end_id: int,
+        settings: SftSettings,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
-        self.policy, self.settings = policy, settings
+        self.policy, self.settings, self._chunk = policy, settings, chunk
         self._tokenizer, self._end_id = tokenizer, end_id
 
     def training_step(self, prompts: list[Prompt], batch_index: int) -> Float[Tensor, ""]:
         """Mean negative log-probability of the batch's answer tokens, in nats; a rank's share of it."""
-        loss = -mean_target_logprob(self.policy, self._tokenizer, prompts, self._end_id)
+        loss = -mean_target_logprob(self.policy, self._tokenizer, prompts, self._end_id, chunk=self._chunk)
         self.log("sft/loss", parallel.sums([loss.item()])[0], prog_bar=True, batch_size=1)
         return loss
 
@@ -72,7 +78,12 @@ class SupervisedModule(PromptModule):
 
 
 def mean_target_logprob(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], end_id: int
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    end_id: int,
+    *,
+    chunk: int | None = None,
 ) -> Float[Tensor, ""]:
     """This rank's share of the mean log-probability of the batch's target tokens, `end_id` after each included."""
     answers = [[*tokenizer(prompt.problem.target, add_special_tokens=False)["input_ids"], end_id] for prompt in prompts]
@@ -89,10 +100,8 @@ def mean_target_logprob(
         sampler_logprobs=torch.zeros(mask.shape, device=device),
         pictures_somewhere=any(parallel.gather(any(pixels))),
     )
-    logprobs = token_logprobs(
-        process_logits(response_logits(policy, batch), temperature=1.0), input_ids[:, batch.prompt_length :]
-    )
-    return torch.where(mask, logprobs, 0.0).sum() / parallel.sums([mask.sum().item()])[0]
+    logprobs, _ = ForwardPass(temperature=1.0, banned_ids=(), chunk=chunk).logprobs(policy, batch)
+    return logprobs.sum() / parallel.sums([mask.sum().item()])[0]
 
 
 def cosine_factor(step: int, warmup_steps: int, steps: int) -> float:

@@ -80,6 +80,7 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
         tokenizer=loaded.processor.tokenizer,
         end_id=(*handle.turn_end_ids, *end_token_ids(handle))[0],  # as the chat template closes an answer
         settings=parts.sft,
+        chunk=parts.optimizer.logit_chunk_tokens,
     )
     sampler = TransformersSampler()
     sampler.start(handle)

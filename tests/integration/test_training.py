@@ -177,8 +177,8 @@ def policy_passes(record_of: Watch, monkeypatch, train, *overrides: str, **optio
     from atrl import forward
 
     calls = []
-    original = forward.response_logits
-    monkeypatch.setattr(forward, "response_logits", lambda *args: calls.append(1) or original(*args))
+    original = forward.read_at_head
+    monkeypatch.setattr(forward, "read_at_head", lambda *args: calls.append(1) or original(*args))
     train(TRANSFORMERS, *overrides, watch=record_of, **options)
     return len(calls)
 

@@ -101,7 +101,7 @@ def test_the_masked_view_is_a_pass_over_the_masked_pictures(policy, batch, auxil
     assert masked.logprobs.requires_grad is auxiliary and not masked.divergence.requires_grad
     with torch.no_grad():
         logits = [
-            process_logits(response_logits(policy, view), temperature=0.7, banned_ids=(3, 5))
+            process_logits(response_logits(policy, view), temperature=0.7, banned_ids=(3, 5)).log_softmax(-1)
             for view in (batch, replace(batch, pixels=prepared.masked_pixels))
         ]
     expected = torch.where(batch.response_mask, token_divergence(*logits), 0.0)

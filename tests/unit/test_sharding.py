@@ -49,11 +49,9 @@ def divided(checkpoint: Path):
 
 def loss_of(policy, batch) -> torch.Tensor:
     """A sum over the rows, so that the ranks' losses add up to the batch's; other for every token."""
-    from atrl.logprobs import token_logprobs
-    from atrl.models.policy import response_logits
+    from atrl.forward import ForwardPass
 
-    logprobs = token_logprobs(response_logits(policy, batch), batch.input_ids[:, batch.prompt_length :])
-    return torch.where(batch.response_mask, logprobs, 0.0).sum()
+    return ForwardPass(temperature=1.0, banned_ids=(), chunk=3).logprobs(policy, batch)[0].sum()
 
 
 def gradients_of_share(checkpoint: Path, shares: list[list[str]]) -> dict:

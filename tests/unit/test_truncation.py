@@ -12,12 +12,13 @@ from test_algorithms import composed, refusal
 from atrl.config import check_config
 from atrl.experience import build_experience
 from atrl.forward import ForwardPass
-from atrl.logprobs import keep_only, token_entropy, token_logprobs
+from atrl.logprobs import keep_only
 from atrl.rollout.base import Sampling, check_rollout
 from atrl.rollout.settings import RolloutSettings
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.truncation import check_truncation, collect, kept_tokens
 from atrl.types import KeptTokens, Rollout, RolloutGroup
+from atrl.vocabulary import TokenDistributions, token_scores
 
 PROBABILITIES = torch.tensor([[0.05, 0.4, 0.0, 0.3, 0.15, 0.1]])
 
@@ -94,25 +95,22 @@ def test_greedy_takes_no_limits() -> None:
 
 
 def test_logprobs_over_what_was_kept_by_hand() -> None:
-    """Odds 1 : 2 : 5 : 8; of the tokens 0 and 2 they are 1 : 5. The second row's set is of one token, then padding."""
-    logits = torch.tensor([1.0, 2.0, 5.0, 8.0]).log().expand(2, 2, -1)
-    kept = [
-        KeptTokens(torch.tensor([0, 2, 1, 2, 3]), torch.tensor([2, 3])),
-        KeptTokens(torch.tensor([3]), torch.tensor([1])),
-    ]
-    processed = keep_only(logits, kept)
-    logprobs = token_logprobs(processed, torch.tensor([[2, 1], [3, 0]]))
-    torch.testing.assert_close(logprobs.exp(), torch.tensor([[5 / 6, 2 / 15], [1.0, 1 / 16]]))
-    entropy = token_entropy(processed)
-    assert entropy[0, 0] == pytest.approx(-(1 / 6) * math.log(1 / 6) - (5 / 6) * math.log(5 / 6))
-    assert entropy[1, 0] == pytest.approx(0.0, abs=1e-7)
+    """Odds 1 : 2 : 5 : 8; of the tokens 0 and 2 they are 1 : 5. The last row's set is of one token."""
+    logits = torch.tensor([1.0, 2.0, 5.0, 8.0]).log().expand(3, -1)
+    kept = KeptTokens(torch.tensor([0, 2, 1, 2, 3, 3]), torch.tensor([2, 3, 1]))
+    for chunk in (None, 2, 1):
+        distributions = TokenDistributions(temperature=1.0, kept=kept, chunk=chunk)
+        logprobs, entropy = token_scores(logits, None, torch.tensor([2, 1, 3]), distributions)
+        torch.testing.assert_close(logprobs.exp(), torch.tensor([5 / 6, 2 / 15, 1.0]))
+        assert entropy[0] == pytest.approx(-(1 / 6) * math.log(1 / 6) - (5 / 6) * math.log(5 / 6))
+        assert entropy[2] == pytest.approx(0.0, abs=1e-7)
 
 
 def test_only_kept_tokens_get_a_gradient() -> None:
-    logits = torch.zeros(1, 1, 4, requires_grad=True)
-    kept = [KeptTokens(torch.tensor([0, 2]), torch.tensor([2]))]
-    token_logprobs(keep_only(logits, kept), torch.tensor([[0]])).sum().backward()
-    torch.testing.assert_close(logits.grad[0, 0], torch.tensor([0.5, 0.0, -0.5, 0.0]))
+    logits = torch.zeros(1, 4, requires_grad=True)
+    distributions = TokenDistributions(temperature=1.0, kept=KeptTokens(torch.tensor([0, 2]), torch.tensor([2])))
+    token_scores(logits, None, torch.tensor([0]), distributions)[0].sum().backward()
+    torch.testing.assert_close(logits.grad[0], torch.tensor([0.5, 0.0, -0.5, 0.0]))
 
 
 def test_collect_joins_what_was_kept_token_by_token() -> None:
@@ -151,13 +149,13 @@ def test_the_trainer_computes_what_the_sampler_drew_from(checkpoint, processor, 
     batch = build_experience(groups, pad_id=0)
     forward = ForwardPass(temperature=0.8, banned_ids=banned)
     with torch.no_grad():
-        logprobs, processed = forward.logprobs(policy, batch)
+        logprobs, _ = forward.logprobs(policy, batch)
         whole, _ = forward.logprobs(policy, replace(batch, kept=None))
     torch.testing.assert_close(logprobs, batch.sampler_logprobs, rtol=0, atol=1e-4)
     assert float((whole - batch.sampler_logprobs).abs().max()) > 0.1
-    counts = (processed > -torch.inf).sum(-1)
-    for row, tokens in enumerate(batch.kept):
-        assert counts[row, : len(tokens.counts)].tolist() == tokens.counts.tolist()
+    together = KeptTokens(*(torch.cat([getattr(tokens, name) for tokens in batch.kept]) for name in ("ids", "counts")))
+    processed = keep_only(torch.zeros(int(batch.response_mask.sum()), policy.config.text_config.vocab_size), together)
+    assert torch.equal((processed == 0).sum(-1), together.counts.long())
     part = batch.rows(slice(4, 6))
     assert [tokens.ids.tolist() for tokens in part.kept] == [tokens.ids.tolist() for tokens in batch.kept[4:6]]
 
