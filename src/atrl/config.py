@@ -106,6 +106,7 @@ class OptimizerSettings:
     decay_to: float = 0.1  # then falls linearly to this share of its peak at the last step; 1 keeps it constant
     max_gradient_norm: float = 1.0
     micro_batch_size: int = 64  # rollouts in one forward and backward pass; changes memory, not results
+    micro_batch_tokens: int | None = None  # instead as many rollouts as have so many tokens, padding included
     logit_chunk_tokens: int | None = 1024  # tokens whose logits exist at a time, also in warm-up; null for all
 
     def __post_init__(self) -> None:
@@ -120,6 +121,8 @@ class OptimizerSettings:
             raise ValueError(f"optimizer.decay_to must be in [0, 1], got {self.decay_to}: 1 keeps the rate constant")
         at_least("optimizer.warmup_steps", self.warmup_steps, 0, "0 starts at the full learning rate")
         at_least("optimizer.micro_batch_size", self.micro_batch_size, 1)
+        if self.micro_batch_tokens is not None:
+            at_least("optimizer.micro_batch_tokens", self.micro_batch_tokens, 1, "null counts rollouts instead")
         if self.logit_chunk_tokens is not None:
             at_least("optimizer.logit_chunk_tokens", self.logit_chunk_tokens, 1, "null takes all of a micro-batch")
         norm = self.max_gradient_norm

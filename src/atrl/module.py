@@ -22,6 +22,7 @@ from atrl.loss.aggregation import BatchTotals
 from atrl.loss.objective import Objective
 from atrl.models.lora import without_adapters
 from atrl.models.policy import evaluating
+from atrl.models.vision import frozen_vision_once
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
@@ -127,21 +128,27 @@ class PolicyModule(PromptModule):
 
         advantages = self._advantages(rewards, seed)  # 3: rewards → one advantage a rollout
 
-        with phase("score"):  # 4: rollouts → tensors, with what policy and reference say of them before the update
-            experience, scored = self._score(self._tensors(groups, seed))
+        with frozen_vision_once(self.policy, self.reference):
+            with phase("score"):  # 4: rollouts → tensors, with what policy and reference say of them before the update
+                experience = self._tensors(groups, seed)
+                order = self.split.order(experience)
+                back = order.argsort()
+                shown = back[shown_rollouts(experience)].tolist()
+                experience, scored = self._score(experience.rows(order))
 
-        with phase("credit"):  # 5: attention → weight a token; or in stage 7, if its forward pass is the first
-            credit = self.credit.assign(experience, scored, self.split) if scored else None
+            with phase("credit"):  # 5: attention → weight a token; or in stage 7, if its forward pass is the first
+                credit = self.credit.assign(experience, scored, self.split) if scored else None
 
-        # 6: tensors → micro-batches, and the totals that make their losses add up to the global batch's
-        batches = self.split.slices(experience)
-        totals = self._totals(experience)
+            # 6: tensors → micro-batches, and the totals that make their losses add up to the global batch's
+            batches = self.split.slices(experience)
+            totals = self._totals(experience)
 
-        with phase("update"):
-            for update in range(self.objective.updates_per_batch):
-                outcomes = list(self._learn(experience, advantages.flatten(), credit, batches, totals))  # 7
-                taken = self._optimizer_step(outcomes)  # 8: clip, optimizer step, schedule
-                first = outcomes if update == 0 else first
+            with phase("update"):
+                for update in range(self.objective.updates_per_batch):
+                    in_order = advantages.flatten()[order]
+                    outcomes = list(self._learn(experience, in_order, credit, batches, totals, shown))  # 7
+                    taken = self._optimizer_step(outcomes)  # 8: clip, optimizer step, schedule
+                    first = outcomes if update == 0 else first
 
         with phase("sync"):  # 9: new weights → sampler
             self.steps_done += 1
@@ -150,7 +157,8 @@ class PolicyModule(PromptModule):
         names = list(outcomes[0].sums)
         means = parallel.sums(sum(o.sums[name] for o in outcomes).item() / totals.tokens for name in names)
         metrics = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
-        width, shown = experience.response_length, shown_rollouts(experience)
+        width = experience.response_length
+        credit = credit if credit is not None else join_credit([outcome.credit for outcome in first], width)
         maps = [outcome.attention for outcome in first]
         maps += [attention_maps(seen, rows.start, shown) for seen, rows in zip(scored, batches, strict=False)]
         self.last_step = StepRecord(
@@ -159,12 +167,12 @@ class PolicyModule(PromptModule):
             rewards=rewards,
             discarded=drawn.discarded,
             advantages=advantages,
-            experience=experience,
-            credit=credit if credit is not None else join_credit([outcome.credit for outcome in first], width),
-            attention={row: image for found in maps for row, image in found.items()},
-            logprobs=join_rows([outcome.logprobs for outcome in first], width),
-            entropy=join_rows([outcome.entropy for outcome in first], width),
-            losses=join_rows([outcome.losses for outcome in first], width),
+            experience=experience.rows(back),
+            credit=None if credit is None else credit.rows(back),
+            attention={int(order[row]): image for found in maps for row, image in found.items()},
+            logprobs=join_rows([outcome.logprobs for outcome in first], width)[back],
+            entropy=join_rows([outcome.entropy for outcome in first], width)[back],
+            losses=join_rows([outcome.losses for outcome in first], width)[back],
             metrics=metrics | taken | (sampling_metrics(drawn) if self.objective.dynamic_sampling else {}),
         )
 
@@ -230,6 +238,7 @@ class PolicyModule(PromptModule):
         credit: CreditOutput | None,
         batches: Sequence[slice],
         totals: BatchTotals,
+        shown: list[int],
     ) -> Iterator[Outcome]:
         """Stage 7: micro-batch → log-probs → (credit →) loss → backward.
 
@@ -237,7 +246,6 @@ class PolicyModule(PromptModule):
         """
         reads = self.credit is not None and credit is None
         ahead = 1 if reads and self.credit.scheme.works_elsewhere else 0
-        shown = shown_rollouts(experience)
         waiting: deque[MicroBatch] = deque()
         for rows in batches:
             batch = self.split.piece(experience, rows)

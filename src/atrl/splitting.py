@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from atrl import parallel
 from atrl.experience import micro_batches
 from atrl.types import Experience
 
@@ -21,12 +22,16 @@ class Split(Protocol):
     one_width: bool
     """Whether all pieces are padded alike."""
 
+    def order(self, experience: Experience) -> Int[Tensor, "rollout"]:
+        """The rollouts in the order that `slices` cuts: as they come."""
+        return torch.arange(experience.size, device=experience.input_ids.device)
+
     def slices(self, experience: Experience) -> list[slice]: ...
     def piece(self, experience: Experience, rows: slice) -> Experience: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvenSplit:
+class EvenSplit(Split):
     """`size` rollouts at a time, padded like the whole batch."""
 
     size: int
@@ -42,7 +47,7 @@ class EvenSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupSplit:
+class GroupSplit(Split):
     """One prompt's rollouts at a time, padded for themselves.
 
     The kernels of a matrix product depend on its shape, and so do the last bits of its result. A group that always has
@@ -52,14 +57,67 @@ class GroupSplit:
     one_width = False
 
     def slices(self, experience: Experience) -> list[slice]:
-        """A slice a group: what comes before the number of the sample in a rollout's key names it."""
-        rows = groupby(range(experience.size), lambda row: experience.keys[row].rpartition("/")[0])
-        groups = [list(members) for _, members in rows]
-        return [slice(members[0], members[-1] + 1) for members in groups]
+        """A slice a group."""
+        return [slice(members[0], members[-1] + 1) for members in groups(experience)]
 
     def piece(self, experience: Experience, rows: slice) -> Experience:
         """These rollouts, without the columns that are padding to all of them."""
         return trimmed(experience.rows(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBudgetSplit(Split):
+    """As many rollouts at a time as stay within `max_tokens`, padding included, each piece padded for itself.
+
+    Rollouts of like length come together, so that little of a piece is padding: groups in the order of their longest
+    rollout, and the rollouts of a group by length. Groups stay whole as far as the budget lets them, because each piece
+    encodes the pictures of its rollouts again. The longest come first: what does not fit is known at once.
+
+    Args:
+        max_tokens: rollouts times columns of a piece. A rollout that is longer has a piece of its own.
+        in_step: whether all ranks must run equally many pieces, as where they share the model's parameters.
+    """
+
+    max_tokens: int
+    in_step: bool = False
+    one_width = False
+
+    def order(self, experience: Experience) -> Int[Tensor, "rollout"]:
+        """Longest first; of equal ones as they come."""
+        lengths = experience.attention_mask.sum(dim=1).tolist()
+        by_length = [sorted(members, key=lambda row: -lengths[row]) for members in groups(experience)]
+        by_length.sort(key=lambda members: -lengths[members[0]])
+        order = [row for members in by_length for row in members]
+        return torch.tensor(order, device=experience.input_ids.device)
+
+    def slices(self, experience: Experience) -> list[slice]:
+        """Of rollouts that are in `order`; where ranks must agree, the largest are halved until they do."""
+        prompts = (experience.attention_mask.sum(dim=1) - experience.response_mask.sum(dim=1)).tolist()
+        responses = experience.response_mask.sum(dim=1).tolist()
+
+        def tokens(start: int, stop: int) -> int:
+            return (stop - start) * (max(prompts[start:stop]) + max(responses[start:stop]))
+
+        cuts = [0]
+        for row in range(1, experience.size):
+            if tokens(cuts[-1], row + 1) > self.max_tokens:
+                cuts.append(row)
+        cuts.append(experience.size)
+        pieces = max(parallel.gather(len(cuts) - 1)) if self.in_step else 0
+        while len(cuts) - 1 < pieces:
+            start, stop = max(pairwise(cuts), key=lambda pair: pair[1] - pair[0])
+            cuts = sorted([*cuts, (start + stop) // 2])
+        return [slice(start, stop) for start, stop in pairwise(cuts)]
+
+    def piece(self, experience: Experience, rows: slice) -> Experience:
+        """These rollouts, without the columns that are padding to all of them."""
+        return trimmed(experience.rows(rows))
+
+
+def groups(experience: Experience) -> list[list[int]]:
+    """Of each prompt the numbers of its rollouts: what comes before a rollout's sample in its key names the prompt."""
+    rows = groupby(range(experience.size), lambda row: experience.keys[row].rpartition("/")[0])
+    return [list(members) for _, members in rows]
 
 
 def trimmed(batch: Experience) -> Experience:

@@ -29,7 +29,7 @@ from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, processes
 from atrl.prompt_module import PromptModule
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
-from atrl.splitting import EvenSplit, GroupSplit
+from atrl.splitting import EvenSplit, GroupSplit, Split, TokenBudgetSplit
 from atrl.strategy import precision_of, sharding_of, strategy_of
 
 if TYPE_CHECKING:
@@ -210,10 +210,20 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
         max_response_tokens=parts.rollout.max_response_tokens,
         max_steps=parts.trainer.max_steps,
         seed=parts.run.seed,
-        split=GroupSplit() if parts.trainer.deterministic else EvenSplit(size=parts.optimizer.micro_batch_size),
+        split=split_of(parts),
         gradients=DoubleSum() if parts.trainer.deterministic else RunningSum(),
         more_prompts=more_prompts,
     )
+
+
+def split_of(parts: Parts) -> Split:
+    """How batches are cut into micro-batches: if deterministic by prompt, else by tokens or rollouts."""
+    if parts.trainer.deterministic:
+        return GroupSplit()
+    tokens = parts.optimizer.micro_batch_tokens
+    if tokens is not None:
+        return TokenBudgetSplit(max_tokens=tokens, in_step=parts.trainer.strategy == "fsdp")
+    return EvenSplit(size=parts.optimizer.micro_batch_size)
 
 
 def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Sequence[Callback], **options) -> None:

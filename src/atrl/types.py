@@ -221,20 +221,24 @@ class Experience:
         """Columns of the (padded) prompts: where every response starts."""
         return self.input_ids.shape[1] - self.response_length
 
-    def rows(self, index: slice) -> Experience:
+    def rows(self, index: slice | Int[Tensor, "chosen"]) -> Experience:
         """The rollouts of `index`, padding kept, so that results do not depend on the micro-batch."""
+
+        def chosen(values: list) -> list:
+            return values[index] if isinstance(index, slice) else [values[row] for row in index.tolist()]
+
         return Experience(
             input_ids=self.input_ids[index],
             attention_mask=self.attention_mask[index],
             response_mask=self.response_mask[index],
-            pixels=self.pixels[index],
+            pixels=chosen(self.pixels),
             sampler_logprobs=self.sampler_logprobs[index],
-            keys=self.keys[index],
-            masked_pixels=None if self.masked_pixels is None else self.masked_pixels[index],
+            keys=chosen(self.keys),
+            masked_pixels=None if self.masked_pixels is None else chosen(self.masked_pixels),
             reading=None if self.reading is None else self.reading[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
-            kept=None if self.kept is None else self.kept[index],
+            kept=None if self.kept is None else chosen(self.kept),
             pictures_somewhere=self.pictures_somewhere,
         )
 
@@ -275,7 +279,7 @@ class CreditOutput:
     trajectory_scale: Float[Tensor, "rollout"] | None = None
     """A factor on the whole rollout's advantage; None is 1."""
 
-    def rows(self, index: slice, width: int | None = None) -> CreditOutput:
+    def rows(self, index: slice | Int[Tensor, "chosen"], width: int | None = None) -> CreditOutput:
         """The rollouts of `index`, with the first `width` columns where one is given."""
         return CreditOutput(
             weights=self.weights[index, :width],

@@ -47,6 +47,7 @@ KINDS = {
     "atrl": (),
     "papo": ("credit=papo",),
     "vppo": ("credit=vppo",),
+    "chunks": ("optimizer.logit_chunk_tokens=50", "credit=papo"),
     "hidden_cosine": ("credit=hidden_cosine",),
     "query_key_cosine": ("credit=query_key_cosine",),
     "updates": ("algorithm.updates_per_batch=2", "algorithm.kl_coefficient=0.05", "rollout.top_p=0.9"),

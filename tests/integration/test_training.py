@@ -6,6 +6,7 @@ import copy
 import csv
 import importlib
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -135,6 +136,72 @@ def test_the_micro_batch_size_changes_nothing_but_rounding(train, aggregation: s
     torch.testing.assert_close(one.credit.weights, other.credit.weights, rtol=0, atol=1e-5)
     for name in ("loss/policy", "loss/gradient_norm"):
         assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("budget", [1, 400, 10**6])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_token_budget_changes_nothing_but_rounding(train, budget: int, updates: int) -> None:
+    """Each rollout by itself, some at a time, all at once: what is recorded stays in the order of the batch."""
+    even, cut = Watch(), Watch()
+    options = (TRANSFORMERS, "trainer.max_steps=1", f"algorithm.updates_per_batch={updates}")
+    train(*options, name="even", watch=even)
+    run = train(*options, f"optimizer.micro_batch_tokens={budget}", name="cut", watch=cut)
+    one, other = even.records[0], cut.records[0]
+    module = run.trained.module
+    order = module.split.order(other.experience)
+    pieces = len(module.split.slices(other.experience.rows(order)))
+    assert pieces == {1: 16, 10**6: 1}.get(budget, pieces) and (budget != 400 or 3 < pieces < 16)
+    assert order.tolist() != list(range(16))
+    assert [group.texts for group in one.groups] == [group.texts for group in other.groups]
+    assert one.experience.keys == other.experience.keys
+    for name in ("logprobs", "entropy", "losses"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.credit.weights, other.credit.weights, rtol=0, atol=1e-5)
+    assert set(one.attention) == set(other.attention) == {0, 4, 8, 12}
+    for row, image in one.attention.items():
+        tokens = int(one.experience.response_mask[row].sum())
+        torch.testing.assert_close(image[:tokens], other.attention[row][:tokens], rtol=0, atol=1e-5)
+    for name in ("loss/policy", "loss/gradient_norm"):
+        assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-4, abs=1e-7)
+
+
+def test_a_frozen_tower_sees_each_picture_once_a_step(train, monkeypatch) -> None:
+    """Not for each of: two micro-batches a group, scoring, reference and two updates. The run is the same to the bit."""
+    from atrl import module
+    from atrl.models.families import vision_tower
+
+    class Runs(Watch):
+        def on_train_start(self, trainer, pl_module) -> None:
+            super().on_train_start(trainer, pl_module)
+            self.runs, self.rollout = 0, False
+            pl_module.rollouts.generate = self._apart(pl_module.rollouts.generate)
+            for model in (pl_module.policy, pl_module.reference):
+                vision_tower(model).blocks[0].register_forward_hook(self._count)
+
+        def _apart(self, generate):
+            def during(*arguments, **options):
+                self.rollout = True
+                groups = generate(*arguments, **options)
+                self.rollout = False
+                return groups
+
+            return during
+
+        def _count(self, *_) -> None:
+            self.runs += not self.rollout
+
+    options = (
+        *(TRANSFORMERS, "model.freeze_vision=true", "optimizer.micro_batch_size=2", "trainer.evaluate_samples=0"),
+        *("algorithm.updates_per_batch=2", "algorithm.kl_coefficient=0.1"),
+    )
+    once, each = Runs(), Runs()
+    remembered = train(*options, watch=once, name="once")
+    monkeypatch.setattr(module, "frozen_vision_once", lambda *_: nullcontext())
+    plain = train(*options, watch=each, name="each")
+    assert once.runs == 2 * 4  # steps × prompts
+    assert each.runs == 2 * 4 * 2 * 4  # × micro-batches of a prompt × passes: scoring, reference, two updates
+    assert [record.metrics for record in once.records] == [record.metrics for record in each.records]
+    assert moved(remembered.trained.module.policy.state_dict(), plain.trained.module.policy.state_dict()) == set()
 
 
 def test_activations_that_are_computed_again_are_the_same(train) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from atrl.experience import build_experience
 from atrl.gradients import DoubleSum
-from atrl.splitting import EvenSplit, GroupSplit, join_rows
+from atrl.splitting import EvenSplit, GroupSplit, TokenBudgetSplit, join_rows
 from atrl.types import Experience, KeptTokens, Problem, Prompt, Rollout, RolloutGroup
+from tests.unit.ranks import run_ranks
 
 
 def group(name: str, prompt_ids: list[int], *responses: list[int]) -> RolloutGroup:
@@ -70,3 +71,66 @@ def test_gradients_are_rounded_once() -> None:
     total.add([parameter, untouched])
     total.finish([parameter, untouched])
     assert parameter.grad.item() == 3  # nothing is left of the step before
+
+
+@pytest.fixture
+def uneven() -> Experience:
+    """Prompts of 1, 3 and 2 tokens, with responses of 1 and 2, 1 and 3, 9 and 2."""
+    groups = [
+        group("a", [1], [5], [6, 7]),
+        group("b", [2, 3, 4], [8], [9, 10, 11]),
+        group("c", [3, 4], [20 + n for n in range(9)], [8, 9]),
+    ]
+    return build_experience(groups, pad_id=0)
+
+
+def test_rollouts_of_like_length_come_together_and_groups_stay(uneven) -> None:
+    """Lengths are 2, 3 | 4, 6 | 11, 4: by their longest c, b, a; in each the longer one first."""
+    assert TokenBudgetSplit(max_tokens=1).order(uneven).tolist() == [4, 5, 3, 2, 1, 0]
+    assert EvenSplit(size=2).order(uneven).tolist() == GroupSplit().order(uneven).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("budget", "sizes"),
+    [
+        (1, [1] * 6),  # each longer than the budget
+        (10, [1, 1, 1, 2, 1]),  # 11; then 4, with 6 it would be 2·6; 6; 4 and 3, which take 2·5 = 10; 2
+        (11, [1, 1, 1, 2, 1]),
+        (12, [1, 2, 2, 1]),  # 11; 4 and 6 in 2·6 columns; 4 and 3; 2
+        (22, [2, 3, 1]),  # 2·11; 3·6 for 6, 4 and 3, with 2 it would be 4·6
+        (24, [2, 4]),
+        (1000, [6]),
+    ],
+)
+def test_pieces_stay_within_the_budget(uneven, budget: int, sizes: list[int]) -> None:
+    split = TokenBudgetSplit(max_tokens=budget)
+    ordered = uneven.rows(split.order(uneven))
+    slices = split.slices(ordered)
+    assert [rows.stop - rows.start for rows in slices] == sizes
+    pieces = [split.piece(ordered, rows) for rows in slices]
+    assert [key for piece in pieces for key in piece.keys] == ordered.keys and set(ordered.keys) == set(uneven.keys)
+    for piece in pieces:
+        assert piece.size == 1 or piece.input_ids.numel() <= budget
+        assert piece.attention_mask.any(dim=0).all()  # no column that nobody fills
+
+
+def test_chosen_rows_are_the_rollouts_as_they_were(uneven) -> None:
+    order = torch.tensor([4, 5, 3, 2, 1, 0])
+    there = uneven.rows(order)
+    assert there.keys == [uneven.keys[row] for row in order] and there.pixels[0] is uneven.pixels[4]
+    assert there.kept[2].ids.tolist() == [9, 10, 11]
+    back = there.rows(order.argsort())
+    assert torch.equal(back.input_ids, uneven.input_ids) and back.keys == uneven.keys
+
+
+def pieces_in_step(responses: list[list[int]]) -> list[int]:
+    own = responses[torch.distributed.get_rank()]
+    batch = build_experience([group("a", [1], *([7] * length for length in own))], pad_id=0)
+    split = TokenBudgetSplit(max_tokens=12, in_step=True)
+    return [rows.stop - rows.start for rows in split.slices(batch.rows(split.order(batch)))]
+
+
+def test_ranks_that_share_a_model_run_equally_many_pieces() -> None:
+    """One has 4 rollouts of 12 tokens, a piece each; the other's 4 of 2 would fit into one, which is halved."""
+    assert run_ranks(pieces_in_step, [[11] * 4, [1] * 4]) == [[1] * 4, [1] * 4]
+    assert run_ranks(pieces_in_step, [[11, 11, 3, 3], [1] * 4]) == [[1, 1, 2], [1, 1, 2]]

@@ -55,7 +55,10 @@ class AnchorCreditCallback(Callback):
             if trainer.world_size > 1:
                 raise ValueError(f"{compares}in one process only: set trainer.devices=1 and trainer.num_nodes=1")
             if not pl_module.split.one_width:
-                raise ValueError(f"{compares}in a batch with one padding only: set trainer.deterministic=false")
+                raise ValueError(
+                    f"{compares}in a batch with one padding only: set trainer.deterministic=false and "
+                    "optimizer.micro_batch_tokens=null"
+                )
         if not searching:
             self._bind(pl_module)
 

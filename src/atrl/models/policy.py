@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from atrl.models.positions import GRIDS, position_ids, token_types
+from atrl.models.vision import encoding
 from atrl.sharding import is_sharded
 from atrl.types import Experience
 
@@ -58,7 +59,8 @@ def idle_vision(model: PreTrainedModel) -> Float[Tensor, ""]:
         patch = torch.zeros(side * side, channels * vision.temporal_patch_size * vision.patch_size**2)
         grid = torch.tensor([[1, side, side]], device=model.device)
         inputs = {"pixel_values": patch.to(model.device), "image_grid_thw": grid}
-    encoded = model.get_image_features(**inputs, return_dict=True)
+    with encoding(model, ()):
+        encoded = model.get_image_features(**inputs, return_dict=True)
     outputs = [*encoded.pooler_output, *(part for layer in _deepest(encoded) for part in layer)]
     return 0.0 * sum(part.float().sum() for part in outputs)
 
@@ -83,7 +85,8 @@ def picture_inputs(
         return inputs
     parts = {(id(entry), kind): part for entry in rows for kind, part in _parts(entry).items()}
     tensors = {name: torch.cat([part[name] for part in parts.values()]) for name in next(iter(parts.values()))}
-    encoded = model.get_image_features(tensors.pop("pixel_values"), **tensors, return_dict=True)
+    with encoding(model, tuple(parts)):
+        encoded = model.get_image_features(tensors.pop("pixel_values"), **tensors, return_dict=True)
 
     def dealt(features: Sequence[Tensor], kind: str) -> list[Tensor]:
         each = iter(features)
