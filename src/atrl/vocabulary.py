@@ -48,8 +48,12 @@ class TokenDistributions:
         self, rows: Float[Tensor, "all_tokens width"], weight: Weight, part: slice
     ) -> Float[Tensor, "token vocabulary"]:
         """Log-probs of the whole vocabulary at the rows of `part`, in float32 or more; -inf where it is 0."""
-        logits = rows[part] if weight is None else linear(rows[part], weight)
-        processed = process_logits(logits, temperature=self.temperature, banned_ids=self.banned_ids)
+        # The product has no name, so that it is gone before the next buffer of its size is made.
+        processed = process_logits(
+            rows[part] if weight is None else linear(rows[part], weight),
+            temperature=self.temperature,
+            banned_ids=self.banned_ids,
+        )
         if self.kept is not None:
             start, stop = (int(self.kept.counts[:row].sum()) for row in (part.start, part.stop))
             processed = keep_only(processed, KeptTokens(self.kept.ids[start:stop], self.kept.counts[part]))

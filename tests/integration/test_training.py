@@ -166,40 +166,37 @@ def test_a_token_budget_changes_nothing_but_rounding(train, budget: int, updates
 
 
 def test_a_frozen_tower_sees_each_picture_once_a_step(train, monkeypatch) -> None:
-    """Not for each of: two micro-batches a group, scoring, reference and two updates. The run is the same to the bit."""
+    """Not for each of two micro-batches a group, scoring, reference and two updates. No bit of the run is different."""
     from atrl import module
     from atrl.models.families import vision_tower
+
+    runs, passing = [], []
+    scores = ForwardPass.scores
+
+    def counting(*arguments, **options):  # while the sampler generates, the tower runs as well
+        passing.append(1)
+        found = scores(*arguments, **options)
+        passing.clear()
+        return found
 
     class Runs(Watch):
         def on_train_start(self, trainer, pl_module) -> None:
             super().on_train_start(trainer, pl_module)
-            self.runs, self.rollout = 0, False
-            pl_module.rollouts.generate = self._apart(pl_module.rollouts.generate)
             for model in (pl_module.policy, pl_module.reference):
-                vision_tower(model).blocks[0].register_forward_hook(self._count)
+                vision_tower(model).blocks[0].register_forward_hook(lambda *_: runs.extend(passing))
 
-        def _apart(self, generate):
-            def during(*arguments, **options):
-                self.rollout = True
-                groups = generate(*arguments, **options)
-                self.rollout = False
-                return groups
-
-            return during
-
-        def _count(self, *_) -> None:
-            self.runs += not self.rollout
-
+    monkeypatch.setattr(ForwardPass, "scores", counting)
     options = (
         *(TRANSFORMERS, "model.freeze_vision=true", "optimizer.micro_batch_size=2", "trainer.evaluate_samples=0"),
         *("algorithm.updates_per_batch=2", "algorithm.kl_coefficient=0.1"),
     )
     once, each = Runs(), Runs()
     remembered = train(*options, watch=once, name="once")
+    assert len(runs) == 2 * 4  # steps × prompts
+    runs.clear()
     monkeypatch.setattr(module, "frozen_vision_once", lambda *_: nullcontext())
     plain = train(*options, watch=each, name="each")
-    assert once.runs == 2 * 4  # steps × prompts
-    assert each.runs == 2 * 4 * 2 * 4  # × micro-batches of a prompt × passes: scoring, reference, two updates
+    assert len(runs) == 2 * 4 * 2 * 4  # × micro-batches of a prompt × passes: scoring, reference, two updates
     assert [record.metrics for record in once.records] == [record.metrics for record in each.records]
     assert moved(remembered.trained.module.policy.state_dict(), plain.trained.module.policy.state_dict()) == set()
 

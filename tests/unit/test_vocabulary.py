@@ -146,14 +146,14 @@ def peak_bytes(chunk: int | None, tokens: int, width: int, vocabulary: int) -> i
 
 
 def test_no_more_than_a_chunk_of_logits_exists() -> None:
-    """Three buffers of it: logits, logits over the temperature, log-probs. Beside them only the gradients.
+    """Two buffers of it, as logits and the same over the temperature. Beside them only the gradients.
 
     Whole logits take the probabilities of all tokens, and their gradient once more.
     """
     tokens, width, vocabulary, chunk = 96, 8, 3000, 6
     logits, gradients = 4 * tokens * vocabulary, 4 * width * (tokens + vocabulary)
     per_token = 64 * tokens
-    assert peak_bytes(chunk, tokens, width, vocabulary) <= 3 * logits * chunk / tokens + gradients + per_token
+    assert peak_bytes(chunk, tokens, width, vocabulary) <= 2 * logits * chunk / tokens + gradients + per_token
     assert peak_bytes(None, tokens, width, vocabulary) >= 2 * logits
 
 

@@ -115,19 +115,28 @@ def activations(job: Job) -> float:
     return text_activations(job) + vision_activations(job) + weight_copies(job) + unpacked
 
 
-def processed_logits(job: Job) -> float:
-    """The logits of the largest micro-batch in float32, banned tokens masked."""
-    return FLOAT * job.rows * job.lengths.response * job.model.text.vocabulary
+def chunk_of_logits(job: Job) -> float:
+    """One float32 number for each token of the vocabulary, for as many tokens as are looked at together."""
+    tokens = job.rows * job.lengths.response
+    chunk = tokens if job.logit_chunk is None else min(tokens, job.logit_chunk)
+    return FLOAT * chunk * job.model.text.vocabulary
+
+
+def kept_logits(job: Job) -> float:
+    """What stays of the logits until the backward pass: the probabilities of a micro-batch that is a single chunk."""
+    whole = job.logit_chunk is None or job.rows * job.lengths.response <= job.logit_chunk
+    return chunk_of_logits(job) if whole else 0.0
 
 
 def logits(job: Job) -> float:
-    """The processed logits, and what measuring their entropy adds for a moment.
+    """A chunk's logits twice over, forward (as they are and processed) or backward (kept, and their gradient).
 
-    Entropy takes the log-probabilities, their exponential, the same bounded below, and the product: four more.
+    In the backward pass the gradient of the output matrix grows beside them.
     """
-    return 5 * processed_logits(job)
+    return 2 * chunk_of_logits(job) + job.model.text.embedding * job.precision.compute
 
 
-def masked_logits(job: Job) -> float:
-    """Beside the policy's: the logits of the masked picture, for schemes that compare the two."""
-    return 2 * processed_logits(job)
+def compared_logits(job: Job) -> float:
+    """Beside the policy's, for schemes that compare them with those of the masked picture: a chunk of log-probs of
+    both, their difference, the probabilities, the product and what is left of it; and what the masked pass keeps."""
+    return 6 * chunk_of_logits(job) + kept_logits(job)

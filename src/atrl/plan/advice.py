@@ -46,7 +46,7 @@ def remedies(job: Job) -> Iterator[Remedy]:
     size = job.micro_batch
     while size > 1:
         size //= 2
-        yield Remedy(f"optimizer.micro_batch_size={size}", lambda job, size=size: replace(job, micro_batch=size))
+        yield _micro_batch(job, size)
     if not job.checkpointing:
         yield Remedy("trainer.activation_checkpointing=true", lambda job: replace(job, checkpointing=True))
     if job.strategy == "ddp" and job.gpus > 1:
@@ -100,6 +100,17 @@ def _lack(job: Job, hardware: Hardware) -> float:
         if job.engine.cache is None:
             lack += max(0.0, job.lengths.total * cache_per_token(job) - room)
     return lack
+
+
+def _micro_batch(job: Job, rollouts: int) -> Remedy:
+    """So many rollouts of full length at a time, by the setting that counts them."""
+    if job.micro_batch_tokens is None:
+        return Remedy(f"optimizer.micro_batch_size={rollouts}", lambda job: replace(job, micro_batch=rollouts))
+    tokens = rollouts * job.lengths.total
+    return Remedy(
+        f"optimizer.micro_batch_tokens={tokens}",
+        lambda job: replace(job, micro_batch=rollouts, micro_batch_tokens=tokens),
+    )
 
 
 def _engine(setting: str, **change) -> Remedy:

@@ -111,6 +111,10 @@ class Job:
     group: int
     micro_batch: int
     """Rollouts in a forward pass, at most."""
+    micro_batch_tokens: int | None = None
+    """That many tokens' worth of them, where the setting counts tokens."""
+    logit_chunk: int | None = None
+    """Tokens whose logits exist at a time; None for those of a micro-batch."""
     updates: int = 1
     reference: bool = False
 

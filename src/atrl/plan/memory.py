@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atrl.plan.activations import FLOAT, activations, logits, masked_logits, processed_logits
+from atrl.plan.activations import FLOAT, activations, compared_logits, kept_logits, logits
 from atrl.plan.hardware import Hardware
 from atrl.plan.job import Job
 
@@ -62,7 +62,7 @@ def plan_memory(job: Job, hardware: Hardware) -> MemoryPlan:
                 "optimizer", 0.0 if job.cpu_offload else 2 * gradients(job), step=_optimizer_scratch(job, hardware)
             ),
             Part(name="activations", update=activations(job) * (2 if job.overlaps else 1)),
-            Part(name="logits", update=logits(job) + (processed_logits(job) if job.overlaps else 0.0)),
+            Part(name="logits", update=logits(job) + (kept_logits(job) if job.overlaps else 0.0)),
             Part(name="credit", update=credit(job)),
             _always("reference", reference(job)),
             Part(name="batch", update=batch(job), step=batch(job)),
@@ -117,7 +117,7 @@ def credit(job: Job) -> float:
         read = FLOAT * job.rows * lengths.response * per_token
         # While layers are read there are no logits yet.
         read += max(0.0, min(CHUNK, _rows_of_scores(job)) - logits(job))
-    compared = masked_logits(job)
+    compared = compared_logits(job)
     if cost.scores_first:  # then there are no activations yet
         compared = max(0.0, compared - activations(job))
     masked = {"no": 0.0, "forward": compared, "gradient": compared + activations(job)}

@@ -51,11 +51,11 @@ def job_of(config: DictConfig) -> Job:
     if attention == "eager":
         raise ValueError("model.attention=eager keeps whole rows of attention and is not planned: use sdpa")
     precision = _precision(config, strategy)
-    algorithm = config.algorithm
+    algorithm, lengths, tokens = config.algorithm, _lengths(config, settings), config.optimizer.micro_batch_tokens
     return Job(
         model=model_shape(config.model),
         precision=precision,
-        lengths=_lengths(config, settings),
+        lengths=lengths,
         engine=_engine(config, hardware, precision),
         credit=_credit(config, model_shape(config.model)),
         gpus=gpus,
@@ -70,7 +70,9 @@ def job_of(config: DictConfig) -> Job:
         freeze_projector=bool(OmegaConf.select(config, "model.freeze_projector")),
         prompts=config.rollout.prompts_per_step,
         group=config.rollout.group_size,
-        micro_batch=config.optimizer.micro_batch_size,
+        micro_batch=config.optimizer.micro_batch_size if tokens is None else max(1, tokens // lengths.total),
+        micro_batch_tokens=tokens,
+        logit_chunk=config.optimizer.logit_chunk_tokens,
         updates=algorithm.updates_per_batch,
         reference=algorithm.kl_coefficient > 0,
     )
