@@ -38,7 +38,7 @@ def counted(model) -> list[int]:
 @pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request, tmp_path_factory) -> LoadedModel:
     folder = FAMILIES[request.param](tmp_path_factory.mktemp(request.param))
-    return PretrainedModel(path=str(folder), freeze_vision=True).load(folder)
+    return PretrainedModel(path=str(folder), freeze_vision=True, freeze_projector=True).load(folder)
 
 
 @pytest.fixture(scope="module")
