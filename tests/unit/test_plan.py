@@ -198,10 +198,30 @@ def test_a_micro_batch_that_waits_is_alive_beside_the_next() -> None:
     waiting = CreditCost(background=True)
     once, twice = (plan_memory(seven(credit=cost), H100) for cost in (CreditCost(), waiting))
     assert twice.part("activations").update == 2 * once.part("activations").update
-    assert twice.part("logits").update == once.part("logits").update * 6 / 5
+    kept = 4 * 4 * 1000 * 152_064  # bytes, rollouts, tokens, vocabulary
+    assert twice.part("logits").update == once.part("logits").update + kept
+    chunked = [plan_memory(seven(credit=cost, logit_chunk=500), H100) for cost in (CreditCost(), waiting)]
+    assert chunked[0].part("logits") == chunked[1].part("logits")  # made again, and so not kept
     for changes in ({"micro_batch": 64}, {"updates": 2}):  # nothing comes after, or all is scored before
         job = seven(credit=waiting, **changes)
         assert plan_memory(job, H100) == plan_memory(replace(job, credit=CreditCost()), H100)
+
+
+def test_logits_exist_a_chunk_at_a_time() -> None:
+    """Twice, in float32, and the gradient of the output matrix in 16 bits."""
+    head = 2 * 152_064 * 3584
+    for chunk, tokens in ((None, 4000), (5000, 4000), (1000, 1000)):
+        part = plan_memory(seven(logit_chunk=chunk), H100).part("logits")
+        assert part.update == 2 * 4 * tokens * 152_064 + head
+
+
+def test_a_budget_of_tokens_is_counted_in_rollouts_of_full_length() -> None:
+    overrides = ("plan=true", "optimizer.micro_batch_tokens=1000")
+    job = job_of(config_of(*overrides))
+    assert job.micro_batch == 1000 // job.lengths.total == 3 and job.logit_chunk == 1024
+    assert job_of(config_of(*overrides[:1], "optimizer.micro_batch_tokens=5")).micro_batch == 1
+    remedy = next(remedies(replace(job, micro_batch=4, micro_batch_tokens=1280)))
+    assert remedy.setting == "optimizer.micro_batch_tokens=640" and remedy.change(job).micro_batch == 2
 
 
 def test_gradients_are_there_before_the_last_micro_batch() -> None:

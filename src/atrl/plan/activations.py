@@ -137,6 +137,8 @@ def logits(job: Job) -> float:
 
 
 def compared_logits(job: Job) -> float:
-    """Beside the policy's, for schemes that compare them with those of the masked picture: a chunk of log-probs of
-    both, their difference, the probabilities, the product and what is left of it; and what the masked pass keeps."""
-    return 6 * chunk_of_logits(job) + kept_logits(job)
+    """While the policy's log-probs are compared with those of the masked picture: a chunk of both, of their
+    difference, of the probabilities and of the product, and a byte for where there are any; and what either pass keeps.
+    """
+    passes = 0 if job.credit.scores_first else 1 if job.credit.masked == "forward" else 2
+    return 5.25 * chunk_of_logits(job) + passes * kept_logits(job)

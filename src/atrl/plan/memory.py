@@ -117,9 +117,10 @@ def credit(job: Job) -> float:
         read = FLOAT * job.rows * lengths.response * per_token
         # While layers are read there are no logits yet.
         read += max(0.0, min(CHUNK, _rows_of_scores(job)) - logits(job))
-    compared = compared_logits(job)
+    compared = compared_logits(job) - logits(job)  # which are not there at the same time
     if cost.scores_first:  # then there are no activations yet
-        compared = max(0.0, compared - activations(job))
+        compared -= activations(job)
+    compared = max(0.0, compared)
     masked = {"no": 0.0, "forward": compared, "gradient": compared + activations(job)}
     return read + masked[cost.masked]
 
