@@ -10,7 +10,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +127,32 @@ def load_tensors(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer 
     if own.is_file():
         with safe_open(own, "pt") as file:
             _set_random_states(file)
+
+
+def model_tensors(checkpoint: Checkpoint, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """The policy's parameters and buffers, each whole, one at a time.
+
+    Args:
+        checkpoint: of any number of ranks.
+        names: of a model's parameters and buffers, which must be those of the checkpoint.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    with ExitStack() as opened:
+        saved = _Saved(checkpoint, opened)
+        held = {key.removeprefix("model/") for key in saved.keys if key.startswith("model/")}
+        for without, having, missing in (
+            (checkpoint.folder, "the model", sorted(set(names) - held)),
+            ("the model", checkpoint.folder, sorted(held - set(names))),
+        ):
+            if missing:
+                raise ValueError(
+                    f"{having} has {missing[0]} and {len(missing) - 1} more that {without} has not: the checkpoint is "
+                    "of another model"
+                )
+        for name in sorted(held):
+            yield name, saved.whole(f"model/{name}")
 
 
 class _Saved:

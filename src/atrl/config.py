@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.annotations import show
+from atrl.export.settings import ExportSettings
 from atrl.inspect.settings import InspectSettings
 from atrl.loss.checks import correction_suits_the_loss, credit_suits_the_loss, overlong_fits_the_response
 from atrl.models.checks import (
@@ -205,6 +206,7 @@ ROOTS: dict[str, dict[str, type]] = {
     "train": SECTIONS,
     "evaluate": {"": EvaluateSettings},
     "inspect": {"": InspectSettings},
+    "export": {"": ExportSettings},
     "replay": {"": ReplaySettings},
 }
 """The sections of each primary config, by its name in ``conf/``."""

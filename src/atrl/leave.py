@@ -12,12 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atrl.export.write import write_adapter, write_model
 from atrl.launch import main_process
 from atrl.types import Status
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from atrl.evaluation.score import Score
     from atrl.models.load import LoadedModel
     from atrl.pipeline import Data, Parts
@@ -43,34 +42,14 @@ def finish_run(
     state, adapter = whole_state(loaded.model), adapter_state(loaded.model)
     if not main_process():
         return
-    export_model(loaded, state, parts.folder / "model")
+    write_model(loaded.model, loaded.processor, state, parts.folder / "model")
     if adapter:
-        export_adapter(loaded, adapter, parts.folder / "adapter")
+        write_adapter(loaded.model, adapter, parts.folder / "adapter")
     summary = summarise(parts, warmed_up, trained)
     (parts.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report = write_report(parts.folder)
     move_latest(parts.folder)
     print("\n".join(closing_words(parts, data, summary, warmed_up, trained, report)))
-
-
-def export_model(loaded: LoadedModel, state: dict[str, Tensor], folder: Path) -> None:
-    """A checkpoint as transformers and vLLM load it: safetensors, configuration, tokenizer, processor, template."""
-    loaded.model.save_pretrained(folder, state_dict=state)
-    loaded.processor.save_pretrained(folder)
-
-
-def export_adapter(loaded: LoadedModel, state: dict[str, Tensor], folder: Path) -> None:
-    """The adapter alone, as `peft.PeftModel.from_pretrained` puts it on the model that the run started from."""
-    from dataclasses import replace
-
-    from safetensors.torch import save_file
-
-    from atrl.models.lora import ADAPTER
-
-    folder.mkdir(exist_ok=True)
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = loaded.model.peft_config[ADAPTER]
-    replace(settings, base_model_name_or_path=loaded.model.name_or_path, inference_mode=True).save_pretrained(folder)
 
 
 def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOutcome | None) -> dict[str, Any]:

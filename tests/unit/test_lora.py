@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from atrl.checkpoint import load_tensors, read_checkpoint, write_checkpoint
-from atrl.leave import export_adapter, export_model
+from atrl.export.write import write_adapter, write_model
 from atrl.models.load import LoadedModel, PretrainedModel
 from atrl.models.lora import Lora, adapter_state, without_adapters
 from atrl.models.policy import response_logits
@@ -233,8 +233,8 @@ def exported(checkpoint: Path, processor, tmp_path: Path) -> tuple[object, Path]
     """A policy with adapters, and the folder that it was left in."""
     policy = adapted(checkpoint).eval()
     loaded = LoadedModel(policy, processor, checkpoint)
-    export_model(loaded, whole_state(policy), tmp_path / "model")
-    export_adapter(loaded, adapter_state(policy), tmp_path / "adapter")
+    write_model(policy, loaded.processor, whole_state(policy), tmp_path / "model")
+    write_adapter(policy, adapter_state(policy), tmp_path / "adapter")
     return policy, tmp_path
 
 

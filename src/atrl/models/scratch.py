@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -85,24 +77,28 @@ def _corpus() -> Iterator[str]:
         yield from _GENERAL_TEXT
 
 
-def build_processor(image_pixels: int = 112) -> ProcessorMixin:
+def build_processor(tokenizer: PreTrainedTokenizerBase | None = None, image_pixels: int = 112) -> ProcessorMixin:
     """The stock Qwen2.5-VL processor; every picture is scaled to about `image_pixels` x `image_pixels`.
 
     White is 0: on a white ground only what is drawn reaches the patch embedding, without which a model of this size
     does not learn to read within a thousand steps.
+
+    Args:
+        tokenizer: with a chat template of its own; None is the tiny model's.
+        image_pixels: along a side.
     """
     from transformers import Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer() if tokenizer is None else tokenizer
     scale = {"image_mean": [1.0, 1.0, 1.0], "image_std": [0.25, 0.25, 0.25]}
     size = {"shortest_edge": image_pixels**2, "longest_edge": image_pixels**2}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size, **scale),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=size, **scale),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=tokenizer.chat_template,
     )
 
 
