@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atrl.data.base import ProblemSource
     from atrl.loss.objective import Objective
     from atrl.models.load import LoadedModel, PretrainedModel, ScratchModel
+    from atrl.models.smollm2 import SmolLM2Model
     from atrl.rewards.weighted import WeightedReward
     from atrl.rollout.settings import RolloutSettings
     from atrl.types import Problem
@@ -36,7 +37,7 @@ class Parts:
     optimizer: OptimizerSettings
     sft: SftSettings
     source: ProblemSource
-    model: PretrainedModel | ScratchModel
+    model: PretrainedModel | ScratchModel | SmolLM2Model
     rollout: RolloutSettings
     reward: WeightedReward
     objective: Objective

@@ -11,6 +11,7 @@ from atrl.models.families import WITH_VIDEO
 if TYPE_CHECKING:
     from atrl.config import TrainerSettings
     from atrl.models.load import PretrainedModel, ScratchModel
+    from atrl.models.smollm2 import SmolLM2Model
     from atrl.types import Problem
 
 
@@ -43,7 +44,7 @@ def check_engine(sampler: Any, scheme: Any, processes: int) -> None:
         )
 
 
-def check_layers(scheme: Any, model: PretrainedModel | ScratchModel) -> None:
+def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:
     """Raises ValueError, in one line, where `scheme` names a layer or head that the model hasn't, or an empty list.
 
     None names nothing. Products are looked into. Only the configuration of the model is read, and only where a scheme

@@ -37,9 +37,9 @@ def policy_of(folder: Path):
     return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa").eval()
 
 
-def run_export(**settings) -> Path:
+def run_export(*overrides: str, **settings: object) -> Path:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return export(compose("export", [f"{key}='{value}'" for key, value in settings.items()]))
+        return export(compose("export", [f"{key}='{value}'" for key, value in settings.items()] + list(overrides)))
 
 
 def trained(policy, checkpoint: Path, run: Path) -> Path:
@@ -66,7 +66,7 @@ def trained_by_ranks(checkpoint: Path, run: Path) -> dict[str, torch.Tensor]:
 def divided(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """The folder of a run of two FSDP ranks, and the weights that they ended with."""
     run = tmp_path_factory.mktemp("divided")
-    return run, run_ranks(trained_by_ranks, checkpoint, run)[0]
+    return run, run_ranks(trained_by_ranks, checkpoint, run, seconds=300)[0]
 
 
 @torch.no_grad()
@@ -235,7 +235,7 @@ def test_a_killed_export_leaves_nothing_half(run: Path, policy, processor, tmp_p
     assert {file.name: file.read_bytes() for file in before.iterdir()} == kept
     assert not (tmp_path / "new").exists()
     run_export(checkpoint=run, path=tmp_path / "new", dtype="bfloat16")
-    run_export(checkpoint=run, path=tmp_path / "out", dtype="bfloat16", overwrite=True)
+    run_export("overwrite=true", checkpoint=run, path=tmp_path / "out", dtype="bfloat16")
     assert {entry.name for entry in tmp_path.iterdir()} == {"run", "out", "new"}
     assert policy_of(tmp_path / "out").dtype == policy_of(tmp_path / "new").dtype == torch.bfloat16
 
@@ -309,7 +309,7 @@ def test_the_hub_gets_what_was_exported(run: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert f"pushed to {hub.url}/me/mine" in done.stdout
     files = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    assert hub.files == files and hub.made == [{"name": "mine", "organization": "me", "private": True}]
+    assert hub.files == files and hub.made == [{"name": "mine", "organization": "me", "visibility": "private"}]
     said = refused.stdout + refused.stderr + done.stdout + done.stderr
     assert "hf_secret" not in said and "hf_wrong" not in said
     assert not any(b"hf_secret" in content for content in files.values())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from atrl.data.templates import check_processor
 from atrl.models.families import check_family, freeze, projectors, vision_tower
@@ -154,8 +155,15 @@ class ScratchModel:
     instruction: str = ""
     lora: Lora | None = None
 
+    name: ClassVar[str] = "tiny"
+
     def check(self) -> None:
         """Nothing can be missing."""
+
+    @staticmethod
+    def configuration() -> dict[str, Any]:
+        """The shape, as ``config.json`` has it: that of the model that comes with atrl."""
+        return json.loads((BUNDLED["tiny"] / "config.json").read_text(encoding="utf-8"))
 
     def attention_shape(self) -> tuple[int, int]:
         """Layers of the language half, and heads of each."""

@@ -16,6 +16,7 @@ from atrl.plan.job import CreditCost, Engine, Job, Lengths, Precision
 from atrl.plan.settings import PlannerSettings
 from atrl.plan.shape import ModelShape, shape_of
 from atrl.plan.table import render
+from atrl.schema import locate
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -81,8 +82,9 @@ def job_of(config: DictConfig) -> Job:
 def model_shape(model: DictConfig) -> ModelShape:
     """The shape of the model that the group `model` names, of its configuration alone."""
     path = OmegaConf.select(model, "path")
-    if path is None:  # built from nothing, in the tiny model's shape
-        path = "tiny"
+    if path is None:  # built here, in a shape that its class knows
+        built = locate(model["_target_"])
+        return shape_of(built.configuration(), built.name)
     return shape_of(_configuration(path), path)
 
 
