@@ -1,4 +1,4 @@
-"""Write a checkpoint in Hugging Face form: `python export.py checkpoint=outputs/latest path=FOLDER`; `--help` lists more."""
+"""A checkpoint in Hugging Face form: `python export.py checkpoint=outputs/latest path=FOLDER`; `--help` lists more."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_the_parts_that_training_asks_for_are_found(name: str, tmp_path: Path) -
     component.check()
     assert component.model_type() == config["model_type"]
     check_layers(AtrlCredit(heads=((shape.text.layers - 1, shape.text.heads - 1),)), component)
-    with pytest.raises(ValueError, match="credit.heads names"):
+    with pytest.raises(ValueError, match=r"credit\.heads names"):
         check_layers(AtrlCredit(heads=((shape.text.layers, 0),)), component)
 
 

@@ -101,7 +101,7 @@ def test_its_chat_template_is_smollm2s_with_pictures(loaded) -> None:
 
     own = AutoTokenizer.from_pretrained(smollm2.package_folder(), gguf_file=smollm2.FILE)
     conversations = [
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "?"}],
+        [{"role": role, "content": "Hi"} for role in ("user", "assistant", "user")],
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
     ]
     for messages in conversations:

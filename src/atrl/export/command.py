@@ -68,10 +68,9 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> None:
     try:
         processor = AutoProcessor.from_pretrained(source.form, **options)
         model, state = _weights(source, settings)
-    except OSError as error:
-        raise ValueError(
-            f"{source.form} can't be read ({str(error).splitlines()[0]}): name a model by form=FOLDER"
-        ) from error
+    except OSError as error:  # transformers' own, for a folder or hub name that lacks a file
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"{source.form} can't be read ({cause}): name a model by form=FOLDER") from error
     write_model(model, processor, state, folder, max_shard_size=settings.max_shard_size)
 
 
@@ -87,12 +86,32 @@ def _weights(source: Source, settings: ExportSettings) -> tuple[PreTrainedModel,
     if source.checkpoint is None:
         from transformers import AutoModelForImageTextToText
 
+        from atrl.weight_sync import whole_state
+
         model = AutoModelForImageTextToText.from_pretrained(
             source.form, dtype=wanted or "auto", trust_remote_code=settings.trust_remote_code
         )
-        from atrl.weight_sync import whole_state
-
         return model, whole_state(model)
+    if source.lora is not None:
+        return _merged(source, settings, wanted)
     model = skeleton(source.form, trust_remote_code=settings.trust_remote_code)
     state = gather(source.checkpoint, model, converted)
     return model.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())), state
+
+
+def _merged(
+    source: Source, settings: ExportSettings, wanted: torch.dtype | None
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """The model that the adapters were trained beside, with these in its weights: a checkpoint holds them alone."""
+    from atrl.checkpoint import load_tensors
+    from atrl.models.load import PretrainedModel
+    from atrl.weight_sync import whole_state
+
+    options = {name: source.model[name] for name in ("dtype", "quantization") if name in source.model}
+    trained = PretrainedModel(
+        path=source.form, lora=source.lora, trust_remote_code=settings.trust_remote_code, **options
+    )
+    model = trained.load(source.checkpoint.folder).model
+    load_tensors(source.checkpoint, model, None)
+    state = whole_state(model)
+    return model, {name: tensor if wanted is None else tensor.to(wanted) for name, tensor in state.items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atrl.checkpoint import LAST, STATE, Checkpoint, model_tensors, newest_checkpoint, read_checkpoint, state_tensors
 from atrl.models.load import resolve_checkpoint
+from atrl.models.lora import Lora
 from atrl.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -24,6 +26,18 @@ class Source:
     """Folder or hub name with configuration and processor."""
     checkpoint: Checkpoint | None
     """With the weights; None takes those of `form`."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The settings of `model` that the checkpoint's run had."""
+        return {} if self.checkpoint is None else (self.checkpoint.state.get("config") or {}).get("model") or {}
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters that the checkpoint holds, and nothing else."""
+        options = self.model.get("lora")
+        # Built by name: what a file says is the class to build is not called.
+        return options and Lora(**{name: value for name, value in options.items() if name != "_target_"})
 
     @property
     def folder(self) -> Path | None:
@@ -87,10 +101,8 @@ def skeleton(form: str, *, trust_remote_code: bool) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(form, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
-    try:
+    with suppress(OSError):  # where it has none, what the configuration says is taken
         model.generation_config = GenerationConfig.from_pretrained(form)
-    except OSError:  # it has none, and what the configuration says is taken
-        pass
     return model
 
 

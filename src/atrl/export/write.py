@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 SHARD_SIZE = "5GB"
-"""Of a file of weights. safetensors copies a file's tensors before it writes them, so no more than this is in memory twice."""
+"""Of a file of weights. safetensors copies a file's tensors before it writes them: so much is in memory twice."""
 
 
 def write_model(

