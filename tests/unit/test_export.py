@@ -21,7 +21,7 @@ from atrl.export.command import check_place, export
 from atrl.export.settings import ExportSettings
 from atrl.export.source import find_source, gather, skeleton
 from atrl.export.write import write_model
-from atrl.sharding import whole_state
+from atrl.weight_sync import whole_state
 from tests.unit.hub import running_hub
 from tests.unit.live_bytes import LiveBytes
 from tests.unit.ranks import run_ranks
@@ -315,3 +315,27 @@ def test_the_hub_gets_what_was_exported(run: Path, tmp_path: Path) -> None:
     assert not any(b"hf_secret" in content for content in files.values())
     left = [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
     assert left == [] and {entry.name for entry in tmp_path.iterdir()} <= {"run", "out", "hub"}
+
+
+def test_adapters_are_exported_with_the_model_that_they_were_trained_beside(
+    processor, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A checkpoint holds the adapters alone; what the file says is their class is not called."""
+    from atrl.models.load import PretrainedModel
+    from atrl.models.lora import Lora
+
+    policy = PretrainedModel(path=str(checkpoint), lora=Lora(rank=3)).load(checkpoint).model
+    adapters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(adapters, lr=1e-1)
+    for _ in range(2):  # the first step moves one of each two matrices
+        sum(parameter.square().sum() + parameter.sum() for parameter in adapters).backward()
+        optimizer.step()
+    model = {"path": str(checkpoint), "lora": {"_target_": "os.abort", "rank": 3}}
+    write_checkpoint(tmp_path / "run" / "checkpoints", {"step": 7, "config": {"model": model}}, policy, optimizer)
+    folder = run_export(checkpoint=tmp_path / "run", path=tmp_path / "out")
+    expected, exported = whole_state(policy), policy_of(folder).state_dict()
+    assert all(torch.equal(exported[name], value) for name, value in expected.items())
+    start = policy_of(checkpoint).state_dict()
+    name = "model.language_model.layers.0.mlp.down_proj.weight"
+    assert name in expected and not torch.equal(exported[name], start[name])
+    assert torch.allclose(logits_of(policy_of(folder), processor), logits_of(policy.eval(), processor), atol=1e-4)

@@ -92,26 +92,22 @@ def _weights(source: Source, settings: ExportSettings) -> tuple[PreTrainedModel,
             source.form, dtype=wanted or "auto", trust_remote_code=settings.trust_remote_code
         )
         return model, whole_state(model)
-    if source.lora is not None:
-        return _merged(source, settings, wanted)
     model = skeleton(source.form, trust_remote_code=settings.trust_remote_code)
-    state = gather(source.checkpoint, model, converted)
+    if source.lora is None:
+        state = gather(source.checkpoint, model, converted)
+    else:
+        state = {name: converted(tensor) for name, tensor in merged(source, settings).items()}
     return model.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())), state
 
 
-def _merged(
-    source: Source, settings: ExportSettings, wanted: torch.dtype | None
-) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """The model that the adapters were trained beside, with these in its weights: a checkpoint holds them alone."""
+def merged(source: Source, settings: ExportSettings) -> dict[str, Tensor]:
+    """The weights that the adapters were trained beside, with these added; a checkpoint holds the adapters alone."""
     from atrl.checkpoint import load_tensors
     from atrl.models.load import PretrainedModel
     from atrl.weight_sync import whole_state
 
     options = {name: source.model[name] for name in ("dtype", "quantization") if name in source.model}
-    trained = PretrainedModel(
-        path=source.form, lora=source.lora, trust_remote_code=settings.trust_remote_code, **options
-    )
-    model = trained.load(source.checkpoint.folder).model
+    options |= {"lora": source.lora, "trust_remote_code": settings.trust_remote_code}
+    model = PretrainedModel(path=source.form, **options).load(source.checkpoint.folder).model
     load_tensors(source.checkpoint, model, None)
-    state = whole_state(model)
-    return model, {name: tensor if wanted is None else tensor.to(wanted) for name, tensor in state.items()}
+    return whole_state(model)
