@@ -115,7 +115,7 @@ def test_a_video_is_shown_frame_by_frame(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], ["question", "problem"]),
+        ([], ["nothing is asked", "question", "problem"]),
         (["problem=0", "credit=vppo"], ["credit=vppo", "compares rollouts", "credit.scale_low=1"]),
         (["question=What?", "credit=oracle"], ["credit=oracle"]),
         (["problem=0", "credit=[atrl,entropi]"], ["entropi", "entropy"]),

@@ -76,8 +76,7 @@ def test_what_a_single_answer_is_not_enough_for_is_refused(scheme, says):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({}, "got neither"),
-        ({"question": "Why?", "problem": 0}, "got both"),
+        ({"question": "Why?", "problem": 0}, "are both set"),
         ({"problem": 0, "image": "a.png"}, "has its own pictures"),
         ({"problem": -1}, "must be 0 or more"),
         ({"problem": 0, "threads": 0}, "threads must be at least 1"),

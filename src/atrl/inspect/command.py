@@ -60,7 +60,7 @@ def the_problem(settings: InspectSettings, config: DictConfig) -> Problem:
     """The question of the command line, or a problem of the configured data.
 
     Raises:
-        ValueError: if the data has no problem of that number, or a file can't be read.
+        ValueError: if there is neither, the data has no problem of that number, or a file can't be read.
     """
     from atrl.data.images import check_images
     from atrl.data.videos import check_videos
@@ -72,8 +72,10 @@ def the_problem(settings: InspectSettings, config: DictConfig) -> Problem:
         if settings.problem >= len(problems):
             raise ValueError(f"problem={settings.problem}: the test split has {len(problems)}, counted from 0")
         problem = problems[settings.problem]
-    else:
+    elif settings.question is not None:
         problem = own_problem(settings)
+    else:
+        raise ValueError("nothing is asked: set question='…' and image=FILE, or problem=0")
     check_images([problem])
     check_videos([problem])
     return problem

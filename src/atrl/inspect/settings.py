@@ -20,10 +20,9 @@ class InspectSettings:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError unless exactly one thing is asked."""
-        if (self.question is None) == (self.problem is None):
-            given = "neither" if self.question is None else "both"
-            raise ValueError(f"set question or problem, got {given}: question='…' image=FILE, or problem=0")
+        """Raises ValueError where two things are asked, or what no data set and no machine has."""
+        if self.question is not None and self.problem is not None:
+            raise ValueError(f"question and problem={self.problem} are both set: leave one of them out")
         if self.problem is not None and (self.images or self.videos):
             raise ValueError(f"problem={self.problem} has its own pictures: leave image and video out, or problem")
         if self.problem is not None and self.problem < 0:
