@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+from string import ascii_letters, digits
+
 import pytest
 
 from atrl.benchmarks import dynamath, hallusionbench, logicvista, mathvision, mathvista, mmmu, mmmu_pro, mmstar, wemath
+from atrl.benchmarks import latex_value as latex_value_module
 from atrl.benchmarks.base import Item, option_list
 from atrl.benchmarks.latex_value import NoValue, latex_value
 from atrl.benchmarks.mathverse import MathVerse
@@ -159,6 +163,26 @@ def test_mathvision_takes_an_options_value_for_its_letter():
 def test_what_has_no_number_as_its_value(text):
     with pytest.raises(NoValue):
         latex_value(text)
+
+
+def test_numbers_and_letters_have_the_value_that_the_parser_gives_them(monkeypatch):
+    """The way around the parser is no other rule: the same number to the bit, or the same refusal."""
+    rng = random.Random(0)
+    texts = [*ascii_letters, "007", "-0", ".5", "-.5", "1.", "-0.0", " 5 ", "1.005", "2.675", "9" * 15, "9" * 16]
+    for _ in range(100):
+        whole, below = ("".join(rng.choices(digits, k=rng.randint(1, 15))) for _ in range(2))
+        texts.append(rng.choice(("", "-")) + whole + rng.choice(("", f".{below}")))
+    short = [_value(text) for text in texts]
+    monkeypatch.setattr(latex_value_module, "_is_plain", lambda text: False)
+    assert short == [_value(text) for text in texts]
+    assert short.count("none") == len(ascii_letters) - 2 + 1  # e and E have a value, "1." has none
+
+
+def _value(text: str) -> str:
+    try:
+        return repr(latex_value(text))
+    except NoValue:
+        return "none"
 
 
 def test_values_are_numbers():

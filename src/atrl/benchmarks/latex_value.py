@@ -19,6 +19,9 @@ LONGEST = 1000
 _TOWER = re.compile(r"\^ ?\{[^{}]*\^ ?\{[^{}]*\^|[0-9]{5,} ?!|![^{}]*!")
 """What no answer is, and would only run into the limits: powers of powers of powers, huge factorials."""
 _NO_NUMBERS = ("\\circ", "\\$")
+_INTEGER, _DECIMAL = re.compile(r"-?[0-9]{1,15}"), re.compile(r"-?[0-9]{0,15}\.[0-9]{1,15}")
+_SYMBOL = re.compile(r"[a-df-zA-DF-Z]")
+"""A letter by itself, but for Euler's number."""
 
 
 class NoValue(Exception):
@@ -37,13 +40,32 @@ def latex_value(text: str) -> float | int:
     if _TOWER.search(text):
         raise NoValue
     try:
-        from latex2sympy2_extended import latex2sympy
-
-        return _number(latex2sympy(text))
+        return _plain_number(text.strip()) if _is_plain(text.strip()) else _number(_parsed(text))
     except NoValue:
         raise
     except Exception as error:  # the parser and sympy raise nearly anything on broken input
         raise NoValue from error
+
+
+def _is_plain(text: str) -> bool:
+    """Whether the parser, which takes milliseconds, has nothing to say: most answers are numbers or letters."""
+    return any(pattern.fullmatch(text) for pattern in (_INTEGER, _DECIMAL, _SYMBOL))
+
+
+def _plain_number(text: str) -> float | int:
+    if _SYMBOL.fullmatch(text):
+        raise NoValue
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    import sympy
+
+    return _number(sympy.Float(text))
+
+
+def _parsed(text: str):
+    from latex2sympy2_extended import latex2sympy
+
+    return latex2sympy(text)
 
 
 def _before_unmatched_brace(text: str) -> str:

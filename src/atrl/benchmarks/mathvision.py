@@ -131,7 +131,8 @@ def _braced_fractions(text: str) -> str:
 def equal(one: str, other: str) -> bool:
     """The authors' `is_equal`: the same text, the same tuple, or values that agree when rounded to two places.
 
-    Letters' case is ignored. What can't be evaluated is never equal, however alike it looks.
+    Letters' case is ignored. What can't be evaluated is never equal, however alike it looks; so the second is looked at
+    only where the first has a value, which spares most choices (the gold is a letter) the parser.
     """
     one, other = one.lower(), other.lower()
     if not one.replace(" ", "") or not other.replace(" ", ""):
@@ -142,7 +143,7 @@ def equal(one: str, other: str) -> bool:
     if one == other:
         return True
     try:
-        return round(latex_value(other), 2) == round(latex_value(one), 2)
+        return round(latex_value(one), 2) == round(latex_value(other), 2)
     except NoValue:
         return False
 
