@@ -12,10 +12,12 @@ from atrl.benchmarks.base import Answer, Item
 from atrl.benchmarks.endpoint import EndpointJudge
 from atrl.benchmarks.hallusionbench import HallusionBench
 from atrl.benchmarks.judge import JudgeRequest, prompt_hash
+from atrl.benchmarks.logicvista import LogicVista
 from atrl.benchmarks.mathverse import MathVerse
 from atrl.benchmarks.mathvista import MathVista
 from atrl.benchmarks.mmvet import MMVet
 from atrl.benchmarks.scoring import scorer_for
+from atrl.benchmarks.wemath import WeMath
 from tests.unit.test_benchmark_rules import hallusion_item
 
 
@@ -114,6 +116,72 @@ def test_mathverse_by_a_judge_extracts_first_and_asks_again(endpoint, tmp_path):
     assert verdicts(endpoint, tmp_path / "x", MathVerse(), item, ["five", "maybe"]) is None
 
 
+CHOICE = {"question_type": "multi_choice", "answer_type": "text", "choices": ["Yes", "No"], "query": "Is it?"}
+WHOLE = {"question_type": "free_form", "answer_type": "integer", "query": "How many?"}
+ROUNDED = {"question_type": "free_form", "answer_type": "float", "precision": 1, "query": "How long?"}
+
+
+@pytest.mark.parametrize(
+    ("row", "gold", "response", "replies", "extraction", "score"),
+    [
+        (CHOICE, "No", "I say no, (B).", ["B"], "B", 1.0),
+        (CHOICE, "No", "No", [], "No", 1.0),  # an option word for word needs no extraction
+        (CHOICE, "No", "no", ["Yes"], "Yes", 0.0),  # but letter by letter
+        (CHOICE, "No", "", [], "", 1.0),  # nothing said: the nearest option, by the rule
+        (WHOLE, "3", "3", [], "3", 1.0),
+        (WHOLE, "3", "3.0", [" 3 \n"], "3", 1.0),  # a whole number is read by int alone
+        (WHOLE, "3", "It is three or four.", ["3"], "3", 1.0),
+        (ROUNDED, "0.6", "0.57", [], "0.57", 1.0),
+        (ROUNDED, "0.6", "about 0.57", ["0.57 m"], "0.57 m", 0.0),  # the rule reads the reply with float
+    ],
+)
+def test_mathvista_extraction_by_a_judge(endpoint, tmp_path, row, gold, response, replies, extraction, score):
+    item = Item("1", gold, row)
+    scored = verdicts(endpoint, tmp_path, MathVista(), item, list(replies) or ["(A)"], response)
+    assert (scored.extraction, scored.score) == (extraction, score)
+    assert len(endpoint.seen) == len(replies)
+    if replies:
+        body = endpoint.seen[0][2]
+        assert body["messages"][0]["content"].startswith("Please read the following example. Then extract the answer")
+        assert body["messages"][0]["content"].endswith(f"{row['query']}\n\n{response}\n\nExtracted answer: ")
+        assert body["max_tokens"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "replies", "score", "prediction"),
+    [
+        ("b, d", "B and D.", ['{"choices": ["D", "B"]}'], 1.0, "b, d"),
+        ("b, d", "B and D.", ['```json\n{"choices": ["B, D"]}\n```'], 0.0, "b, d"),  # one entry is not two letters
+        ("b", "B", ['{"choices": ["B"]}'], 1.0, "b"),  # even a single letter is asked about
+        ("b", "ASSISTANT: B", ["sure", '{"choices": [2]}', '{"choices": ["b"]}'], 1.0, "b"),
+        ("b", "no idea", ["ZZZZZ"], 0.0, None),
+        ("b", "no idea", ['{"choices": []}'], 0.0, None),
+        ("b", "G", [], 0.0, None),  # one letter beyond E chooses none
+        ("", " ", [], 1.0, None),  # one official gold is empty
+    ],
+)
+def test_logicvista_extraction_by_a_judge(endpoint, tmp_path, gold, response, replies, score, prediction):
+    item = Item("v1_0", gold, {"question": "Which?"})
+    scored = verdicts(endpoint, tmp_path, LogicVista(), item, list(replies) or ["{}"], response)
+    assert (scored.score, scored.prediction) == (score, prediction)
+    asked = [body["messages"][0]["content"] for _, _, body in endpoint.seen]
+    assert len(asked) == len(replies)
+    entry = response.removeprefix("ASSISTANT:")
+    assert all('following question: "Which?"' in text and f'The answer is "{entry}"' in text for text in asked)
+    assert all('{"properties": {"choices": {"description"' in text for text in asked)
+
+
+DEEP = '{"choices": ' + "[" * 100_000 + "}"
+
+
+def test_logicvista_without_a_list_of_letters_is_no_verdict(endpoint, tmp_path):
+    item = Item("v1_0", "b", {"question": "Which?"})
+    for number, reply in enumerate(("B", '{"choices": "B"}', '{"letters": ["B"]}', DEEP)):
+        endpoint.seen.clear()
+        assert verdicts(endpoint, tmp_path / str(number), LogicVista(), item, [reply], "It is B.") is None
+        assert [body["temperature"] for _, _, body in endpoint.seen] == [0.0, 0.5, 1.0, 1.5, 2.0]
+
+
 def test_mmvet_by_a_judge(endpoint, tmp_path):
     item = Item("v1_0", "-1<AND>-5", {"question": "x?"})
     assert verdicts(endpoint, tmp_path, MMVet(), item, ["0.7"]).score == 0.7
@@ -132,18 +200,19 @@ def test_a_judges_failure_is_no_verdict_and_extractions_need_none(endpoint, tmp_
 
 
 def test_a_judge_where_none_is_wanted_is_refused(endpoint, tmp_path):
-    with pytest.raises(ValueError, match="judge: mathvista is scored by its rule alone"):
-        scorer_for(MathVista(), judge_at(endpoint, tmp_path), workers=1)
+    with pytest.raises(ValueError, match="judge: wemath is scored by its rule alone"):
+        scorer_for(WeMath(), judge_at(endpoint, tmp_path), workers=1)
     with pytest.raises(ValueError, match=r"judge\.url must begin with http"):
         EndpointJudge(model="m", url="localhost")
 
 
 def test_the_hash_changes_with_the_wording_of_any_question_and_with_nothing_else(monkeypatch):
-    from atrl.benchmarks import mathverse
+    from atrl.benchmarks import logicvista, mathverse, mathvista
 
-    hashes = {prompt_hash(rule()) for rule in (HallusionBench, MathVerse, MMVet)}
-    assert len(hashes) == 3
-    for question in ("_EXTRACT", "_COMPARE"):
-        monkeypatch.setattr(mathverse, question, getattr(mathverse, question) + "!")
-        hashes.add(prompt_hash(MathVerse()))
-    assert len(hashes) == 5 and prompt_hash(MathVerse()) in hashes
+    hashes = {prompt_hash(rule()) for rule in (HallusionBench, LogicVista, MathVerse, MathVista, MMVet)}
+    assert len(hashes) == 5
+    changes = [(mathverse, "_EXTRACT"), (mathverse, "_COMPARE"), (mathvista, "EXAMPLES"), (logicvista, "_REQUEST")]
+    for module, question in changes:
+        monkeypatch.setattr(module, question, getattr(module, question) + "!")
+        hashes |= {prompt_hash(rule()) for rule in (MathVerse, MathVista, LogicVista)}
+    assert len(hashes) == 9

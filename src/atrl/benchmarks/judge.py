@@ -94,5 +94,5 @@ def prompt_hash(benchmark: Judged) -> str:
     A benchmark has no more than two kinds of question.
     """
     item = Item(id="", gold="", row={})
-    asked = [benchmark.request(item, "", replies) for replies in ((), ("",))]
+    asked = [benchmark.request(item, "response", replies) for replies in ((), ("",))]
     return hashlib.sha256("\n".join(request.text for request in asked if request).encode()).hexdigest()

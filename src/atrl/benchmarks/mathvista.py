@@ -1,6 +1,8 @@
 """MathVista (Lu et al., ICLR 2024, arXiv 2310.02255): visual mathematics, choices, whole numbers, decimals and lists.
 
-The rule is that of the authors' `evaluation/calculate_score.py` (https://github.com/lupantech/MathVista).
+The rule is that of the authors' `evaluation/calculate_score.py` (https://github.com/lupantech/MathVista). Officially
+GPT-4 extracts the answer first, as a judge does here in the words of `mathvista_prompt.py`; without one our rules do,
+and the stamp says so.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from atrl.benchmarks.base import Benchmark, Columns, Item, Scored, as_text, option_list
+from atrl.benchmarks.judge import JudgeRequest
+from atrl.benchmarks.mathvista_prompt import EXAMPLES
 from atrl.benchmarks.reading import find_choice, find_list, find_number
 
 if TYPE_CHECKING:
@@ -78,6 +82,22 @@ def _choice(text: str, choices: Sequence[str], ignore_empty: bool) -> str | None
     return min(choices, key=lambda choice: Levenshtein.distance(text, choice))
 
 
+_AS_NUMBER = {"integer": int, "float": float}
+
+
+def short_answer(response: str, item: Item) -> str | None:
+    """The response where the authors take it for the extraction: an option, a number where one is asked for, or
+    nothing; None where GPT-4 must look."""
+    if not response:
+        return ""
+    if item.get("question_type") == CHOICE and response in _choices(item):
+        return response
+    try:
+        return str(_AS_NUMBER[item.get("answer_type")](response))
+    except (KeyError, ValueError):
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class MathVista(Benchmark):
     """Testmini has 1,000 problems; the headline is the share that is right.
@@ -99,7 +119,7 @@ class MathVista(Benchmark):
         return str(item.get("query", ""))
 
     def extract(self, response: str, item: Item) -> str | None:
-        """The authors' shortcuts (the response is the answer), then our rules in place of their GPT-4 call."""
+        """The authors' shortcuts (the response is the answer), then our rules in place of GPT-4."""
         response = response.strip()
         choices = _choices(item)
         if not response:
@@ -122,6 +142,18 @@ class MathVista(Benchmark):
             ignore_empty=self.ignore_empty,
         )
         return Scored(extraction, prediction, float(prediction == item.gold))
+
+    def request(self, item: Item, response: str, replies: tuple[str, ...]) -> JudgeRequest | None:
+        """The authors' question for the extraction, unless the response is one already."""
+        if replies or short_answer(response, item) is not None:
+            return None
+        return JudgeRequest(
+            f"{EXAMPLES}\n\n{item.get('query', '')}\n\n{response}\n\nExtracted answer: ", max_tokens=1024
+        )
+
+    def settle(self, item: Item, response: str, replies: tuple[str, ...]) -> Scored:
+        """The rule's verdict on what was extracted."""
+        return self.judge(replies[0].strip() if replies else short_answer(response, item), item)
 
     def figures(self, items: Sequence[Item], values: Mapping[str, np.ndarray], units: Units) -> list[Figure]:
         """Accuracy, and by kind of question and the categories of `metadata`."""
