@@ -70,6 +70,7 @@ class TrainerSettings:
     record_steps: bool = True  # steps/, for replay.py
     evaluate_samples: int = 512  # held-out problems, before and after; 0 leaves the evaluation out
     evaluate_every: int | None = None  # steps; null for only before and after
+    evaluate_greedy: bool = True  # these problems also at temperature 0
     evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report
     grounding_samples: int = 128  # of these problems, also without their own pictures; 0 leaves that out
     checkpoint_every: int | None = None  # steps; null for only one at the end

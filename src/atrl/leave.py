@@ -58,7 +58,7 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
 
     seconds = trained.module.timer.total if trained else {}
     scored = trained or warmed_up
-    before, after = scored and scored.before, scored and scored.after
+    greedy = trained.greedy if trained else (None, None)
     credit: dict[str, Any] = dict.fromkeys(
         ("anchor_ratio", "num_clusters", "anchor_fraction", "anchor_recall"), None
     ) | {"scheme": "none"}
@@ -73,13 +73,8 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
         "device": parts.trainer.accelerator if not torch.cuda.is_available() else torch.cuda.get_device_name(),
         "versions": {"python": platform.python_version(), **_versions()},
         "git_revision": git_revision(Path(__file__).parent),
-        "accuracy": {
-            "before": before and before.accuracy,
-            "after": after and after.accuracy,
-            "before_ci95": before and list(before.ci95),
-            "after_ci95": after and list(after.ci95),
-            "samples": after and after.samples,
-        },
+        "accuracy": _accuracy(scored and scored.before, scored and scored.after)
+        | {"greedy": _accuracy(*greedy) if any(greedy) else None},
         "seconds": {"total": time.time() - parts.started, **seconds},
         "tokens": {
             "generated": record.generated_tokens if record else 0,
@@ -92,6 +87,16 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
             "dropped_prompts": len(trained.dropped) if trained else 0,
         },
         "rewards": {status.value: statuses.get(status, 0) for status in Status},
+    }
+
+
+def _accuracy(before: Score | None, after: Score | None) -> dict[str, Any]:
+    return {
+        "before": before and before.accuracy,
+        "after": after and after.accuracy,
+        "before_ci95": before and list(before.ci95),
+        "after_ci95": after and list(after.ci95),
+        "samples": after and after.samples,
     }
 
 
@@ -165,6 +170,8 @@ def closing_words(
             f"  before  {_with_interval(accuracy['before'], accuracy['before_ci95'])}",
             f"  after   {_with_interval(accuracy['after'], accuracy['after_ci95'])}",
         ]
+    if accuracy["greedy"] is not None:
+        lines.append(f"  greedy  {_change(accuracy['greedy'])}")
     if trained is not None and trained.grounding is not None:
         lines.append(picture_line(trained.grounding))
     if data.baseline is not None:
@@ -201,6 +208,15 @@ def picture_line(grounding: dict[str, Score]) -> str:
 
 def _with_interval(value: float, interval: list[float]) -> str:
     return f"{value:.3f}  [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _change(accuracy: dict[str, Any]) -> str:
+    """An accuracy before and after; the former is missing where a run that goes on had not measured it."""
+    before, after = (
+        _with_interval(accuracy[name], accuracy[f"{name}_ci95"]) if accuracy[name] is not None else "–"
+        for name in ("before", "after")
+    )
+    return f"{before}  →  {after}"
 
 
 def _shown(path: Path) -> Path:

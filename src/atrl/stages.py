@@ -60,6 +60,8 @@ class TrainingOutcome:
     credit: AnchorCreditCallback | None
     before: Score | None
     after: Score | None
+    greedy: tuple[Score | None, Score | None]
+    """Before and after, at temperature 0."""
     grounding: dict[str, Score] | None
     """After training: "true", "blank" and "swapped", on the same problems; None where it was not measured."""
     dropped: list[str]
@@ -138,7 +140,11 @@ def reinforce(
     evaluate, grounding, held_out = None, None, builder.build_all(data.test)
     if parts.trainer.evaluate_samples:
         evaluate = EvaluateCallback(
-            held_out.prompts, samples=1, every=parts.trainer.evaluate_every, seed=parts.run.seed
+            held_out.prompts,
+            samples=1,
+            every=parts.trainer.evaluate_every,
+            seed=parts.run.seed,
+            greedy=parts.trainer.evaluate_greedy,
         )
         controls = build_controls(held_out.prompts[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
         if controls.true:
@@ -167,6 +173,7 @@ def reinforce(
         credit=credit,
         before=evaluate and evaluate.before,
         after=evaluate and evaluate.after,
+        greedy=(evaluate and evaluate.greedy_before, evaluate and evaluate.greedy_after),
         grounding=grounding and grounding.after,
         dropped=sorted({*loader.dropped, *held_out.dropped}),
     )

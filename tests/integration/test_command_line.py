@@ -51,6 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr + done.stdout and "deprecat" not in done.stderr.lower()
     assert "sampled accuracy on 8 held-out problems" in done.stdout
+    assert re.search(r"\n  greedy  0\.\d{3}  \[.*\]  →  0\.\d{3}  \[", done.stdout)
     assert re.search(
         r"\n  picture 0\.\d{3} with it, 0\.\d{3} blanked, 0\.\d{3} with another's  \(after, 8 of", done.stdout
     )
@@ -64,7 +65,7 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
         assert set(summary[section] if section else summary) == keys
     assert (summary["seed"], summary["steps"], summary["rollout"]["engine"]) == (3, 2, "transformers")
     assert sum(summary["rewards"].values()) == 2 * 2 * 4
-    assert summary["accuracy"]["samples"] == 8
+    assert summary["accuracy"]["samples"] == summary["accuracy"]["greedy"]["samples"] == 8
     for name in (
         "config.yaml",
         "metrics.csv",

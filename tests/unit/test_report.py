@@ -219,6 +219,14 @@ def test_accuracy_chart_shows_both_ends_without_any_logged_curve():
     assert ends == [("before", "44.1\u202f%"), ("after", "86.9\u202f%")]
 
 
+def test_accuracy_chart_tells_its_two_curves_apart():
+    curves = {"eval/accuracy": metrics.Curve([1, 2], [0.4, 0.5]), "eval/greedy_accuracy": metrics.Curve([1], [0.6])}
+    charts, _ = draw_charts(curves, Summary.model_validate(summary()))
+    assert [(entry.label, entry.last) for entry in charts[0].legend] == [
+        *(("sampled", "50.0\u202f%"), ("greedy", "60.0\u202f%"), ("before", "44.1\u202f%"), ("after", "86.9\u202f%")),
+    ]
+
+
 # --- Heat maps
 
 

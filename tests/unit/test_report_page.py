@@ -148,6 +148,18 @@ def test_report_of_a_bare_summary_says_what_is_missing(tmp_path):
     assert "What the pictures are worth" not in text
 
 
+def test_greedy_accuracy_stands_beside_the_sampled_one(tmp_path):
+    both = summary()["accuracy"]
+    both["greedy"] = both | {"before": 0.5, "after": 0.75}
+    shown = {}
+    for name, accuracy in (("with", both), ("without", both | {"greedy": None}), ("older", summary()["accuracy"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary(accuracy=accuracy)))
+        shown[name] = write_report(tmp_path / name).read_text(encoding="utf-8")
+    assert "Greedily (T = 0): 50.0\u202f% → 75.0\u202f%." in shown["with"]
+    assert "Greedily" not in shown["without"] + shown["older"]
+
+
 # --- Bad input
 
 

@@ -78,7 +78,8 @@ def _draw(panel: Panel, curves: list[tuple[Line, Curve]], accuracy: Accuracy | N
     legend = [LegendEntry(line.label, line.colour, _FORMATS[panel.unit](curve.values[-1])) for line, curve in curves]
     if accuracy is not None:
         last_step = max([run_steps, *(curve.steps[-1] for _, curve in curves)])
-        legend = _endpoints(axes, accuracy, last_step) or legend
+        ends = _endpoints(axes, accuracy, last_step)
+        legend = [*(legend if len(curves) > 1 or not ends else []), *ends]
     _dress(axes, panel)
     lost = sum(curve.not_finite for _, curve in curves)
     return Chart(

@@ -68,8 +68,9 @@ PANELS = (
         unit="share", stacked=True,
     ),
     Panel(
-        "accuracy", "Held-out accuracy", "sampled at T = 1; bars are 95 % intervals",
-        (Line(("eval/accuracy",), "accuracy", 1),), unit="share", endpoints=True,
+        "accuracy", "Held-out accuracy", "sampled at T = 1, greedy at T = 0; bars are 95 % intervals",
+        (Line(("eval/accuracy",), "sampled", 1), Line(("eval/greedy_accuracy",), "greedy", 4)),
+        unit="share", endpoints=True,
     ),
     Panel(
         "length", "Response length", "tokens",

@@ -28,13 +28,19 @@ Kind = TypeVar("Kind", bound=_Record)
 
 
 class Accuracy(_Record):
-    """Sampled accuracy on held-out problems, before and after training; None where it was not measured."""
+    """Accuracy on held-out problems, before and after training; None where it was not measured."""
 
     before: Share | None
     after: Share | None
     before_ci95: tuple[FiniteFloat, FiniteFloat] | None
     after_ci95: tuple[FiniteFloat, FiniteFloat] | None
     samples: Count | None
+
+
+class Accuracies(Accuracy):
+    """Sampled, and greedily at temperature 0."""
+
+    greedy: Accuracy | None = None
 
 
 class Tokens(_Record):
@@ -87,7 +93,7 @@ class Summary(_Record):
     device: str
     versions: dict[str, str | None]
     git_revision: str | None
-    accuracy: Accuracy
+    accuracy: Accuracies
     seconds: dict[str, Seconds | None]
     """``total`` and one entry a phase."""
     tokens: Tokens
