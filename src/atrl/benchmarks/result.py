@@ -51,7 +51,8 @@ def make_stamp(
         for name in dataclasses.fields(benchmark)
         if name.name not in _NOT_OPTIONS
     }
-    prompts = hashlib.sha256("\n".join(benchmark.prompt(item) for item in items).encode("utf-8", "replace"))
+    in_order = sorted(items, key=lambda item: item.id)  # as for the checksum: the order of the rows is nobody's choice
+    prompts = hashlib.sha256("\n".join(map(benchmark.prompt, in_order)).encode("utf-8", "replace"))
     return {
         "judge": RULES if judge is None else judge.name,
         "judge_prompt_sha256": prompt_hash(benchmark) if judge and isinstance(benchmark, Judged) else None,

@@ -1,0 +1,95 @@
+"""What must agree before two results mean the same is in the stamp, and `compare` names what does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from atrl.benchmarks import hallusionbench
+from atrl.benchmarks.base import Item
+from atrl.benchmarks.endpoint import EndpointJudge
+from atrl.benchmarks.hallusionbench import HallusionBench
+from atrl.benchmarks.judge import prompt_hash
+from atrl.benchmarks.local import LocalProblems
+from atrl.benchmarks.result import make_stamp
+from atrl.evaluation.compare import compare
+from atrl.rewards.exact import ExactAnswer
+from atrl.rewards.math_answer import MathAnswer
+from atrl.rewards.weighted import WeightedReward
+from tests.unit.test_benchmark_rules import hallusion_item
+
+RULE = HallusionBench()
+
+
+def asked(item: Item, question: str) -> Item:
+    return dataclasses.replace(item, row={**item.row, "question": question})
+
+
+ITEMS = [asked(hallusion_item("VD", "1"), "Is it?"), asked(hallusion_item("VS", "0", gold="0"), "Is it not?")]
+DECODING = {"temperature": 0.0, "samples": 1, "max_response_tokens": 64, "max_prompt_tokens": 512}
+ASKED = {"subset": "all 2", "decoding": DECODING, "pixels": {"min_pixels": 4, "max_pixels": 64}, "frames": 32}
+JUDGE = EndpointJudge(model="m", url="http://localhost/v1", cache=None)
+
+
+def stamp(rule=RULE, items=ITEMS, **changes):
+    return make_stamp(rule, items, **(ASKED | {"judge": JUDGE} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        (stamp(judge=dataclasses.replace(JUDGE, model="n")), ["judge"]),
+        (stamp(judge=dataclasses.replace(JUDGE, temperature=0.2)), ["judge"]),
+        (stamp(judge=None), ["judge", "judge_prompt_sha256"]),
+        (stamp(decoding=DECODING | {"temperature": 1.0}), ["decoding"]),
+        (stamp(decoding=DECODING | {"max_response_tokens": 65}), ["decoding"]),
+        (stamp(pixels={"min_pixels": 5, "max_pixels": 64}), ["min_pixels"]),
+        (stamp(pixels={"min_pixels": 4, "max_pixels": 65}), ["max_pixels"]),
+        (stamp(frames=16), ["frames"]),
+        (stamp(subset="2 of 3, seed 0"), ["subset"]),
+        (stamp(items=[dataclasses.replace(ITEMS[0], gold="no"), ITEMS[1]]), ["data_sha256"]),
+        (stamp(items=ITEMS[:1]), ["prompt_sha256", "data_sha256"]),
+        (stamp(items=[ITEMS[0], asked(ITEMS[1], "Is it?")]), ["prompt_sha256", "data_sha256"]),
+        (stamp(rule=HallusionBench(instruction="Yes or no?")), ["prompt_sha256", "options"]),
+        (stamp(extract_again=True), ["extract_again"]),
+        (stamp(items=ITEMS[::-1], rule=HallusionBench(hub="a/copy")), []),  # the same rows in another order
+        (stamp(), []),
+    ],
+)
+def test_compare_names_exactly_what_was_not_alike(tmp_path, capsys, changed, names):
+    for folder, content in (("a", stamp()), ("b", changed)):
+        finished(tmp_path / folder, content)
+    found = compare(OmegaConf.create({"compare": [str(tmp_path / "a"), str(tmp_path / "b")]}), tmp_path)
+    assert list(found["stamp_differences"]) == names
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("NOT MEASURED ALIKE") == bool(names)
+    assert [line.split(":")[0].strip() for line in lines[1:][: len(names)]] == names
+
+
+def test_the_wording_of_the_judges_question_is_in_the_stamp(monkeypatch):
+    before = stamp()
+    assert before["judge_prompt_sha256"] == prompt_hash(RULE)
+    monkeypatch.setattr(hallusionbench, "_REQUEST", hallusionbench._REQUEST + " ")
+    assert {name for name, value in stamp().items() if value != before[name]} == {"judge_prompt_sha256"}
+
+
+def test_the_reward_that_judged_is_in_the_stamp():
+    item = Item("1", "2", {"prompt": "1+1?"})
+    stamps = []
+    for part in ({"exact": ExactAnswer()}, {"math": MathAnswer()}):
+        rule = LocalProblems(reward=WeightedReward(parts=part))
+        stamps.append(make_stamp(rule, [item], subset="all 1"))
+        rule.close()
+    assert [one["reward"] for one in stamps] == ["exact", "math"]
+    assert {name for name in stamps[0] if stamps[0][name] != stamps[1][name]} == {"reward"}
+
+
+def finished(folder: Path, content: dict) -> None:
+    folder.mkdir()
+    result = {"benchmark": "hallusionbench", "headline": {"name": "aAcc", "value": 100.0}, "stamp": content}
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    (folder / "records.jsonl").write_text(json.dumps({"id": "x", "correct": True, "score": 1.0}) + "\n")
