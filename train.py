@@ -11,15 +11,24 @@ from omegaconf import DictConfig
 from atrl.cli import run
 
 
-def main(config: DictConfig) -> None:
-    """Compose, build, load, train, and leave a report."""
+def main(config: DictConfig) -> float | None:
+    """Compose, build, load, train, and leave a report; a job of a sweep does so in a process of its own.
+
+    Returns:
+        In a sweep the held-out accuracy that the job ends with, which a sweeper that searches goes by.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     if config.plan:
         from atrl.plan.read import plan
 
         print(plan(config))
-        return
+        return None
+
+    from atrl.sweep import job
+
+    if job.in_sweep():
+        return job.run_job(config, Path(__file__).resolve())
 
     from atrl import pipeline
 
@@ -30,7 +39,7 @@ def main(config: DictConfig) -> None:
     start = pipeline.starting_point(config, parts, data)
     if start is not None and start.step >= parts.trainer.max_steps:
         print(f"nothing is left to do: {start.folder} comes after step {start.step} of {parts.trainer.max_steps}")
-        return
+        return None
     pipeline.write_settings(config, folder)
     loaded = parts.model.load(pipeline.work_folder(folder))
 
@@ -48,6 +57,7 @@ def main(config: DictConfig) -> None:
     if parts.run.stage != "sft":
         trained = stages.reinforce(parts, data, loaded, settings=settings, start=start)
     leave.finish_run(parts, data, loaded, warmed_up, trained)
+    return None
 
 
 if __name__ == "__main__":

@@ -65,6 +65,12 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
     _plug_in(home / config_path)
     job = _Job(task, debugging=_debugging())
     program = hydra.main(version_base="1.3", config_path=str(home / config_path), config_name=config_name)(job)
+    code = _run(program, job, home=home, config_path=config_path, config_name=config_name)
+    return max(code, _end_of_sweep(interrupted=code == EXIT_INTERRUPTED))
+
+
+def _run(program: Callable[[], Any], job: _Job, *, home: Path, config_path: str | Path, config_name: str) -> int:
+    """Calls Hydra's program and returns the exit code; what it raises is a bug."""
     try:
         with _variable("HYDRA_FULL_ERROR", "1"):  # or Hydra would print errors itself and exit
             program()
@@ -87,10 +93,27 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
         asked = CommandLine.parse(sys.argv[1:], home=home, config_path=config_path, config_name=config_name)
         problems = explain(error, asked)
         if problems is None:
+            if "No trials are completed yet" in str(error):  # Optuna's, where every job failed and was reported
+                return EXIT_USER
             raise
         _report("\n".join(problems))
         return EXIT_USER
     return job.exit_code if job.reported else 0
+
+
+def _end_of_sweep(*, interrupted: bool) -> int:
+    """Tells what came of the sweep, if this was one; the exit code that it asks for."""
+    from atrl.sweep.end import end_sweep
+
+    try:
+        failed = end_sweep(interrupted=interrupted)
+    except ValueError as error:
+        _report(str(error))
+        return EXIT_USER
+    if not failed:
+        return 0
+    _report("\n".join(failed))
+    return EXIT_USER
 
 
 class _Job:

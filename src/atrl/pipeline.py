@@ -69,8 +69,6 @@ def prepare_process(parts: Parts) -> None:
 
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash in C code says where it was
-    if processes(parts.trainer) > 1:
-        refuse_in_a_sweep()
     threads = parts.trainer.threads or (1 if parts.trainer.deterministic else None)  # their number changes bits too
     if threads is not None:
         torch.set_num_threads(threads)
@@ -87,18 +85,6 @@ def processes(settings: TrainerSettings) -> int:
     if devices == "auto":  # every GPU; on the CPU one process
         devices = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1
     return devices * settings.num_nodes
-
-
-def refuse_in_a_sweep() -> None:
-    """Raises ValueError in a job of a sweep, whose processes Lightning would start with the whole sweep's command."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError(
-            "trainer.devices and trainer.num_nodes must be 1 in a sweep (-m): start each job by itself, with its own "
-            "overrides and hydra.run.dir"
-        )
 
 
 def work_folder(folder: Path) -> Path:
@@ -170,7 +156,8 @@ def write_settings(config: DictConfig, folder: Path) -> None:
 def settings_to_keep(config: DictConfig, data: Data, loaded: LoadedModel) -> dict[str, Any]:
     """What checkpoints hold so that another run is not taken for the same, nor another model for their adapters'."""
     from atrl.models.lora import has_adapters
-    from atrl.resume import fingerprint, settings_of, weights_fingerprint
+    from atrl.resume import fingerprint, weights_fingerprint
+    from atrl.settings import settings_of
 
     base = {"base": weights_fingerprint(loaded.folder)} if has_adapters(loaded.model) else {}
     return {"config": settings_of(config), "data": fingerprint(data.train)} | base

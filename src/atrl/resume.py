@@ -8,20 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from atrl.checkpoint import LAST, STATE, Checkpoint, newest_checkpoint, read_checkpoint
+from atrl.settings import differences, flat, settings_of, show
 
 if TYPE_CHECKING:
     from atrl.types import Problem
-
-FREE = (
-    *("resume", "resume_allow", "verbose", "experiment", "logger", "callbacks", "plan", "planner", "hardware"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.threads"),
-    *("trainer.cpu_offload", "trainer.activation_checkpointing", "trainer.checkpoint_every", "trainer.keep_best"),
-    "trainer.record_steps",
-)
-"""Keys that may change between the parts of a run: they change where and how it computes, and not what."""
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
@@ -55,19 +48,15 @@ def check_same_run(
     Keys in `allow`, and the groups they name, may differ; "data_set" allows other problems. Which weights are trained
     may not: the checkpoint holds no others.
     """
-    allowed = {*FREE, *allow}
+    allow = tuple(allow)
     before, now = flat(checkpoint.state["config"]), flat(settings_of(config))
     if _trained(before) != _trained(now):
         raise ValueError(
             f"{checkpoint.folder} holds {_trained(before)}, and this run trains {_trained(now)}: start a new run, with "
             "model.path set to the folder of that run if it is finished"
         )
-    different = [
-        f"{key} was {show(before, key)} and is {show(now, key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key, ...) != now.get(key, ...) and not _covered(key, allowed)
-    ]
-    if "data_set" not in allowed and checkpoint.state["data"] != fingerprint(problems):
+    different = differences(checkpoint.state["config"], settings_of(config), allow=allow)
+    if "data_set" not in allow and checkpoint.state["data"] != fingerprint(problems):
         different.append("data_set: the training problems are others than those of the checkpoint")
     if different:
         names = ",".join(line.split(" ")[0].rstrip(":") for line in different)
@@ -101,11 +90,6 @@ def weights_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def settings_of(config: DictConfig) -> dict[str, Any]:
-    """The config as plain values, without what Hydra itself needs."""
-    return {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "hydra"}
-
-
 def fingerprint(problems: Sequence[Problem]) -> str:
     """Of ids, questions and answers; of generated problems, which the config tells of, only their number."""
     digest = hashlib.sha256(f"{len(problems)}".encode())
@@ -121,30 +105,11 @@ def keep_until(folder: Path, steps: int) -> None:
         _keep_lines(folder / name, lambda line: _step_of(line) <= steps)
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots; lists are values, and so are empty mappings."""
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
-def show(settings: Mapping[str, Any], key: str) -> str:
-    """The value of `key`, or that there is none."""
-    return json.dumps(settings[key]) if key in settings else "absent"
-
-
 def _trained(settings: Mapping[str, Any]) -> str:
     if "model.lora.rank" not in settings:
         return "all weights"
     modules, rank = show(settings, "model.lora.modules"), settings["model.lora.rank"]
     return f"adapters of rank {rank} on {modules}"
-
-
-def _covered(key: str, allowed: set[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in allowed)
 
 
 def _row_filter(steps: int) -> Callable[[str], bool]:

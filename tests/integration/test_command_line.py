@@ -193,12 +193,6 @@ def test_a_divided_vision_tower_that_no_rank_needs_is_left_alone(tmp_path: Path)
     assert moved and not any("visual" in name for name in moved)
 
 
-def test_a_sweep_does_not_start_several_processes(tmp_path: Path) -> None:
-    done = run("train.py", "-m", "seed=0,1", "trainer.devices=2", *SMALL, folder=tmp_path)
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert "trainer.devices and trainer.num_nodes must be 1 in a sweep" in done.stderr
-
-
 def test_the_warm_up_alone(tmp_path: Path) -> None:
     options = ("stage=sft", "model=scratch", "sft.steps=2", "sft.evaluate_every=1", "data.selection_size=4")
     done = run("train.py", *options, "rollout=transformers", "hydra.run.dir=sft", *SMALL, folder=tmp_path)

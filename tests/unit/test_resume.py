@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from atrl.checkpoint import Checkpoint
-from atrl.resume import check_same_run, find_checkpoint, fingerprint, flat, keep_until, settings_of
+from atrl.resume import check_same_run, find_checkpoint, fingerprint, keep_until
+from atrl.settings import flat, settings_of
 from atrl.types import Problem
 
 CONFIG = {"seed": 0, "resume": None, "trainer": {"max_steps": 4, "devices": 1}, "credit": {"heads": [[0, 1]]}}
