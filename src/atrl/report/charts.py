@@ -80,7 +80,7 @@ def _draw(panel: Panel, curves: list[tuple[Line, Curve]], accuracy: Accuracy | N
         last_step = max([run_steps, *(curve.steps[-1] for _, curve in curves)])
         ends = _endpoints(axes, accuracy, last_step)
         legend = [*(legend if len(curves) > 1 or not ends else []), *ends]
-    _dress(axes, panel)
+    dress(axes, panel)
     lost = sum(curve.not_finite for _, curve in curves)
     return Chart(
         panel=panel,
@@ -130,7 +130,8 @@ def _endpoints(axes: Axes, accuracy: Accuracy, last_step: int) -> list[LegendEnt
     return entries
 
 
-def _dress(axes: Axes, panel: Panel) -> None:
+def dress(axes: Axes, panel: Panel) -> None:
+    """Scales, ticks, grid and frame, as every chart of a report has them."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

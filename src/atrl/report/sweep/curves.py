@@ -1,0 +1,120 @@
+"""Learning curves of a sweep's rows: the mean over seeds, with the band of its 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atrl.report import svg
+from atrl.report.charts import LegendEntry, dress
+from atrl.report.figures import number, percent
+from atrl.report.metrics import Curve, moving_mean, smoothing_window
+from atrl.report.panels import Line, Panel
+from atrl.report.sweep.statistics import estimate
+from atrl.report.sweep.table import Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LINES = len(svg.SERIES)
+
+PANELS = (
+    Panel("rollouts", "Accuracy of the rollouts", "training problems", (Line(("reward/right",), "", 1),), "share"),
+    Panel("heldout", "Held-out accuracy", "on the way", (Line(("eval/accuracy",), "", 1),), "share"),
+    Panel("entropy", "Entropy", "nats a token", (Line(("loss/entropy",), "", 1),)),
+    Panel("length", "Response length", "tokens", (Line(("rollout/response_length",), "", 1),), "tokens"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A curve over seeds.
+
+    Attributes:
+        steps: [point] those that every seed logged.
+        mean: [point] over the seeds.
+        half: [point] of the 95 % interval; None for a single seed.
+    """
+
+    steps: list[int]
+    mean: list[float]
+    half: list[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepChart:
+    """A drawn panel; `svg` is markup of our own making."""
+
+    panel: Panel
+    svg: str
+    legend: list[LegendEntry]
+    window: int
+
+
+def band(curves: Sequence[Curve], window: int) -> Band | None:
+    """The mean of several seeds' curves, each smoothed over `window` points first; None without a step in common."""
+    tables = [dict(zip(c.steps, moving_mean(c.values, window), strict=True)) for c in curves if c.steps]
+    steps = sorted(set.intersection(*map(set, tables))) if tables else []
+    if not steps:
+        return None
+    found = [estimate([table[step] for table in tables]) for step in steps]
+    half = None if len(tables) < 2 else [value.half for value in found]
+    return Band(steps, [value.mean for value in found], half)
+
+
+def chosen_rows(table: Table) -> list[Row]:
+    """The rows that are drawn: all, or baselines and the best, in the table's order."""
+    if len(table.rows) <= MOST_LINES:
+        return table.rows
+    ranked = sorted(table.rows, key=lambda row: (not row.is_baseline, -(row.after.mean if row.after else -1.0)))
+    return sorted(ranked[:MOST_LINES], key=lambda row: row.number)
+
+
+def label(table: Table, row: Row) -> str:
+    """A row by its settings."""
+    return ", ".join("–" if value is None else value for value in row.values) or table_name(row)
+
+
+def table_name(row: Row) -> str:
+    """A row where nothing tells it from others."""
+    return f"row {row.number}"
+
+
+def draw_curves(table: Table) -> list[SweepChart]:
+    """Every panel of which some row has a curve."""
+    return [chart for panel in PANELS if (chart := _draw(table, panel)) is not None]
+
+
+def _draw(table: Table, panel: Panel) -> SweepChart | None:
+    from matplotlib.figure import Figure
+
+    column = panel.lines[0].columns[0]
+    curves = {
+        row.number: [run.metrics[column] for run in table.groups[row.number - 1].runs.values() if column in run.metrics]
+        for row in chosen_rows(table)
+    }
+    lengths = [len(curve.steps) for found in curves.values() for curve in found]
+    if not any(lengths):
+        return None
+    window = smoothing_window(max(lengths))
+    figure = Figure(figsize=(5.4, 2.9), layout="constrained")
+    axes, legend = figure.subplots(), []
+    show = percent if panel.unit == "share" else number
+    for colour, row in enumerate(chosen_rows(table), 1):
+        found = band(curves[row.number], window)
+        if found is not None:
+            _line(axes, found, svg.SERIES[colour - 1], strength=0.16 if len(curves) <= 4 else 0.08)
+            legend.append(LegendEntry(label(table, row), colour, show(found.mean[-1])))
+    dress(axes, panel)
+    drawn = svg.inline_svg(figure, prefix=f"chart-{panel.name}", label=f"{panel.title} by step, {len(legend)} rows")
+    return SweepChart(panel, drawn, legend, window)
+
+
+def _line(axes: Axes, found: Band, colour: str, *, strength: float) -> None:
+    dots = "o" if len(found.steps) <= 25 else None
+    axes.plot(found.steps, found.mean, color=colour, linewidth=1.5, marker=dots, markersize=2.4)
+    if found.half is not None:
+        low = [mean - half for mean, half in zip(found.mean, found.half, strict=True)]
+        high = [mean + half for mean, half in zip(found.mean, found.half, strict=True)]
+        axes.fill_between(found.steps, low, high, color=colour, alpha=strength, linewidth=0)

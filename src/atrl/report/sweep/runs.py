@@ -1,0 +1,145 @@
+"""The runs of a sweep, read from their folders: finished ones, and what is left of the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from atrl.report.metrics import Curve
+from atrl.report.run_folder import RunFolder, Summary
+from atrl.settings import flat
+
+MARKS = ("summary.json", "job.json", "config.yaml")
+"""A folder with one of these is a run's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run.
+
+    Attributes:
+        folder: its own.
+        settings: the resolved config by dotted key; empty where it left none.
+        derived: keys whose values follow from others: interpolations in what Hydra composed.
+        choices: the option that was taken of each config group, by the group's dotted path.
+        overrides: the command line's; None where Hydra left no record.
+        command: as it was typed; None where it is not known.
+        summary: None unless the run finished.
+        metrics: by column; empty unless the run finished.
+        status: "finished", or what became of it.
+        error: what a failed one said.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    derived: frozenset[str] = frozenset()
+    choices: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] | None = None
+    command: str | None = None
+    summary: Summary | None = None
+    metrics: dict[str, Curve] = field(default_factory=dict)
+    status: str = "finished"
+    error: str = ""
+
+    @property
+    def seed(self) -> int | None:
+        """What its random numbers come from; None where it is not known."""
+        return self.settings.get("seed") if self.summary is None else self.summary.seed
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """The runs in `folders`, each of which is a run's folder or holds such, in the order of their numbers.
+
+    Raises:
+        ValueError: if one has neither, or a run's file is malformed.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        inside = [folder] if is_run(folder) else sorted(filter(is_run, _folders(folder)), key=_by_number)
+        if not inside:
+            raise ValueError(f"{folder} holds no runs: name a run's folder, or a sweep's with a folder for each job")
+        found |= dict.fromkeys(path.resolve() for path in inside)
+    return [read_run(path) for path in found]
+
+
+def holds_runs(folder: Path) -> bool:
+    """Whether it is no run's own folder, but has such in it."""
+    return not is_run(folder) and any(map(is_run, _folders(folder)))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run left something there."""
+    return any((folder / name).is_file() for name in MARKS)
+
+
+def read_run(folder: Path) -> Run:
+    """A run's folder.
+
+    Raises:
+        ValueError: naming the file, if one is malformed.
+    """
+    job = _json(folder / "job.json") or {}
+    composed = flat(_yaml(folder / ".hydra" / "config.yaml"))
+    choices = OmegaConf.create(_yaml(folder / ".hydra" / "hydra.yaml"))
+    overrides = _yaml(folder / ".hydra" / "overrides.yaml", empty=None)
+    common: dict[str, Any] = {
+        "folder": folder,
+        "settings": flat(_yaml(folder / "config.yaml")),
+        "derived": frozenset(key for key, value in composed.items() if isinstance(value, str) and "${" in value),
+        "choices": {
+            group.replace("/", "."): str(option)
+            for group, option in (OmegaConf.select(choices, "hydra.runtime.choices") or {}).items()
+        },
+        "overrides": job.get("overrides", overrides),
+    }
+    if (folder / "summary.json").is_file():
+        run = RunFolder.read(folder)
+        return Run(**common, command=run.command, summary=run.summary, metrics=run.metrics)
+    status = job.get("status", "unfinished")
+    return Run(**common, command=job.get("command"), status=_STATUS.get(status, status), error=job.get("error", ""))
+
+
+_STATUS = {"running": "unfinished", "stopped": "unfinished"}
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _by_number(folder: Path) -> list[Any]:
+    """10 comes after 9, whatever stands around the numbers."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", folder.name)]
+
+
+def _yaml(path: Path, empty: Any = ()) -> Any:
+    if not path.is_file():
+        return {} if empty == () else empty
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read: {' '.join(str(error).split())}") from None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): delete it") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object: delete it")
+    return content
+
+
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """Those that left a summary."""
+    return [run for run in runs if run.summary is not None]

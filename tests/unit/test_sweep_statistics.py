@@ -1,0 +1,84 @@
+"""Student's t, intervals over seeds and paired tests, against values worked out by hand or printed in tables."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from atrl.report.sweep.statistics import Estimate, estimate, holm, paired, t_cdf, t_quantile
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "expected"),
+    [
+        (0.0, 5, 0.5),
+        (1.0, 1, 0.75),  # Cauchy: 1/2 + atan(1)/π
+        (-1.0, 1, 0.25),
+        (1.0, 2, 0.5 + 1 / (2 * math.sqrt(3))),  # 1/2 + t/(2·√(2+t²))
+        (math.sqrt(3), 3, 0.5 + (math.pi / 4 + 0.5) / math.pi),  # θ = π/4, sin θ · cos θ = 1/2
+        (2.0, 4, 0.5 + 0.5 * (1 / math.sqrt(2)) * (1 + 0.25)),  # θ = π/4: sin θ (1 + cos²θ/2) / 2
+    ],
+)
+def test_distribution_by_hand(t, freedom, expected):
+    assert t_cdf(t, freedom) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "printed"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (10, 2.228), (30, 2.042), (120, 1.980)],
+)
+def test_quantiles_of_the_printed_table(freedom, printed):
+    """Two-sided 95 % points, as every textbook prints them."""
+    assert t_quantile(0.975, freedom) == pytest.approx(printed, abs=5e-4)
+
+
+def test_quantile_of_one_degree_in_closed_form():
+    assert t_quantile(0.975, 1) == pytest.approx(math.tan(math.pi * 0.475), rel=1e-9)
+    assert t_quantile(0.5, 7) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_no_degree_of_freedom_is_refused():
+    with pytest.raises(ValueError, match="at least 1 degree of freedom, got 0"):
+        t_cdf(1.0, 0)
+
+
+def test_intervals_by_hand():
+    """Of 1, 2, 3: mean 2, s = 1, half 4.303/√3 = 2.484; a single value tells of no spread, and none of nothing."""
+    found = estimate([1.0, 2.0, 3.0])
+    assert (found.mean, found.count) == (2.0, 3) and found.half == pytest.approx(2.4841, abs=1e-4)
+    assert estimate([0.5]) == Estimate(0.5, None, 1)
+    assert estimate([]) is None
+
+
+def test_paired_by_hand():
+    """0.1, 0.2, 0.3: mean 0.2, s = 0.1, t = 0.2·√3/0.1 = 3.4641; with 2 degrees p = 1 - t/√(2+t²) = 1 - √(12/14)."""
+    found = paired([0.1, 0.2, 0.3])
+    assert found.difference.mean == pytest.approx(0.2)
+    assert found.t_p == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-9)
+    assert found.sign_p == 0.25  # 2/2³
+
+
+def test_sign_test_leaves_zeros_out():
+    """Four up, one down, one level: 2·(1 + 5)/2⁵ = 0.375."""
+    assert paired([0.1, 0.2, 0.1, 0.3, -0.1, 0.0]).sign_p == pytest.approx(0.375)
+
+
+def test_differences_without_a_spread():
+    """A t-test would be certain of them; 0.3 - 0.2 and 0.2 - 0.1 differ by rounding alone."""
+    assert paired([0.0, 0.0]).t_p is None and paired([0.0, 0.0]).sign_p == 1.0
+    assert paired([0.3 - 0.2, 0.2 - 0.1]).t_p is None
+    assert paired([0.1]) is None and paired([]) is None
+
+
+def test_direction_does_not_change_the_p_value():
+    assert paired([-0.1, -0.2, -0.3]).t_p == pytest.approx(paired([0.1, 0.2, 0.3]).t_p)
+
+
+def test_holm_by_hand():
+    """In rising order 0.01·4, 0.02·3, 0.03·2, and 0.04·1, which may not be below the 0.06 before it."""
+    assert holm([0.04, 0.01, None, 0.03, 0.02]) == [
+        pytest.approx(0.06), pytest.approx(0.04), None, pytest.approx(0.06), pytest.approx(0.06),
+    ]  # fmt: skip
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

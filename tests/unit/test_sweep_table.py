@@ -1,0 +1,268 @@
+"""From the folders of a sweep to the rows of its table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from atrl.report.metrics import Curve
+from atrl.report.sweep.axes import find_axes, group_runs, shown_value
+from atrl.report.sweep.curves import Band, band, chosen_rows
+from atrl.report.sweep.grid import in_order, make_grid
+from atrl.report.sweep.pending import pending
+from atrl.report.sweep.runs import find_runs, holds_runs, read_run
+from atrl.report.sweep.table import make_table
+from atrl.sweep.record import SweepRecord
+from tests.sweep_folder import write_job, write_sweep
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """`jobs({...}, {...})` writes a folder for each and reads them back."""
+
+    def write(*settings: dict):
+        for number, one in enumerate(settings):
+            write_job(tmp_path / str(number), number=number, **one)
+        return find_runs([tmp_path])
+
+    return write
+
+
+# Which settings differ.
+
+
+def test_seeds_are_no_axis_and_what_follows_from_them_is_none_either(jobs):
+    runs = jobs({"seed": 0}, {"seed": 1})
+    assert find_axes(runs) == []
+    (group,) = group_runs(runs, [])
+    assert sorted(group.runs) == [0, 1]
+
+
+def test_without_hydras_record_a_seed_further_down_is_known_by_its_value(jobs, tmp_path):
+    jobs({"seed": 0}, {"seed": 1})
+    for folder in (tmp_path / "0", tmp_path / "1"):
+        for file in (folder / ".hydra").iterdir():
+            file.unlink()
+    assert find_axes(find_runs([tmp_path])) == []
+
+
+def test_where_and_how_it_computes_is_no_axis(jobs):
+    runs = jobs({}, {"trainer__devices": 4, "experiment": "other"})
+    assert find_axes(runs) == []
+
+
+def test_a_setting_that_differs_is_one(jobs):
+    runs = jobs({"credit__anchor_ratio": 0.3}, {"credit__anchor_ratio": 0.05}, {"trainer__max_steps": 5})
+    assert find_axes(runs) == ["credit.anchor_ratio", "trainer.max_steps"]
+    assert find_axes(runs, order=["trainer.max_steps"]) == ["trainer.max_steps", "credit.anchor_ratio"]
+    assert [shown_value(run, "credit.anchor_ratio") for run in runs] == ["0.3", "0.05", "0.15"]
+
+
+def test_a_components_own_settings_follow_from_it(jobs):
+    """Uniform credit has no clusters: that is no difference of its own."""
+    runs = jobs({"credit": "uniform"}, {"credit": "atrl"}, {"credit": "none"})
+    assert find_axes(runs) == ["credit"]
+    assert [shown_value(run, "credit") for run in runs] == ["uniform", "atrl", "none"]
+
+
+def test_but_they_count_between_runs_that_have_it(jobs):
+    runs = jobs({"credit": "uniform"}, {"credit__num_clusters": 4}, {"credit__num_clusters": 8})
+    assert find_axes(runs) == ["credit", "credit.num_clusters"]
+    assert [group.values for group in group_runs(runs, find_axes(runs))] == [
+        ("uniform", None), ("atrl", "4"), ("atrl", "8"),
+    ]  # fmt: skip
+
+
+def test_without_hydras_record_a_component_is_named_by_its_class(jobs, tmp_path):
+    jobs({"credit": "uniform"}, {"credit": "atrl"})
+    for number in "01":
+        (tmp_path / number / ".hydra" / "hydra.yaml").unlink()
+    runs = find_runs([tmp_path])
+    assert find_axes(runs) == ["credit"]
+    assert [shown_value(run, "credit") for run in runs] == ["UniformCredit", "AtrlCredit"]
+
+
+# Rows.
+
+
+def test_a_row_puts_seeds_together_by_hand(jobs):
+    """0.5 and 0.7: mean 0.6, s = 0.1414, half 12.706·0.1 = 1.2706; curves 0.2 and 0.4."""
+    runs = jobs({"seed": 0, "accuracy": 0.5, "curve": [0.1, 0.3]}, {"seed": 3, "accuracy": 0.7, "curve": [0.4, 0.4]})
+    (row,) = make_table(runs).rows
+    assert (row.seeds, row.missing) == ([0, 3], [])
+    assert row.after.mean == pytest.approx(0.6) and row.after.half == pytest.approx(1.2706, abs=1e-4)
+    assert row.curve.mean == pytest.approx(0.3)
+    assert row.before.mean == 0.25 and row.before.half == 0.0
+    assert row.memory == 2_310_000_000 and row.overhead == pytest.approx(0.0169) and row.seconds == 171.4
+    assert row.is_baseline and row.compared is None
+    assert row.commands == ["python train.py -m credit=atrl seed=0,3"]
+
+
+def test_differences_are_taken_seed_by_seed(jobs):
+    """Pairs 0.6-0.5 and 0.8-0.5, the third seed alone: mean 0.2, half 12.706·0.1 = 1.2706."""
+    base = [{"credit": "uniform", "seed": seed, "accuracy": 0.5} for seed in (0, 1)]
+    other = [{"credit": "atrl", "seed": seed, "accuracy": a} for seed, a in ((1, 0.8), (0, 0.6), (2, 0.9))]
+    first, second = make_table(jobs(*base, *other)).rows
+    assert first.missing == [2] and first.is_baseline and not second.is_baseline
+    found = second.compared
+    assert found.difference.mean == pytest.approx(0.2) and found.difference.half == pytest.approx(1.2706, abs=1e-4)
+    assert found.sign_p == 0.5 and second.adjusted == pytest.approx(found.t_p)
+
+
+def test_each_row_has_the_baseline_that_differs_by_the_named_setting_alone(jobs):
+    settings = [
+        {"credit": credit, "trainer__max_steps": steps, "seed": seed, "accuracy": base + gain + 0.01 * seed}
+        for steps, base in ((3, 0.3), (9, 0.6))
+        for credit, gain in (("atrl", 0.1), ("uniform", 0.0))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    table = make_table(jobs(*settings), order=["trainer.max_steps"], baseline={"credit": "uniform"})
+    assert [(row.values, row.is_baseline) for row in table.rows] == [
+        (("3", "atrl"), False), (("3", "uniform"), True), (("9", "atrl"), False), (("9", "uniform"), True),
+    ]  # fmt: skip
+    assert [row.compared and round(row.compared.difference.mean, 6) for row in table.rows] == [0.1, None, 0.1, None]
+
+
+def test_what_belongs_to_another_component_is_no_obstacle_to_a_baseline(jobs):
+    runs = jobs(
+        *({"credit": "uniform", "seed": seed} for seed in (0, 1)),
+        *({"credit__num_clusters": k, "seed": seed, "accuracy": 0.6} for k in (4, 8) for seed in (0, 1)),
+    )
+    rows = make_table(runs, baseline={"credit": "uniform"}).rows
+    assert [row.compared and round(row.compared.difference.mean, 6) for row in rows] == [None, 0.1, 0.1]
+
+
+def test_a_baseline_value_is_compared_as_it_is_written(jobs):
+    runs = jobs({"credit__anchor_ratio": 1}, {"credit__anchor_ratio": 0.5})
+    assert [row.is_baseline for row in make_table(runs, baseline={"credit.anchor_ratio": 1}).rows] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "says"),
+    [
+        ({"sead": 1}, "the runs do not differ by it: they do by credit$"),
+        ({"credit": "vppo"}, "no run has it: they have "),
+    ],
+)
+def test_a_baseline_that_is_not_there_is_refused(jobs, baseline, says):
+    runs = jobs({"credit": "uniform"}, {"credit": "atrl"})
+    with pytest.raises(ValueError, match=says):
+        make_table(runs, baseline=baseline)
+
+
+def test_one_run_and_runs_without_seeds_or_accuracy_make_a_table(jobs):
+    (row,) = make_table(jobs({"accuracy": None})).rows
+    assert row.after is None and row.seeds == [0] and row.commands == ["python train.py credit=atrl seed=0"]
+    assert make_table([]).rows == []
+
+
+def test_commands_leave_out_what_the_sweep_added(jobs):
+    added = ["credit=atrl", "seed=0", "+x='a b'", "logger.wandb.group='s'", "logger.wandb.tags=['x']", "resume=auto"]
+    (row,) = make_table(jobs({"overrides": added})).rows
+    assert row.commands == ["python train.py credit=atrl '+x='\"'\"'a b'\"'\"'' seed=0"]
+
+
+# Reading.
+
+
+def test_runs_come_in_the_order_of_their_numbers_and_once(tmp_path):
+    for number in (10, 9, 2):
+        write_job(tmp_path / str(number), number=number)
+    (tmp_path / "other").mkdir()
+    found = [run.folder.name for run in find_runs([tmp_path, tmp_path / "9"])]
+    assert found == ["2", "9", "10"]
+    assert holds_runs(tmp_path) and not holds_runs(tmp_path / "9") and not holds_runs(tmp_path / "other")
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match="holds no runs"):
+            find_runs([folder])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("config.yaml", "a: [1"), ("job.json", "{"), ("job.json", "[]"), ("summary.json", "{}")),
+        (".hydra/config.yaml", "a: b: c"),
+    ],
+)
+def test_malformed_files_are_named_in_one_line(tmp_path, name, content):
+    write_job(tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")) as caught:
+        read_run(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_is_read_and_never_resolved(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "leaked")
+    write_job(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"seed": 0, "data": {"path": "${oc.env:SECRET}"}}))
+    assert read_run(tmp_path / "run").settings["data.path"] == "${oc.env:SECRET}"
+
+
+# What is missing.
+
+
+def test_failed_stopped_and_jobs_that_were_not_begun_are_told_of(tmp_path):
+    write_job(tmp_path / "0", seed=0)
+    write_job(tmp_path / "1", seed=1, status="failed", error="no memory")
+    write_job(tmp_path / "2", seed=2, status="running")
+    record = SweepRecord("", ["seed"], [["credit=atrl", f"seed={seed}"] for seed in range(4)], None)
+    found = pending(find_runs([tmp_path]), record)
+    assert [(job.name, job.status, job.error) for job in found] == [
+        ("1", "failed", "no memory"), ("2", "unfinished", ""), ("3", "not begun", ""),
+    ]  # fmt: skip
+    assert found[2].command == "python train.py credit=atrl seed=3"
+    assert len(pending(find_runs([tmp_path]), None)) == 2
+
+
+# Heat map and curves.
+
+
+def test_two_settings_make_a_heat_map(tmp_path):
+    table = make_table(find_runs([write_sweep(tmp_path)]), order=["credit.anchor_ratio", "credit.num_clusters"])
+    grid = make_grid(table)
+    assert (grid.down, grid.across, grid.columns) == ("credit.anchor_ratio", "credit.num_clusters", ["2", "8", "16"])
+    assert [name for name, _ in grid.rows] == ["0.05", "0.15", "0.3"]
+    cells = [cell for _, line in grid.rows for cell in line]
+    assert cells[-1].row is None and sum(cell.row is None for cell in cells) == 1
+    known = [cell for cell in cells if cell.row is not None]
+    best, worst = (choose(known, key=lambda cell: cell.row.after.mean) for choose in (max, min))
+    assert (best.tint, worst.tint) == (0.8, 0.0) and best.row.values == ("0.15", "8")
+
+
+def test_other_numbers_of_settings_make_none(jobs):
+    assert make_grid(make_table(jobs({"credit__num_clusters": 2}, {"credit__num_clusters": 4}))) is None
+
+
+def test_values_are_put_in_order():
+    assert in_order({"16", "2", None, "auto", "8"}) == [None, "2", "8", "16", "auto"]
+
+
+def test_a_band_is_the_mean_over_seeds_where_all_have_a_point():
+    """At step 1: 0.2 and 0.4, mean 0.3, half 12.706·0.1 = 1.2706; step 0 has one seed alone."""
+    found = band([Curve([0, 1, 2], [0.1, 0.2, 0.5]), Curve([1, 2], [0.4, 0.5])], window=1)
+    assert found.steps == [1, 2] and found.mean == pytest.approx([0.3, 0.5])
+    assert found.half == [pytest.approx(1.2706, abs=1e-4), pytest.approx(0.0, abs=1e-12)]
+    assert band([Curve([3], [0.5])], window=1) == Band([3], [0.5], None)
+    assert band([Curve([0], [0.1]), Curve([1], [0.1])], window=1) is None and band([], window=1) is None
+
+
+def test_seeds_are_smoothed_before_they_are_put_together():
+    """Moving means over 3: (0+3)/2, (0+3+0)/3, (3+0)/2."""
+    assert band([Curve([0, 1, 2], [0.0, 3.0, 0.0])], window=3).mean == pytest.approx([1.5, 1.0, 1.5])
+
+
+def test_of_many_rows_the_baseline_and_the_best_are_drawn(jobs):
+    runs = jobs(*({"credit__num_clusters": 2 + n, "accuracy": 0.01 * n} for n in range(12)))
+    assert [row.number for row in chosen_rows(make_table(runs))] == [1, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_job_records_are_json_objects(tmp_path: Path):
+    write_job(tmp_path / "0", status="failed", error="x")
+    assert json.loads((tmp_path / "0" / "job.json").read_text())["error"] == read_run(tmp_path / "0").error
