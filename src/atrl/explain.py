@@ -31,6 +31,9 @@ from atrl.suggest import did_you_mean, nearest_keys
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 """What Hydra raises for a command line or a YAML file that it can't use, besides its own ValueErrors."""
 
+PLUGINS = ("joblib", "submitit_local", "submitit_slurm", "optuna")
+"""Options of Hydra's own groups that come with packages of the extra ``sweeps``."""
+
 Lister = Callable[[str, ObjectType], list[str]]
 """The names of the groups or configs in a folder of the search path."""
 
@@ -143,9 +146,15 @@ def _option_problem(override: Override, known: Sequence[str]) -> str | None:
     for value in _asked_for(override):
         if value not in known:
             name = "null" if value is None else str(value)
-            near = did_you_mean(name, known)
+            near = _plugin(name) or did_you_mean(name, known)
             return f"{group}={name}: there is no such option of {group!r}{near} (there are {_listed(known)})"
     return None
+
+
+def _plugin(option: str) -> str:
+    """What to install for an option that a plug-in brings."""
+    name = option.rpartition("/")[2]
+    return f", install it: pip install 'atrl[sweeps]' brings {name}" if name in PLUGINS else ""
 
 
 def _asked_for(override: Override) -> list[Any]:
@@ -247,4 +256,6 @@ def _in_one_line(error: Exception) -> str:
         text = f"{error.strerror}: {error.filename}"
     for noise in NOISE:
         text = text.partition(noise)[0]
+    if isinstance(error, MissingConfigException) and (plugin := _plugin(error.missing_cfg_file or "")):
+        text = text.rstrip().removesuffix(".") + plugin
     return " ".join(text.split())

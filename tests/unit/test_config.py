@@ -462,4 +462,4 @@ def test_no_group_is_optional(root):
 @pytest.mark.parametrize("root", ROOT_CONFIGS)
 def test_every_group_is_described(root):
     outer = {group.partition("/")[0] for group in groups_of(root)}
-    assert outer - {"experiment", "scale"} - set(COMPONENTS) - set(ROOTS[root]) == set()
+    assert outer - {"experiment", "mode", "scale"} - set(COMPONENTS) - set(ROOTS[root]) == set()
