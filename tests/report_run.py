@@ -189,7 +189,7 @@ def _write_metrics(path: Path, steps: int, rng: random.Random) -> None:
             "reward/unparseable": unparseable, "reward/truncated": truncated,
             "rollout/response_length": 52 + rng.gauss(0, 1.5), "rollout/tokens_per_second": 7800 + rng.gauss(0, 300),
             "loss/policy": rng.gauss(0, 0.02), "loss/clip_share": abs(rng.gauss(0.01, 0.004)),
-            "loss/grad_norm": 0.6 + abs(rng.gauss(0, 0.2)), "loss/entropy": 0.32 * math.exp(-step / 90),
+            "loss/gradient_norm": 0.6 + abs(rng.gauss(0, 0.2)), "loss/entropy": 0.32 * math.exp(-step / 90),
             "credit/anchor_fraction": 0.15 + rng.gauss(0, 0.002), "credit/anchor_recall": 0.6 + 0.15 * step / steps,
             "credit/weight_max": 2.3 + rng.gauss(0, 0.02), "credit/seconds": 0.024 + rng.gauss(0, 0.001),
             "time/rollout": 0.57 + rng.gauss(0, 0.03), "time/reward": 0.025, "time/score": 0.18, "time/credit": 0.024,

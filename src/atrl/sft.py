@@ -57,7 +57,7 @@ class SupervisedModule(PromptModule):
     def training_step(self, prompts: list[Prompt], batch_index: int) -> Float[Tensor, ""]:
         """Mean negative log-probability of the batch's answer tokens, in nats; a rank's share of it."""
         loss = -mean_target_logprob(self.policy, self._tokenizer, prompts, self._end_id, chunk=self._chunk)
-        self.log("sft/loss", parallel.sums([loss.item()])[0], prog_bar=True, batch_size=1)
+        self.log("loss/sft", parallel.sums([loss.item()])[0], prog_bar=True, batch_size=1)
         return loss
 
     def on_after_backward(self) -> None:
@@ -141,7 +141,7 @@ class SelectBest(Callback):
             return
         accuracy = score_together(self._sampler, self._prompts, self._reward, self._sampling, seed="selection").accuracy
         pl_module.log("selection", accuracy, prog_bar=True, logger=False, batch_size=1)
-        log_once(trainer, {"sft/selection_accuracy": accuracy})
+        log_once(trainer, {"eval/selection_accuracy": accuracy})
         if not self.history or accuracy > max(past for _, past in self.history):
             self._best = {name: tensor.detach().clone() for name, tensor in state_tensors(pl_module.policy)}
         self.history.append((step, accuracy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, Trainer
@@ -26,11 +27,12 @@ from atrl.evaluation.score import Score, held_out_sampling, score
 from atrl.gradients import DoubleSum, RunningSum
 from atrl.models.lora import has_adapters
 from atrl.module import PolicyModule
-from atrl.pipeline import Data, Parts, processes
+from atrl.pipeline import Data, Parts, main_process, processes
 from atrl.prompt_module import PromptModule
 from atrl.sft import SelectBest, SupervisedModule, TargetLoader
 from atrl.splitting import EvenSplit, GroupSplit, Split, TokenBudgetSplit
 from atrl.strategy import precision_of, sharding_of, strategy_of
+from atrl.versions import git_revision, versions
 
 if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint
@@ -258,4 +260,8 @@ def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Seq
         deterministic="warn" if settings.deterministic and settings.accelerator != "cpu" else None,
         **options,
     )
+    if main_process():
+        facts = {"versions": versions(), "git_revision": git_revision(Path(__file__).parent)}
+        for logger in parts.logger:
+            logger.log_hyperparams(parts.settings | facts)
     trainer.fit(module, loader)

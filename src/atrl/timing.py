@@ -1,4 +1,4 @@
-"""Where a step's time goes."""
+"""Where a step's time and memory go."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+
 PHASES = ("rollout", "reward", "score", "credit", "update", "sync", "evaluate")
 
 
 class PhaseTimer:
-    """Seconds per named phase: since the last `lap`, and in all."""
+    """Seconds and memory per named phase: since the last `lap`, and seconds in all."""
 
     def __init__(self) -> None:
         self.total: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._lap: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
+        self._memory: dict[str, int] = {}
+        self._process = psutil.Process()
+        self.device_peak = 0
+        """The most that torch ever held on the GPU, in bytes; 0 without one."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time inside the block to phase `name`; on CUDA the device is waited for at both ends.
 
-        The time of a phase inside another is the inner one's alone.
+        The time and memory of a phase inside another are the inner one's alone.
         """
         assert name in self.total, f"unknown phase {name!r}, expected one of {PHASES}"
         _wait_for_device()  # for what was launched before: it is not this phase's
+        self._note_memory()
         start = time.perf_counter()
         self._open.append(name)
         try:
             yield
             _wait_for_device()
         finally:
+            self._note_memory()
             self._open.pop()
             seconds = time.perf_counter() - start
             self._add(name, seconds)
@@ -48,10 +56,39 @@ class PhaseTimer:
         self.total[name] += seconds
         self._lap[name] += seconds
 
+    def _note_memory(self) -> None:
+        """What was used since the last call is the open phase's."""
+        used = _device_peak()
+        if used is None:
+            used = self._process.memory_info().rss
+        else:
+            self.device_peak = max(self.device_peak, used)
+        if self._open:
+            self._memory[self._open[-1]] = max(self._memory.get(self._open[-1], 0), used)
+
     def lap(self) -> dict[str, float]:
         """Seconds per phase since the last call."""
         lap, self._lap = dict(self._lap), defaultdict(float)
         return lap
+
+    def lap_memory(self) -> dict[str, int]:
+        """Bytes per phase since the last call: on a GPU the most that torch held in it.
+
+        Without one the largest resident size of the process at the ends of the phase and of those within it.
+        """
+        lap, self._memory = self._memory, {}
+        return lap
+
+
+def _device_peak() -> int | None:
+    """The most that torch held on the GPU since the last call, in bytes; None without one."""
+    import torch
+
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return None
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def _wait_for_device() -> None:

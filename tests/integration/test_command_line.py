@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from atrl.tracking import METRIC_GROUPS
+from tests import wandb_file
 from tests.integration.conftest import REPOSITORY, needs_vllm
 
 SUMMARY_KEYS = {
@@ -32,7 +34,8 @@ SUMMARY_KEYS = {
     "rewards": {"right", "wrong", "unparseable", "truncated"},
 }
 SMALL = (
-    *("logger=csv", "trainer.max_steps=2", "trainer.evaluate_samples=8"),
+    "logger=csv",
+    *("trainer.max_steps=2", "trainer.evaluate_samples=8"),
     *("rollout.prompts_per_step=2", "rollout.group_size=4"),
 )
 
@@ -47,7 +50,8 @@ def run(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProce
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working folder of a finished run, whose own folder is `chosen`."""
     folder = tmp_path_factory.mktemp("work")
-    done = run("train.py", "rollout=transformers", "seed=3", "hydra.run.dir=chosen", *SMALL, folder=folder)
+    wandb = ("logger.wandb.mode=offline", "logger.wandb.log_model=true")
+    done = run("train.py", "rollout=transformers", "seed=3", "hydra.run.dir=chosen", *SMALL[1:], *wandb, folder=folder)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr + done.stdout and "deprecat" not in done.stderr.lower()
     assert "sampled accuracy on 8 held-out problems" in done.stdout
@@ -76,6 +80,25 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     ):
         assert (chosen / name).is_file(), name
     assert (finished / "outputs" / "latest").resolve() == chosen.resolve()
+
+
+def test_the_run_on_wandb_has_metrics_by_group_settings_rollouts_and_model(finished: Path) -> None:
+    chosen = finished / "chosen"
+    records = wandb_file.read_records(chosen / "wandb")
+    start = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (start.run_group, list(start.tags), start.display_name) == ("demo", ["demo"], "demo_3")
+    settings, summary = wandb_file.config(records), json.loads((chosen / "summary.json").read_text())
+    assert settings["rollout"]["group_size"] == 4 and settings["versions"] == summary["versions"]
+    assert settings["git_revision"] == summary["git_revision"]
+    rows = wandb_file.history(records)
+    on_wandb = {name for row in rows for name in row if "/" in name and not name.startswith("rollout/samples")}
+    in_file = {name for row in metrics_of(chosen) for name in row}
+    assert on_wandb - {"trainer/global_step"} == in_file - {"step", "epoch"}
+    assert {name.split("/")[0] for name in on_wandb} - {"trainer"} == set(METRIC_GROUPS)
+    assert [row["rollout/samples.nrows"] for row in rows if "rollout/samples.nrows" in row] == [2]
+    kept = {artifact.type: artifact for artifact in wandb_file.artifacts(records)}
+    assert kept.keys() == {"run_table", "model"}
+    assert "model.safetensors" in {entry.path for entry in kept["model"].manifest.contents}
 
 
 def test_every_rollout_is_written_with_weights_that_average_one(finished: Path) -> None:
@@ -162,7 +185,7 @@ def test_two_processes_train_like_one(finished: Path, tmp_path: Path, launcher: 
             "loss/gradient_norm",
             "reward/mean",
             "credit/weight_std",
-            "grounding/blank",
+            "eval/picture_blank",
         }
         assert split.keys() == whole.keys() and names & whole.keys()
         for name in names & whole.keys():
@@ -198,7 +221,7 @@ def test_the_warm_up_alone(tmp_path: Path) -> None:
     done = run("train.py", *options, "rollout=transformers", "hydra.run.dir=sft", *SMALL, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = metrics_of(tmp_path / "sft")
-    assert sum("sft/selection_accuracy" in row for row in rows) == 2 and sum("sft/loss" in row for row in rows) == 2
+    assert sum("eval/selection_accuracy" in row for row in rows) == 2 and sum("loss/sft" in row for row in rows) == 2
     assert (tmp_path / "sft" / "model" / "model.safetensors").is_file()
 
 

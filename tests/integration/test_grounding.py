@@ -15,7 +15,7 @@ def logged(folder) -> list[dict[str, float]]:
     (path,) = folder.rglob("metrics.csv")
     with path.open(newline="") as file:
         rows = [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
-    return [row for row in rows if "grounding/true" in row]
+    return [row for row in rows if "eval/picture_true" in row]
 
 
 def test_a_policy_that_reads_is_lost_without_its_pictures(train) -> None:
@@ -40,7 +40,7 @@ def test_a_policy_that_reads_is_lost_without_its_pictures(train) -> None:
     assert (before["step"], after["step"]) == (0, 1)
     for row, moment in ((before, "before"), (after, "after")):
         for name, entry in found[moment].items():
-            assert row[f"grounding/{name}"] == pytest.approx(entry["accuracy"])
+            assert row[f"eval/picture_{name}"] == pytest.approx(entry["accuracy"])
 
 
 def test_measuring_it_changes_nothing_else_and_zero_leaves_it_out(train) -> None:

@@ -81,7 +81,7 @@ def test_grpo_with_credit_on_the_rollouts_above_the_mean(train) -> None:
     expected, norms = stepped(watch, banned, loss)
     assert [record.metrics["loss/gradient_norm"] for record in watch.records] == pytest.approx(norms, rel=1e-2)
     assert min(norms) > CLIP
-    assert [record.metrics["train/learning_rate"] for record in watch.records] == [RATE * factor for factor in FACTORS]
+    assert [record.metrics["loss/learning_rate"] for record in watch.records] == [RATE * factor for factor in FACTORS]
     assert_same_path(watch, run, expected)
 
 

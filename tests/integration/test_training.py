@@ -231,7 +231,7 @@ def test_several_updates_a_batch_use_the_old_log_probs(train) -> None:
     old = watch.records[0].experience.old_logprobs
     torch.testing.assert_close(old, watch.records[0].logprobs, rtol=0, atol=1e-5)
     # Of six updates the third at step 1: down from 1 to 0.1 over the five after the warm-up, so 1 - 0.9·(2 - 1)/4.
-    assert watch.records[0].metrics["train/learning_rate"] == pytest.approx(5e-3 * (1 - 0.9 / 4))
+    assert watch.records[0].metrics["loss/learning_rate"] == pytest.approx(5e-3 * (1 - 0.9 / 4))
     # After two large steps on the same batch some ratios have left the clip range.
     assert watch.records[1].metrics["loss/clip_share"] > 0
 

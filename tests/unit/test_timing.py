@@ -68,3 +68,26 @@ def test_what_the_device_still_has_to_do_belongs_to_the_phase_that_launched_it(c
             queue.append(1)
         queue.append(20)
     assert timer.lap() == {"update": 30, "credit": 1}
+
+
+def test_memory_belongs_to_the_innermost_phase_that_is_open(monkeypatch):
+    """Of what was measured at the ends of each phase and of those within it, the largest."""
+    used = iter([5, 9, 30, 12, 7, 8])
+    monkeypatch.setattr(timing, "_device_peak", lambda: next(used))
+    timer = PhaseTimer()
+    with timer.phase("update"):  # 5 was used before it
+        with timer.phase("credit"):  # 9 until here
+            pass  # 30
+    # 12 after the credit
+    with timer.phase("sync"):  # 7 between the two
+        pass  # 8
+    assert timer.lap_memory() == {"update": 12, "credit": 30, "sync": 8} and timer.lap_memory() == {}
+    assert timer.device_peak == 30
+
+
+def test_without_a_gpu_it_is_the_hosts():
+    timer = PhaseTimer()
+    with timer.phase("reward"):
+        held = bytearray(64 << 20)
+        held[::4096] = b"x" * len(held[::4096])
+    assert timer.lap_memory()["reward"] >= len(held) and timer.device_peak == 0

@@ -19,6 +19,7 @@ from atrl.checkpoint import Checkpoint, write_checkpoint
 from atrl.data.loader import PromptLoader
 from atrl.module import PolicyModule
 from atrl.sharding import is_sharded
+from atrl.tracking import KeepsFiles
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,11 @@ class CheckpointCallback(Callback):
         With `keep_others` no older checkpoint is deleted.
         """
         self._write(trainer, pl_module, keep_others=keep_others)
-        return self._root / f"step_{self._saved:06d}"
+        saved = self._root / f"step_{self._saved:06d}"
+        for logger in trainer.loggers if parallel.rank() == 0 else ():
+            if isinstance(logger, KeepsFiles) and logger.log_model == "all":
+                logger.log_folder(saved, kind="checkpoint")
+        return saved
 
     def rescue(self) -> str:
         """Save the last finished step if it isn't yet; what is saved then, in a few words.

@@ -18,6 +18,8 @@ from atrl.credit.reading import reading_mask, token_pieces
 from atrl.metrics import reward_metrics, rollout_metrics
 from atrl.module import PolicyModule, shown_rollouts
 from atrl.step import StepRecord
+from atrl.timing import PhaseTimer
+from atrl.tracking import ShownRollout, ShowsRollouts, step_now
 from atrl.types import Prompt, Status
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class RecordCallback(Callback):
         """Time spent before the first step is not the first step's."""
         (self._folder / "samples").mkdir(exist_ok=True)
         pl_module.timer.lap()
+        pl_module.timer.lap_memory()
 
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
         """Log, count and write: every rank's rollouts, by the first."""
@@ -67,12 +70,9 @@ class RecordCallback(Callback):
         drawn = [group for groups in parallel.gather(drawn) for group in groups]
         rewards = reward_metrics(drawn)
         rollouts = rollout_metrics(step, seconds["rollout"])
-        memory = sum(parallel.gather(psutil.Process().memory_info().rss))
-        pl_module.log_dict(
-            rewards | rollouts | step.metrics | {f"time/{name}": value for name, value in seconds.items()}
-            | {"memory/host": float(memory)},
-            batch_size=1,
-        )  # fmt: skip
+        memory = memory_metrics(pl_module.timer)
+        times = {f"time/{name}": value for name, value in seconds.items()}
+        pl_module.log_dict(rewards | rollouts | step.metrics | times | memory, batch_size=1)
         bar = {"reward": rewards["reward/mean"], "accuracy": rewards["reward/right"]}
         bar["tokens/s"] = rollouts["rollout/tokens_per_second"]
         pl_module.log_dict(bar, prog_bar=True, logger=False, batch_size=1)
@@ -89,6 +89,9 @@ class RecordCallback(Callback):
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if step.step in self._moments:
             self._write_samples(step, own)
+        for logger in trainer.loggers:
+            if isinstance(logger, ShowsRollouts) and logger.table.is_due(step.step):
+                logger.log_rollouts(first_of_each_group(step, own, logger.table.rollouts), step=step_now(trainer))
 
     def _write_samples(self, step: StepRecord, rows: list[dict[str, Any]]) -> None:
         chosen = shown_rollouts(step.experience)
@@ -121,6 +124,29 @@ class RecordCallback(Callback):
             return None
         maps = attention_on(prompt, pixels, step.attention[number][:length], self._merge_size)
         return [[[[round(value, 4) for value in line] for line in token] for token in grid.tolist()] for grid in maps]
+
+
+def memory_metrics(timer: PhaseTimer) -> dict[str, float]:
+    """In bytes: what all processes hold of the host now, what torch held of a GPU at most, and that by phase.
+
+    By phase it is the rank's that has most: of its GPU, or without one of the host (`PhaseTimer.lap_memory`).
+    """
+    metrics = {"memory/host": float(sum(parallel.gather(psutil.Process().memory_info().rss)))}
+    ranks = parallel.gather((timer.device_peak, timer.lap_memory()))
+    if device := max(peak for peak, _ in ranks):
+        metrics["memory/device"] = float(device)
+    phases = {name for _, lap in ranks for name in lap}
+    most = {name: max(lap.get(name, 0) for _, lap in ranks) for name in sorted(phases)}
+    return metrics | {f"memory/{name}": float(used) for name, used in most.items()}
+
+
+def first_of_each_group(step: StepRecord, rows: Sequence[dict[str, Any]], groups: int) -> list[ShownRollout]:
+    """The first rollout of each of the first `groups` groups, out of the step's `rows`: whatever came, unchosen."""
+    size = len(step.groups[0].rollouts)
+    return [
+        ShownRollout(rows[number * size], [entry.picture for entry in shown_pictures(group.prompt)])
+        for number, group in enumerate(step.groups[:groups])
+    ]
 
 
 def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:

@@ -47,11 +47,11 @@ class Panel:
 PANELS = (
     Panel(
         "warm_up_loss", "Warm-up loss", "supervised, nats a token",
-        (Line(("sft/loss",), "loss", 2),), expected=False,
+        (Line(("loss/sft",), "loss", 2),), expected=False,
     ),
     Panel(
         "warm_up_accuracy", "Warm-up accuracy", "on the selection split",
-        (Line(("sft/selection_accuracy",), "accuracy", 1),), unit="share", expected=False,
+        (Line(("eval/selection_accuracy",), "accuracy", 1),), unit="share", expected=False,
     ),
     Panel(
         "reward", "Reward", "mean over the step's rollouts, and its unweighted parts",
@@ -88,7 +88,7 @@ PANELS = (
     ),
     Panel(
         "gradient", "Gradient norm", "before clipping",
-        (Line(("loss/grad_norm", "loss/gradient_norm"), "norm", 2),),
+        (Line(("loss/gradient_norm",), "norm", 2),),
     ),
     Panel(
         "flat", "Groups without a signal", "all rewards of the group are equal",
@@ -97,7 +97,7 @@ PANELS = (
     Panel("policy", "Policy loss", "on the step's own rollouts", (Line(("loss/policy",), "loss", 2),)),
     Panel(
         "gap", "Sampler–trainer gap", "mean absolute difference of log-probs",
-        (Line(("rollout/logprob_gap_mean", "loss/sampler_gap"), "gap", 7),),
+        (Line(("rollout/logprob_gap_mean",), "gap", 7),),
     ),
     Panel(
         "anchors", "Anchor tokens", "share of the tokens; where the data knows what reads, how well that is found",
