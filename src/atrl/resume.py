@@ -101,7 +101,7 @@ def fingerprint(problems: Sequence[Problem]) -> str:
 def keep_until(folder: Path, steps: int) -> None:
     """Cut the run's files back to what its first `steps` training steps wrote; what came after is done again."""
     _keep_lines(folder / "metrics.csv", _row_filter(steps))
-    for name in ("rollouts.jsonl", "samples.jsonl"):
+    for name in ("rollouts.jsonl", "samples.jsonl", "groups.jsonl", "density.jsonl"):
         _keep_lines(folder / name, lambda line: _step_of(line) <= steps)
 
 

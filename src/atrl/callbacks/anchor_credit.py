@@ -12,12 +12,14 @@ from torch import Tensor
 from atrl import parallel
 from atrl.credit.agreement import area_under_curve, bimodality
 from atrl.credit.base import CreditScheme, Heads
-from atrl.credit.bound import BoundCredit, picture_scale
+from atrl.credit.bound import BoundCredit, picture_scale, spread_advantages
 from atrl.credit.calibration import HeadCalibration
+from atrl.credit.contrast import contrast, contrast_sums
 from atrl.credit.probe import AttentionProbe
 from atrl.metrics import mean_of
 from atrl.module import PolicyModule
-from atrl.types import CreditOutput
+from atrl.step import StepRecord
+from atrl.types import CreditOn, CreditOutput
 
 
 class AnchorCreditCallback(Callback):
@@ -109,7 +111,7 @@ class AnchorCreditCallback(Callback):
             self._fractions.append(metrics["credit/anchor_fraction"])
         if "credit/anchor_recall" in metrics:
             self._recalls.append(metrics["credit/anchor_recall"])
-        pl_module.log_dict(metrics, batch_size=1)
+        pl_module.log_dict(metrics | anchor_contrast(step, pl_module.objective.credit_on), batch_size=1)
 
     def summary(self) -> dict[str, float | int | str | None]:
         """What `summary.json` says of the scheme, means over the run's steps."""
@@ -120,6 +122,24 @@ class AnchorCreditCallback(Callback):
             "anchor_fraction": mean_of(self._fractions),
             "anchor_recall": mean_of(self._recalls),
         }
+
+
+def anchor_contrast(step: StepRecord, credit_on: CreditOn) -> dict[str, float]:
+    """`contrast` of the global batch; nothing where the scheme names no anchors."""
+    credit, batch = step.credit, step.experience
+    if credit.anchors is None:
+        return {}
+    advantages = spread_advantages(step.advantages.flatten(), batch.response_mask, credit, credit_on=credit_on)
+    sums = contrast_sums(
+        credit.anchors,
+        batch.response_mask,
+        entropy=step.entropy,
+        logprobs=step.logprobs,
+        reference_logprobs=batch.reference_logprobs,
+        advantages=advantages,
+    )
+    totals = iter(parallel.sums(value for pair in sums.values() for value in pair))
+    return contrast({name: (next(totals), next(totals)) for name in sums})
 
 
 def weight_statistics(

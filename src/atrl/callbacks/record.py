@@ -7,29 +7,29 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from lightning import Callback
 
 from atrl import parallel
-from atrl.callbacks.pictures import Shown, attention_on, shown_pictures
-from atrl.credit.reading import reading_mask, token_pieces
+from atrl.callbacks.pictures import shown_pictures
+from atrl.callbacks.samples import SampleWriter, head_maps, numbers
+from atrl.credit.reading import token_pieces
 from atrl.metrics import reward_metrics, rollout_metrics
-from atrl.module import PolicyModule, shown_rollouts
+from atrl.module import PolicyModule
 from atrl.step import StepRecord
 from atrl.timing import PhaseTimer
 from atrl.tracking import ShownRollout, ShowsRollouts, step_now
-from atrl.types import Prompt, Status
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from atrl.types import Status
 
 _SAMPLE_MOMENTS = 5
+MAX_GROUP_TEXT = 240
+"""Characters of each text in a line of `groups.jsonl`."""
 
 
 class RecordCallback(Callback):
-    """Logs the step's metrics and appends its rollouts to `rollouts.jsonl`.
+    """Logs the step's metrics and appends its rollouts to `rollouts.jsonl`, its groups in short to `groups.jsonl`.
 
     Args:
         folder: of the run.
@@ -39,7 +39,8 @@ class RecordCallback(Callback):
     """
 
     def __init__(self, folder: Path, *, tokenizer, merge_size: int, max_steps: int) -> None:
-        self._folder, self._tokenizer, self._merge_size = folder, tokenizer, merge_size
+        self._folder, self._tokenizer = folder, tokenizer
+        self._samples = SampleWriter(folder, tokenizer=tokenizer, merge_size=merge_size)
         last = _SAMPLE_MOMENTS - 1
         self._moments = {1 + round(moment * (max_steps - 1) / last) for moment in range(_SAMPLE_MOMENTS)}
         self.statuses: Counter[Status] = Counter()
@@ -57,7 +58,7 @@ class RecordCallback(Callback):
 
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
         """Time spent before the first step is not the first step's."""
-        (self._folder / "samples").mkdir(exist_ok=True)
+        self._samples.open()
         pl_module.timer.lap()
         pl_module.timer.lap_memory()
 
@@ -83,47 +84,19 @@ class RecordCallback(Callback):
         self.trained_tokens += trained
         left_out = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
         self.generated_tokens += trained + left_out
+        heads = head_maps(pl_module, step) if step.step in self._moments else {}
+        groups = [line for lines in parallel.gather(group_lines(step, own)) for line in lines]
         if parallel.rank() > 0:
             return
+        with (self._folder / "groups.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in groups)
         with (self._folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if step.step in self._moments:
-            self._write_samples(step, own)
+            self._samples.write(step, own, heads, None if pl_module.credit is None else pl_module.credit.scheme)
         for logger in trainer.loggers:
             if isinstance(logger, ShowsRollouts) and logger.table.is_due(step.step):
                 logger.log_rollouts(first_of_each_group(step, own, logger.table.rollouts), step=step_now(trainer))
-
-    def _write_samples(self, step: StepRecord, rows: list[dict[str, Any]]) -> None:
-        chosen = shown_rollouts(step.experience)
-        size = len(step.groups[0].rollouts)
-        reading = reading_mask(step.groups, self._tokenizer, step.experience.response_mask)
-        with (self._folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for number in chosen:
-                prompt = step.groups[number // size].prompt
-                length, shown = len(rows[number]["tokens"]), shown_pictures(prompt)
-                sample = rows[number] | {
-                    "images": self._write_images(step.step, number, shown),
-                    "timestamps": [entry.timestamps for entry in shown],
-                    "density": _numbers(None if step.credit is None else step.credit.density, number, length),
-                    "reading": None if reading is None else reading[number, :length].tolist(),
-                    "entropy": _numbers(step.entropy, number, length),
-                    "attention": self._attention_maps(step, number, prompt, length),
-                }
-                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
-
-    def _write_images(self, step: int, number: int, shown: Sequence[Shown]) -> list[str]:
-        names = [f"samples/{step:06d}_{number:04d}_{index}.png" for index in range(len(shown))]
-        for name, entry in zip(names, shown, strict=True):
-            entry.picture.save(self._folder / name)
-        return names
-
-    def _attention_maps(self, step: StepRecord, number: int, prompt: Prompt, length: int) -> list | None:
-        """Per picture a list [token][row][column] of the largest mass that any head puts on each image token."""
-        pixels = step.experience.pixels[number]
-        if number not in step.attention or not pixels:
-            return None
-        maps = attention_on(prompt, pixels, step.attention[number][:length], self._merge_size)
-        return [[[[round(value, 4) for value in line] for line in token] for token in grid.tolist()] for grid in maps]
 
 
 def memory_metrics(timer: PhaseTimer) -> dict[str, float]:
@@ -149,6 +122,23 @@ def first_of_each_group(step: StepRecord, rows: Sequence[dict[str, Any]], groups
     ]
 
 
+def group_lines(step: StepRecord, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One JSON-ready line a group, of a few hundred bytes: what became of its rollouts, by status.
+
+    A status has its number of rollouts, and over these the sums of tokens and of rewards.
+    """
+    lines, size = [], len(step.groups[0].rollouts)
+    for start in range(0, len(rows), size):
+        group = rows[start : start + size]
+        statuses: dict[str, list[float]] = {}
+        for row in group:
+            count, tokens, reward = statuses.get(row["status"], (0, 0, 0.0))
+            statuses[row["status"]] = [count + 1, tokens + len(row["tokens"]), round(reward + row["reward"], 6)]
+        texts = {name: group[0][name][:MAX_GROUP_TEXT] for name in ("question", "gold", "response")}
+        lines.append({"step": step.step, "problem": group[0]["problem"], **texts, "statuses": statuses})
+    return lines
+
+
 def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:
     """One JSON-ready row per rollout; its weights average 1."""
     rows = []
@@ -170,14 +160,10 @@ def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:
                     "parts": reward.parts,
                     "status": reward.status.value,
                     "advantage": round(float(step.advantages[index, sample]), 6),
-                    "weights": [1.0] * length if credit is None else _numbers(credit.weights, row, length),
+                    "weights": [1.0] * length if credit is None else numbers(credit.weights, row, length),
                     "anchors": None
                     if credit is None or credit.anchors is None
                     else credit.anchors[row, :length].tolist(),
                 }
             )
     return rows
-
-
-def _numbers(values: Tensor | None, row: int, length: int) -> list[float] | None:
-    return None if values is None else [round(value, 5) for value in values[row, :length].tolist()]

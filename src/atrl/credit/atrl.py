@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from atrl.credit.attention import AttentionCapture
 from atrl.credit.background import Background
 from atrl.credit.base import normalise
-from atrl.credit.clusters import ClusterSettings, TokenRows, weigh_all
+from atrl.credit.clusters import ClusterSettings, TokenRows, cluster_links, partition, token_graph, weigh_all
 from atrl.credit.density import DensityCredit
 from atrl.credit.graph import EdgeKind
 from atrl.credit.weights import Ranking, check_count, check_weights
@@ -82,6 +83,20 @@ class AtrlCredit(DensityCredit):
     def settings(self) -> ClusterSettings:
         """The options that matter once attention is read."""
         return ClusterSettings(**{option.name: getattr(self, option.name) for option in fields(ClusterSettings)})
+
+    def regroup(
+        self, density: Float[np.ndarray, "token"], image: Float[np.ndarray, "token image"]
+    ) -> tuple[Int[np.ndarray, "token"], Int[np.ndarray, "cluster cluster"]] | None:
+        """The clusters of one response again and the weight between them, to look at; None where they need more.
+
+        With `edges="similarity"` they follow from density and image attention; other graphs need response edges, which
+        a step doesn't keep.
+        """
+        if self.edges != "similarity" or len(density) < 4 or not density.any():
+            return None
+        rows = TokenRows(density=density, image=image, targets=None, strengths=None)
+        clusters = partition(rows, self.settings)
+        return clusters, cluster_links(*token_graph(rows, self.settings), clusters)
 
     def open(self) -> None:
         """Start the clustering processes."""

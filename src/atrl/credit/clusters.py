@@ -68,10 +68,36 @@ def partition(rows: TokenRows, settings: ClusterSettings) -> Int[np.ndarray, "to
     num_clusters = settings.clusters(tokens)
     if num_clusters <= 1:
         return np.zeros(tokens, np.int64)
+    return np.array(metis.partition(*token_graph(rows, settings), num_clusters=num_clusters, seed=settings.seed))
+
+
+def token_graph(
+    rows: TokenRows, settings: ClusterSettings
+) -> tuple[Int[np.ndarray, "row"], Int[np.ndarray, "edge"], Int[np.ndarray, "edge"]]:
+    """The graph that is cut, as `nearest_neighbours` gives it."""
     parts = []
     if settings.edges in ("attention", "both"):
         parts.append(attention_strengths(rows.targets, rows.strengths))
     if settings.edges in ("similarity", "both"):
         parts.append(similarity_strengths(rows.image))
-    graph = nearest_neighbours(combined(parts), neighbours=settings.neighbours)
-    return np.array(metis.partition(*graph, num_clusters=num_clusters, seed=settings.seed))
+    return nearest_neighbours(combined(parts), neighbours=settings.neighbours)
+
+
+def cluster_links(
+    starts: Int[np.ndarray, "row"],
+    targets: Int[np.ndarray, "edge"],
+    weights: Int[np.ndarray, "edge"],
+    clusters: Int[np.ndarray, "token"],
+) -> Int[np.ndarray, "cluster cluster"]:
+    """How much edge weight lies between two clusters, and on the diagonal within one; each edge counts once.
+
+    Args:
+        starts, targets, weights: of a `token_graph`, where each edge stands in both of its rows.
+        clusters: as it was cut.
+    """
+    count = int(clusters.max()) + 1
+    sources = np.repeat(clusters, np.diff(starts))
+    links = np.bincount(sources * count + clusters[targets], weights=weights, minlength=count * count)
+    links = links.reshape(count, count).astype(np.int64)
+    np.fill_diagonal(links, links.diagonal() // 2)
+    return links

@@ -45,19 +45,25 @@ class AttentionProbe:
         _set_text_attention(self._model, self._kernel)
 
     @contextmanager
-    def capture(self, batch: Experience) -> Iterator[Recorder]:
-        """Record the forward pass over `batch` inside the block; read `.results()` after it."""
-        rows = {getattr(request, "row", "predicting") for request in self._requests}
+    def capture(self, batch: Experience, requests: Sequence[Request] | None = None) -> Iterator[Recorder]:
+        """Record the forward pass over `batch` inside the block; read `.results()` after it.
+
+        `requests` are read in the place of the probe's own.
+        """
+        asked = self._requests if requests is None else requests
+        rows = {getattr(request, "row", "predicting") for request in asked}
         regions = {row: padded_regions(batch, self._image_token_ids, row) for row in rows}
-        with self.capture_regions(regions) as recorder:
+        with self.capture_regions(regions, asked) as recorder:
             yield recorder
 
     @contextmanager
-    def capture_regions(self, regions: dict[str, Regions]) -> Iterator[Recorder]:
+    def capture_regions(
+        self, regions: dict[str, Regions], requests: Sequence[Request] | None = None
+    ) -> Iterator[Recorder]:
         """The same for any layout of the batch: regions by row ("predicting", "own"), as far as requests name it."""
         readers = {
             request: request.reader(self._model, regions[getattr(request, "row", "predicting")])
-            for request in self._requests
+            for request in (self._requests if requests is None else requests)
         }
         recorder = Recorder(readers)
         token = _RECORDER.set(recorder)

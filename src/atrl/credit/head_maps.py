@@ -1,0 +1,79 @@
+"""Where each head of each layer looked: its attention on the picture, averaged over tokens by given weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from atrl.credit.attention import Block, blocks
+from atrl.credit.connectivity import remove_sinks
+from atrl.credit.regions import Regions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadMapRequest:
+    """Every head's map, without keeping any token's.
+
+    Args:
+        weights: [rollout, response] how much each token counts in the mean; 0 on padding.
+        sink_factor: image columns that are sinks are left out (see `connectivity.remove_sinks`); 0 keeps all.
+        row: the query that speaks for a token.
+    """
+
+    weights: Float[Tensor, "rollout response"]
+    sink_factor: float
+    row: str
+
+    def reader(self, model: PreTrainedModel, regions: Regions) -> HeadMapReader:
+        """A fresh reader for one forward pass over the batch that `regions` describes."""
+        return HeadMapReader(self, regions)
+
+    def merge(self, parts: Sequence[Tensor]) -> Tensor:
+        """Consecutive micro-batches as one; image columns padded to the widest."""
+        width = max(part.shape[-1] for part in parts)
+        return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
+
+
+class HeadMapReader:
+    """Adds up one forward pass, layer by layer; reading a layer twice leaves the same result."""
+
+    def __init__(self, request: HeadMapRequest, regions: Regions) -> None:
+        self._request, self._regions = request, regions
+        weights = torch.where(regions.row_mask, request.weights.float(), 0.0)
+        self._weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        self._maps: dict[int, Tensor] = {}
+
+    def read_attention(
+        self,
+        layer: int,
+        query: Float[Tensor, "row heads column width"],
+        key: Float[Tensor, "row kv_heads column width"],
+        *,
+        scaling: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> None:
+        """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding."""
+        regions, heads = self._regions, query.shape[1]
+        found = query.new_zeros(regions.size, heads, regions.columns.shape[1], dtype=torch.float32)
+        for part, first, last in blocks(regions, heads, key.shape[2]):
+            here = regions.part(part)
+            block = Block(query, key, list(range(first, last)), here, scaling, sliding_window, softcap)
+            image, _ = block.masses(with_response=False)
+            if self._request.sink_factor > 0:
+                image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)
+            found[part, first:last] = torch.einsum("bt,bhtv->bhv", self._weights[part], image)
+        self._maps[layer] = found
+
+    def result(self) -> Float[Tensor, "rollout layer head image"]:
+        """Mean mass on each image token, layers in order; empty where no layer was seen."""
+        assert self._maps, "no layer was read: does this model use transformers' attention interface?"
+        return torch.stack([self._maps[layer] for layer in sorted(self._maps)], dim=1)
