@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from report_run import summary
 
 from atrl.report import figures, heatmaps, metrics
-from atrl.report.cards import UNIT_TINT, make_cards, printable, scale_top, tint
+from atrl.report.cards import UNIT_TINT, make_cards, scale_top, tint
 from atrl.report.charts import draw_charts
 from atrl.report.pictures import MAX_SIDE, embed
 from atrl.report.run_folder import Accuracy, Sample, Summary
 from atrl.report.selection import choose_samples, evenly_spaced, fair_shares
+from atrl.report.text import printable
 
 
 def sample(**changes) -> Sample:

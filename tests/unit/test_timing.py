@@ -75,7 +75,7 @@ def test_memory_belongs_to_the_innermost_phase_that_is_open(monkeypatch):
     used = iter([5, 9, 30, 12, 7, 8])
     monkeypatch.setattr(timing, "_device_peak", lambda: next(used))
     timer = PhaseTimer()
-    with timer.phase("update"):  # 5 was used before it
+    with timer.phase("update"):  # noqa: SIM117  5 was used before it
         with timer.phase("credit"):  # 9 until here
             pass  # 30
     # 12 after the credit

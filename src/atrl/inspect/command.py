@@ -12,7 +12,7 @@ from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.inspect.schemes import check_single, single_configs
 from atrl.inspect.settings import InspectSettings
 from atrl.inspect.terminal import painted, takes_colour
-from atrl.report.cards import printable
+from atrl.report.text import printable
 from atrl.types import Problem, Video
 
 if TYPE_CHECKING:

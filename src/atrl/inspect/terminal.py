@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TextIO
 
-from atrl.report.cards import printable, scale_top, tint
+from atrl.report.cards import scale_top, tint
+from atrl.report.text import printable
 
 RAMP = (230, 229, 222, 215, 208, 202)
 """Backgrounds of the 256-colour palette, pale yellow to orange; a weight of 1 is among the palest."""

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from atrl import __version__
 from atrl.report import figures
-from atrl.report.cards import UNIT_TINT, make_cards, printable, scale_top
+from atrl.report.cards import UNIT_TINT, make_cards, scale_top
 from atrl.report.charts import draw_charts
+from atrl.report.density import ANCHORS, REST, density_charts
+from atrl.report.groups import extremes, status_health
 from atrl.report.panels import PHASE_COLOURS, STATUS_COLOURS
 from atrl.report.run_folder import RunFolder
 from atrl.report.selection import choose_samples
+from atrl.report.text import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -72,6 +75,10 @@ def render(run: RunFolder) -> str:
             phase_colours=PHASE_COLOURS,
             status_counts=run.summary.rewards.model_dump(),
             status_colours=STATUS_COLOURS,
+            health=status_health(run.groups),
+            extremes=list(zip(("Worst", "Best"), extremes(run.groups), strict=True)),
+            densities=[(chart, Markup(chart.svg)) for chart in density_charts(run.density)],
+            density_colours=(ANCHORS, REST),
             cards=cards,
             recorded=len(run.samples),
             scale_top=scale_top([weight for sample in samples for weight in sample.weights]),

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atrl.report.clusters import ClusterView, cluster_view
 from atrl.report.figures import number
 from atrl.report.heatmaps import HeatMaps, heat_maps
 from atrl.report.pictures import Picture, embed
 from atrl.report.run_folder import Response
+from atrl.report.text import printable
 
 UNIT_TINT = 0.16
 """Tint of a token of weight 1, which is what every token gets without credit assignment."""
 LONG_RESPONSE = 400
-"""Tokens above which a response is folded."""
+"""Tokens above which a response is folded, and the others are no part of the page until they are asked for."""
 
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _MARK = re.compile("<image>|<video>")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,17 @@ class Card:
     pictures: list[Picture]
     """Pictures and videos in the order of their marks."""
     heat: HeatMaps | None
+    clusters: ClusterView | None
 
     @property
     def is_long(self) -> bool:
         """Whether the response is folded at first."""
         return len(self.tokens) > LONG_RESPONSE
+
+    @property
+    def first_tokens(self) -> list[Token]:
+        """What the page holds from the start; the script adds the others when they are asked for."""
+        return self.tokens[:LONG_RESPONSE]
 
     @property
     def names(self) -> list[str]:
@@ -85,6 +91,9 @@ class Card:
                 "levels": heat.levels,
                 "peaks": heat.peaks,
             },
+            "folded": [[token.text, round(token.tint, 3), token.marks] for token in self.tokens[LONG_RESPONSE:]],
+            "clusters": None if self.clusters is None else sample.clusters.of,
+            "heads": None if sample.heads is None else sample.heads.model_dump(),
         }
 
 
@@ -112,6 +121,7 @@ def _card(sample: Response, top: float, run_dir: Path) -> Card:
         tokens=[_token(sample, i, top) for i in range(len(sample.tokens))],
         pictures=pictures,
         heat=heat_maps(sample),
+        clusters=cluster_view(sample),
     )
 
 
@@ -135,14 +145,6 @@ def tint(weight: float, top: float) -> float:
     if weight <= 1:
         return UNIT_TINT * weight
     return min(1.0, UNIT_TINT + (1 - UNIT_TINT) * (weight - 1) / (top - 1))
-
-
-def printable(text: str) -> str:
-    """Text that can be written as UTF-8 and seen: control characters as their pictures, stray surrogates as U+FFFD.
-
-    This does not escape for HTML; the template does.
-    """
-    return _SURROGATES.sub("\ufffd", text).translate(_CONTROLS)
 
 
 def rounded(value: float | None) -> float | None:

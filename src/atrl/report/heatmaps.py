@@ -47,15 +47,18 @@ def heat_maps(sample: Response, max_side: int = MAX_SIDE, max_values: int = MAX_
     """The heat maps of a rollout; None where no attention was recorded (or there is no token or picture)."""
     if not sample.attention or not sample.tokens:
         return None
+    tokens = list(range(len(sample.tokens))) if sample.attended is None else sample.attended
     pooled = [pool(attention, max_side) for attention in sample.attention]
-    mass = np.concatenate([attention.reshape(len(sample.tokens), -1) for attention in pooled], axis=1)
+    mass = np.concatenate([attention.reshape(len(tokens), -1) for attention in pooled], axis=1)
     finite = np.isfinite(mass).all(axis=1)
     mass = np.where(finite[:, None], mass, 0.0)
-    kept = heaviest(sample.weights, max(1, max_values // mass.shape[1]))
+    weights = [sample.weights[token] for token in tokens]
+    anchors = None if sample.anchors is None else [sample.anchors[token] for token in tokens]
+    kept = heaviest(weights, max(1, max_values // mass.shape[1]))
     return HeatMaps(
         grids=[(attention.shape[1], attention.shape[2]) for attention in pooled],
-        overview=quantised(overview(mass, sample.weights, sample.anchors)).tolist(),
-        kept=kept,
+        overview=quantised(overview(mass, weights, anchors)).tolist(),
+        kept=[tokens[i] for i in kept],
         levels=base64.b64encode(quantised(mass[kept]).tobytes()).decode(),
         peaks=[float(f"{mass[i].max():.3g}") if finite[i] else None for i in kept],
     )

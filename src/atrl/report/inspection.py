@@ -7,8 +7,9 @@ from pathlib import Path
 
 from atrl import __version__
 from atrl.report.build import environment, script_hash
-from atrl.report.cards import UNIT_TINT, make_cards, printable, scale_top
+from atrl.report.cards import UNIT_TINT, make_cards, scale_top
 from atrl.report.run_folder import Response
+from atrl.report.text import printable
 
 HERE = Path(__file__).parent
 

@@ -110,6 +110,19 @@ PANELS = (
         unit="share",
     ),
     Panel(
+        "anchor_entropy", "Entropy at the anchors", "nats a token, beside the other tokens",
+        (Line(("credit/anchor_entropy",), "anchors", 2), Line(("credit/rest_entropy",), "rest", 7)), expected=False,
+    ),
+    Panel(
+        "anchor_kl", "KL at the anchors", "to the reference, nats a token, beside the other tokens",
+        (Line(("credit/anchor_kl",), "anchors", 2), Line(("credit/rest_kl",), "rest", 7)), expected=False,
+    ),
+    Panel(
+        "anchor_gradient", "Anchors' share of the gradient", "at the logits of the sampled tokens",
+        (Line(("credit/anchor_gradient_share",), "gradient", 2), Line(("credit/anchor_fraction",), "of the tokens", 7)),
+        unit="share", expected=False,
+    ),
+    Panel(
         "weight", "Largest weight", "weights average 1 over a response",
         (Line(("credit/weight_max",), "largest", 2),),
     ),
@@ -142,5 +155,9 @@ PANELS = (
     Panel(
         "memory", "Memory", "in use",
         (Line(("memory/host",), "host", 1), Line(("memory/device",), "device", 6)), unit="bytes",
+    ),
+    Panel(
+        "phase_memory", "Memory by phase", "the most in a step, of the GPU or else the host",
+        tuple(Line((f"memory/{name}",), name, PHASE_COLOURS[name]) for name in PHASES), unit="bytes", expected=False,
     ),
 )  # fmt: skip

@@ -17,8 +17,25 @@
     const levels = heat === null ? null : bytes(heat.levels);
     const size = heat === null ? 0 : heat.overview.length;
     const mapOf = new Map(heat === null ? [] : (heat.kept ?? tokens.map((_, i) => i)).map((token, map) => [token, map]));
+    const count = rollout.weights.length;
     let chosen = -1;
     let focused = -1;
+
+    // What was folded away is no part of the page until it is asked for.
+    function addFolded() {
+      for (const [text, tint, marks] of rollout.folded) {
+        const token = document.createElement("span");
+        token.className = marks ? `t ${marks}` : "t";
+        token.style.setProperty("--w", tint);
+        token.textContent = text;
+        token.setAttribute("role", "option");
+        token.tabIndex = -1;
+        indexOf.set(token, tokens.length);
+        tokens.push(token);
+        response.append(token);
+      }
+      rollout.folded = [];
+    }
 
     function paint(values) {
       for (const map of maps) {
@@ -28,10 +45,11 @@
     }
 
     function describe(index) {
-      const parts = [`token ${index + 1} of ${tokens.length}`, `weight ${rollout.weights[index]}`];
+      const parts = [`token ${index + 1} of ${count}`, `weight ${rollout.weights[index]}`];
       if (rollout.density !== null) parts.push(`density ${show(rollout.density[index])}`);
       if (rollout.entropy !== null) parts.push(`entropy ${show(rollout.entropy[index])} nats`);
       if (tokens[index].classList.contains("a")) parts.push("anchor");
+      if (rollout.clusters !== null) parts.push(`cluster ${rollout.clusters[index]}`);
       const map = mapOf.get(index);
       if (map !== undefined) {
         parts.push(`attention up to ${show(heat.peaks[map])}`);
@@ -99,10 +117,83 @@
       else return;
       event.preventDefault();
     });
-    if (response.classList.contains("long")) fold(response, tokens.length);
+    if (response.classList.contains("long")) fold(response, count, addFolded);
+    if (rollout.clusters !== null) setUpClusters(article, rollout.clusters, tokens, addFolded);
+    if (rollout.heads !== null) setUpHeads(article, rollout.heads, paintHead, () => choose(focused));
+
+    // A head's map has cells of its own number: the overlay is drawn anew in its grid.
+    function paintHead(head) {
+      let start = head * rollout.heads.cells;
+      maps.forEach((map, picture) => {
+        const [rows, columns] = rollout.heads.grids[picture];
+        const [, , width, height] = map.getAttribute("viewBox").split(" ").map(Number);
+        const first = Number(map.dataset.start);
+        [...map.children].forEach((cell, i) => {
+          const row = Math.floor((Math.floor(i / width) * rows) / height);
+          const column = Math.floor(((i % width) * columns) / width);
+          cell.setAttribute("fill-opacity", (rollout.heads.bytes[start + row * columns + column] / 255).toFixed(3));
+        });
+        start += rows * columns;
+      });
+    }
   }
 
-  function fold(response, count) {
+  function setUpClusters(article, clusters, tokens, addFolded) {
+    const view = article.querySelector("details.clusters");
+    const mark = (cluster) => {
+      tokens.forEach((token, i) => token.classList.toggle("in", clusters[i] === cluster));
+      view.querySelectorAll("[data-cluster]").forEach((part) => {
+        part.classList.toggle("in", Number(part.dataset.cluster) === cluster);
+      });
+    };
+    view.addEventListener("toggle", () => view.open && addFolded());
+    view.querySelectorAll("[data-cluster]").forEach((part) => {
+      const cluster = Number(part.dataset.cluster);
+      part.addEventListener("pointerenter", () => mark(cluster));
+      part.addEventListener("pointerleave", () => mark(-1));
+      part.addEventListener("focusin", () => mark(cluster));
+      part.addEventListener("focusout", () => mark(-1));
+    });
+  }
+
+  // One small canvas a head, drawn when the reader first asks for them.
+  function setUpHeads(article, heads, paintHead, restore) {
+    const view = article.querySelector("details.heads");
+    const grid = view.querySelector(".head-grid");
+    heads.bytes = bytes(heads.levels);
+    heads.cells = heads.grids.reduce((sum, [rows, columns]) => sum + rows * columns, 0);
+    view.addEventListener("toggle", () => {
+      if (!view.open || grid.childElementCount) return;
+      grid.style.setProperty("--heads", heads.heads);
+      for (let head = 0; head < heads.layers * heads.heads; head += 1) grid.append(headButton(heads, head));
+    });
+    const headOf = (event) => Number(event.target.closest("button")?.dataset.head ?? -1);
+    const shown = (event) => headOf(event) >= 0 && paintHead(headOf(event));
+    grid.addEventListener("pointerover", shown);
+    grid.addEventListener("focusin", shown);
+    grid.addEventListener("pointerleave", restore);
+    grid.addEventListener("focusout", restore);
+  }
+
+  function headButton(heads, head) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.dataset.head = head;
+    const name = `layer ${Math.floor(head / heads.heads)}, head ${head % heads.heads}`;
+    button.title = `${name}: up to ${heads.peaks[head]}`;
+    button.setAttribute("aria-label", button.title);
+    const [rows, columns] = heads.grids[0];
+    const canvas = Object.assign(document.createElement("canvas"), { width: columns, height: rows });
+    const pixels = new ImageData(columns, rows);
+    for (let i = 0; i < rows * columns; i += 1) {
+      pixels.data.set([214, 0, 108, heads.bytes[head * heads.cells + i]], 4 * i);
+    }
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+    button.append(canvas);
+    return button;
+  }
+
+  function fold(response, count, addFolded) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "unfold";
@@ -112,6 +203,7 @@
       button.setAttribute("aria-expanded", String(open));
     };
     button.addEventListener("click", () => {
+      addFolded();
       response.classList.toggle("open");
       label();
     });

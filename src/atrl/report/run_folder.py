@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
+from atrl.report.details import Clusters, Count, GroupLine, HeadMaps, Histogram, Record, Seconds, Share
 from atrl.report.metrics import Curve, read_metrics
 from atrl.types import Status
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[FiniteFloat, Field(ge=0)]
+Kind = TypeVar("Kind", bound=Record)
 
 
-class _Record(BaseModel):
-    """Keys that the report doesn't know are ignored: a newer run may leave more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
-
-
-Kind = TypeVar("Kind", bound=_Record)
-
-
-class Accuracy(_Record):
+class Accuracy(Record):
     """Accuracy on held-out problems, before and after training; None where it was not measured."""
 
     before: Share | None
@@ -43,21 +33,21 @@ class Accuracies(Accuracy):
     greedy: Accuracy | None = None
 
 
-class Tokens(_Record):
+class Tokens(Record):
     """Response tokens over the run."""
 
     generated: Count
     trained: Count
 
 
-class PeakMemory(_Record):
+class PeakMemory(Record):
     """In bytes; None without such a device."""
 
     host: Count | None
     device: Count | None
 
 
-class Credit(_Record):
+class Credit(Record):
     """The credit scheme, its settings and what was measured of it; None where it doesn't apply."""
 
     scheme: str
@@ -68,14 +58,14 @@ class Credit(_Record):
     anchor_recall: float | None
 
 
-class RolloutFacts(_Record):
+class RolloutFacts(Record):
     """The sampler, and how many prompts were left out for their length."""
 
     engine: str
     dropped_prompts: Count
 
 
-class StatusCounts(_Record):
+class StatusCounts(Record):
     """Rollouts over the run by what became of them."""
 
     right: Count
@@ -84,7 +74,7 @@ class StatusCounts(_Record):
     truncated: Count
 
 
-class Summary(_Record):
+class Summary(Record):
     """`summary.json`."""
 
     experiment: str
@@ -103,7 +93,7 @@ class Summary(_Record):
     rewards: StatusCounts
 
 
-class Measured(_Record):
+class Measured(Record):
     """An accuracy with its 95 % interval."""
 
     accuracy: Share
@@ -111,7 +101,7 @@ class Measured(_Record):
     samples: Count
 
 
-class Controlled(_Record):
+class Controlled(Record):
     """Accuracy on the same problems with their own pictures, with these blanked, and with another problem's."""
 
     true: Measured
@@ -119,14 +109,14 @@ class Controlled(_Record):
     swapped: Measured
 
 
-class Grounding(_Record):
+class Grounding(Record):
     """`grounding.json`."""
 
     before: Controlled
     after: Controlled
 
 
-class Response(_Record):
+class Response(Record):
     """A response token by token. What the model wrote in it is hostile input."""
 
     problem: str
@@ -150,6 +140,11 @@ class Response(_Record):
     attention: list[Any] | None = None
     """[image] arrays [token, rows, columns]: the largest attention of any layer and head on each image token."""
 
+    attended: list[Count] | None = None
+    """The tokens that `attention` is of; None for all."""
+    clusters: Clusters | None = None
+    heads: HeadMaps | None = None
+
     @field_validator("attention", mode="before")
     @classmethod
     def _as_arrays(cls, value: Any) -> Any:
@@ -165,10 +160,17 @@ class Response(_Record):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.images):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.images)} images")
+        maps = len(self.tokens if self.attended is None else self.attended)
+        if any(token >= len(self.tokens) for token in self.attended or ()):
+            raise ValueError(f"attended names a token beyond the {len(self.tokens)} there are")
         for attention in self.attention or []:
-            if attention.ndim != 3 or len(attention) != len(self.tokens) or not attention.size:
-                wanted = f"[{len(self.tokens)} tokens][rows][columns]"
+            if attention.ndim != 3 or len(attention) != maps or not attention.size:
+                wanted = f"[{maps} tokens][rows][columns]"
                 raise ValueError(f"attention must be {wanted}, got shape {list(attention.shape)}")
+        if self.clusters is not None and len(self.clusters.of) != len(self.tokens):
+            raise ValueError(f"clusters has {len(self.clusters.of)} entries for {len(self.tokens)} tokens")
+        if self.heads is not None and len(self.heads.grids) != len(self.images):
+            raise ValueError(f"heads has {len(self.heads.grids)} grids for {len(self.images)} images")
         return self
 
 
@@ -194,6 +196,8 @@ class RunFolder:
     config: str | None
     command: str | None
     grounding: Grounding | None = None
+    groups: list[GroupLine] = field(default_factory=list)
+    density: list[Histogram] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
@@ -210,18 +214,20 @@ class RunFolder:
             path=path,
             summary=_parse(Summary, summary_file.read_text(encoding="utf-8"), str(summary_file)),
             metrics=read_metrics(metrics_file) if metrics_file.is_file() else {},
-            samples=_read_samples(path / "samples.jsonl"),
+            samples=_read_lines(Sample, path / "samples.jsonl"),
             config=_read_text(path / "config.yaml"),
             command=_read_text(path / "command.txt"),
             grounding=None if grounding is None else _parse(Grounding, grounding, str(path / "grounding.json")),
+            groups=_read_lines(GroupLine, path / "groups.jsonl"),
+            density=_read_lines(Histogram, path / "density.jsonl"),
         )
 
 
-def _read_samples(path: Path) -> list[Sample]:
+def _read_lines(kind: type[Kind], path: Path) -> list[Kind]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8") as lines:
-        return [_parse(Sample, line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+        return [_parse(kind, line, f"{path} line {i}") for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def _read_text(path: Path) -> str | None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
-from atrl.report.cards import printable, scale_top, tint
+from atrl.report.cards import scale_top, tint
+from atrl.report.text import printable
 
 MAX_TOKEN = 200
 """Characters shown of one token."""

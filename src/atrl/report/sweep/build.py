@@ -9,13 +9,13 @@ from typing import Any
 
 from atrl import __version__
 from atrl.report import figures
-from atrl.report.cards import printable
 from atrl.report.sweep import export
 from atrl.report.sweep.curves import MOST_LINES, draw_curves
 from atrl.report.sweep.grid import make_grid
 from atrl.report.sweep.pending import pending
 from atrl.report.sweep.runs import Run, find_runs
 from atrl.report.sweep.table import Row, Table, make_table
+from atrl.report.text import printable
 from atrl.sweep.record import SweepRecord
 
 HERE = Path(__file__).parent

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from atrl.report import figures
-from atrl.report.cards import printable
 from atrl.report.sweep.statistics import Estimate
 from atrl.report.sweep.table import Row, Table
+from atrl.report.text import printable
 
 _FORMULA = tuple("=+-@\t\r")
 _LATEX = {

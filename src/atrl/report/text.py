@@ -1,0 +1,16 @@
+"""Text that can be shown, whatever a model or a data set wrote."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text that can be written as UTF-8 and seen: control characters as their pictures, stray surrogates as U+FFFD.
+
+    This does not escape for HTML; the template does.
+    """
+    return _SURROGATES.sub("\ufffd", text).translate(_CONTROLS)
