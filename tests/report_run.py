@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
@@ -74,9 +75,56 @@ def write_run(folder: Path, *, steps: int = 120, samples: int = 24, rough: bool 
     if rough:
         rollouts += rough_samples(folder, steps, rng)
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rollouts), encoding="utf-8")
+    write_details(folder, steps, rng)
     config = "algorithm:\n  clip_low: 0.2\n  clip_high: 0.28\ncredit:\n  anchor_ratio: 0.15\nseed: 0\n"
     (folder / "config.yaml").write_text(config, encoding="utf-8")
     (folder / "command.txt").write_text(COMMAND + "\n", encoding="utf-8")
+    return folder
+
+
+def write_details(folder: Path, steps: int, rng: random.Random) -> None:
+    """Four groups of eight a step, ever more of them right, one with hostile texts; densities at the first and last."""
+    lines = []
+    for step in range(1, steps + 1):
+        for number in range(4):
+            right = min(8, round(8 * (0.3 + 0.6 * step / steps) + rng.uniform(-2, 2)))
+            statuses = {"right": [right, 50 * right, 1.1 * right], "wrong": [8 - right, 60 * (8 - right), 0.1]}
+            lines.append(
+                {
+                    "step": step, "problem": f"train-{step}-{number}", "question": "<image>How far is it?", "gold": "3",
+                    "response": f"It is \\boxed{{{number}}}", "statuses": {k: v for k, v in statuses.items() if v[0]},
+                }
+            )  # fmt: skip
+    lines.append(dict.fromkeys(("problem", "question", "gold", "response"), HOSTILE) | {
+        "step": steps, "statuses": {"unparseable": [8, 900, 0.0]}})  # fmt: skip
+    (folder / "groups.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    bins = {"top": 3.0, "anchors": [0, 0, 2, 5], "rest": [30, 20, 5, 0]}
+    histograms = [{"step": step, **bins} for step in dict.fromkeys((1, steps))]
+    (folder / "density.jsonl").write_text("".join(json.dumps(line) + "\n" for line in histograms), encoding="utf-8")
+
+
+def write_large_run(folder: Path, *, tokens: int = 4096, frames: int = 64) -> Path:
+    """Ten rollouts as long as they get, each over a video, with all that a run records within its bounds."""
+    (folder / "samples").mkdir(parents=True)
+    rng = random.Random(3)
+    (folder / "summary.json").write_text(json.dumps(summary(steps=10)), encoding="utf-8")
+    _gradient((8 * 256, frames // 8 * 144)).save(folder / "samples/strip.png")
+    words = ["We", " look", " at", " frame", " 12", ",", " where", " the", " marker", " moves", ".", "\n"]
+    text = [words[i % len(words)] for i in range(tokens)]
+    kept = sorted(rng.sample(range(tokens), 256))
+    spots = _blobs(len(kept), 32, 32)
+    levels = base64.b64encode(bytes(rng.randrange(256) for _ in range(28 * 28 * 12 * 12))).decode()
+    clusters = {"of": [i * 64 // tokens for i in range(tokens)], "links": [[rng.randrange(99)] * 64 for _ in range(64)]}
+    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(10):
+            rollout = _rollout(
+                text, None, rng, step=number + 1, problem=f"video-{number}", status="right" if number % 2 else "wrong",
+                reward=1.0, advantage=0.3, parts={"exact": 1.0}, question="<video>What moves in frame 12?", gold="B",
+                images=["samples/strip.png"], timestamps=[[i / 2 for i in range(frames)]], attention=[spots],
+                attended=kept, clusters=clusters,
+                heads={"layers": 28, "heads": 28, "grids": [[12, 12]], "levels": levels, "peaks": [0.1] * 784},
+            )  # fmt: skip
+            file.write(json.dumps(rollout) + "\n")
     return folder
 
 
@@ -96,8 +144,18 @@ def geometry_sample(folder: Path, index: int, step: int, rng: random.Random) -> 
     name = f"samples/{index:03d}.png"
     _draw_points(a, b).save(folder / name)
     attention = [_look(a if i % 2 else b, 0.5 if reading[i] else 0.04, rng) for i in range(len(tokens))]
+    clusters = {"of": [i % 3 for i in range(len(tokens))], "links": [[9, 2, 0], [2, 8, 4], [0, 4, 7]]}
+    cells = bytes([255, 0] * 8 + [0] * 15 + [255])
+    heads = {
+        "layers": 2,
+        "heads": 1,
+        "grids": [[4, 4]],
+        "levels": base64.b64encode(cells).decode(),
+        "peaks": [0.2, 0.4],
+    }
     return _rollout(
         tokens, reading, rng, step=step, problem=f"train-{rng.randrange(8192)}", images=[name], attention=[attention],
+        clusters=clusters, heads=heads,
         question="<image>What is the Manhattan distance of A and B?", gold=str(abs(a[0] - b[0]) + abs(a[1] - b[1])),
         status="right" if right else "wrong", reward=1.1 if right else 0.1,
         advantage=rng.gauss(0.7 if right else -0.8, 0.3), parts={"exact": float(right), "format": 1.0},

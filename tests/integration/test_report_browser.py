@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from report_run import HOSTILE, write_run
+from report_run import HOSTILE, write_large_run, write_run
 
 from atrl.report.build import write_report
 
@@ -48,9 +48,24 @@ press("ArrowRight"); look("right", first);
 press("End"); look("end", first);
 press("ArrowRight"); look("beyond", first);
 press("Home"); press("Escape"); look("escaped", first);
+const clusters = first.querySelector("details.clusters");
+const heads = first.querySelector("details.heads");
+seen.closed = heads.querySelectorAll("canvas").length;
+clusters.open = heads.open = true;
+heads.dispatchEvent(new Event("toggle")); clusters.dispatchEvent(new Event("toggle"));
+const all = [...first.querySelectorAll(".t")];
+const marked = () => all.flatMap((token, i) => (token.classList.contains("in") ? [i] : []));
+clusters.querySelector('tr[data-cluster="1"] button').focus(); seen.cluster = marked();
+document.activeElement.blur(); seen.unmarked = marked();
+const maps = heads.querySelectorAll("button");
+maps[1].focus(); look("head", first);
+maps[0].dispatchEvent(new PointerEvent("pointerover", { bubbles: true })); look("other_head", first);
+heads.querySelector(".head-grid").dispatchEvent(new PointerEvent("pointerleave")); look("no_head", first);
+seen.heads = [...maps].map((button) => button.getAttribute("aria-label"));
 const long = others.find((card) => card.querySelector(".long"));
 const button = long.querySelector("button.unfold");
 const folded = long.querySelector(".response").clientHeight;
+seen.before_unfolding = long.querySelectorAll(".t").length;
 button.click();
 seen.long = { folded, open: long.querySelector(".response").clientHeight, expanded: button.ariaExpanded };
 over(long.querySelectorAll(".t")[4000]); look("pointed_long", long);
@@ -113,3 +128,44 @@ def test_pointer_and_keyboard_switch_the_heat_map(report, tmp_path):
     assert seen["long"]["open"] > 4 * seen["long"]["folded"] and seen["long"]["expanded"] == "true"
     assert len(seen["pointed_long"]["cells"]) == 12 * 18 + 14 * 6  # both pictures
     assert not seen["sideways"]
+
+    tokens = last + 1
+    assert seen["cluster"] == list(range(1, tokens, 3)) and seen["unmarked"] == []
+    assert seen["closed"] == 0  # heads are drawn when they are asked for
+    assert seen["heads"] == ["layer 0, head 0: up to 0.2", "layer 1, head 0: up to 0.4"]
+    assert seen["head"]["cells"] == [0] * 15 + [1] and seen["other_head"]["cells"] == [1, 0] * 8
+    assert seen["no_head"]["cells"] == overview["cells"]
+    assert seen["before_unfolding"] == 400
+
+
+LARGE_PROBE = """
+const long = document.querySelector(".rollout");
+const seen = { elements: document.getElementsByTagName("*").length, heat: long.querySelectorAll(".heat rect").length };
+long.querySelector("button.unfold").click();
+const tokens = long.querySelectorAll(".t");
+tokens[4095].dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+seen.tokens = tokens.length;
+seen.readout = long.querySelector(".readout").textContent;
+long.querySelector("details.heads").open = true;
+long.querySelector("details.heads").dispatchEvent(new Event("toggle"));
+seen.canvases = long.querySelectorAll("canvas").length;
+seen.sideways = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: JSON.stringify(seen) }));
+"""
+
+
+def test_ten_rollouts_of_4096_tokens_over_64_frames_stay_a_page(tmp_path):
+    """Bounded in bytes and elements; the rest is made when a reader asks for it, and works then."""
+    page = write_report(write_large_run(tmp_path / "run"))
+    text = page.read_text(encoding="utf-8")
+    assert len(text) < 16e6  # ten strips of 64 frames, their 256 maps, and 784 heads' are most of it
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    probed = tmp_path / "probed.html"
+    probed.write_text(policy.sub("", text).replace("</body>", f"<script>{LARGE_PROBE}</script></body>"))
+    document, console = browse(probed, tmp_path / "profile")
+    assert console == []
+    seen = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', document, re.DOTALL)[1]))
+    # 400 tokens, 1,024 cells of heat map and a graph of 12 clusters for each of ten.
+    assert seen["elements"] < 10 * (400 + 1024 + 400)
+    assert (seen["heat"], seen["tokens"], seen["canvases"]) == (1024, 4096, 784)
+    assert "token 4096 of 4096" in seen["readout"] and not seen["sideways"]
