@@ -1,6 +1,6 @@
 # Every target works from a fresh clone: `setup` makes .venv first and does nothing where it is up to date.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tiny-checkpoint test test-all test-gpu check format clean clean-venv
+.PHONY: help setup demo tiny-checkpoint test test-all test-gpu check docs format clean clean-venv
 
 PY := .venv/bin/python
 export PYTHON FLAVOUR
@@ -39,9 +39,15 @@ test-all: setup ## run all tests that this machine can run
 test-gpu: setup ## run what needs a GPU, one file at a time (docs/gpu_checklist.md)
 	@$(PY) -m pytest -m gpu $(ARGS)
 
-check: setup ## lint and check the formatting
+check: setup ## lint, formatting, types, and every config
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) scripts/check_configs.py
+
+docs: setup ## build the documentation's site into build/site
+	@$(PY) -c 'import material, mkdocstrings' 2>/dev/null || $(PY) -m pip install -q -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 format: setup ## format, and fix what the linter can fix
 	@$(PY) -m ruff check --fix .

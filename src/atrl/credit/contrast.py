@@ -33,8 +33,11 @@ def contrast_sums(
     values = {"tokens": mask.double(), "entropy": entropy, "gradient": advantages.abs() * -logprobs.expm1()}
     if reference_logprobs is not None:
         values["kl"] = k3_divergence(logprobs, reference_logprobs)
-    parts = (mask & anchors, mask & ~anchors)
-    return {name: tuple(float(value[part].double().sum()) for part in parts) for name, value in values.items()}
+    anchors_only, rest = mask & anchors, mask & ~anchors
+    return {
+        name: (float(value[anchors_only].double().sum()), float(value[rest].double().sum()))
+        for name, value in values.items()
+    }
 
 
 def contrast(sums: dict[str, tuple[float, float]]) -> dict[str, float]:

@@ -92,7 +92,7 @@ class Card:
                 "peaks": heat.peaks,
             },
             "folded": [[token.text, round(token.tint, 3), token.marks] for token in self.tokens[LONG_RESPONSE:]],
-            "clusters": None if self.clusters is None else sample.clusters.of,
+            "clusters": None if sample.clusters is None or self.clusters is None else sample.clusters.of,
             "heads": None if sample.heads is None else sample.heads.model_dump(),
         }
 
