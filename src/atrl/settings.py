@@ -33,7 +33,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """The config as plain values, without what Hydra itself needs."""
-    return {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "hydra"}
+    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.to_container(ours, resolve=True)
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

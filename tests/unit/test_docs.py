@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"^python (train|evaluate|replay)\.py(.*)$")
-STANDS_FOR = re.compile(r"\b[A-Z_]{4,}\b|\[|…|--config-dir|--help")
+COMMAND = re.compile(r"^python (train|evaluate|replay|export)\.py(.*)$")
+STANDS_FOR = re.compile(r"\b[A-Z_]{4,}\b|\[|…|--config-dir|--help|<TAB>")
 """What a reader fills in, or a class of the reader's own."""
 
 

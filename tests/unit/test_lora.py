@@ -40,7 +40,7 @@ def adapted_names(model) -> set[str]:
 @pytest.mark.parametrize("modules", ["language", "everything"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_alone_are_trained(tmp_path: Path, family: str, modules: str) -> None:
-    """With gradients for each of them, but for the layers behind the features that LLaVA takes of its tower."""
+    """In float32, beside weights that are as they were loaded."""
     folder = FAMILIES[family](tmp_path)
     before = dict(load(folder).model.named_parameters())
     model = load(folder, lora=Lora(modules=modules, rank=2), dtype="bfloat16").model
@@ -57,10 +57,9 @@ def test_adapters_alone_are_trained(tmp_path: Path, family: str, modules: str) -
         assert parts == {"language"} and {name.rpartition(".")[2] for name in names} == LAYERS
         assert len(names) == 7 * 2  # two blocks
     else:
-        # Gemma's projection is a matrix that is no layer, and SigLIP's pooling head calls none of its matrices as one.
-        uncalled = ("mm_input_projection_weight", "in_proj_weight", "head.attention.out_proj")
-        left_out = {"lm_head"} | {name for name in matrices if name.endswith(uncalled)}
-        assert names == matrices - left_out - {name for name in matrices if "pos_embed" in name}
+        # Positions; and of Gemma a projection that is no layer, and an attention that does not call its own.
+        marks = ("lm_head", "pos_embed", "mm_input_projection_weight", "head.attention")
+        assert names == {name for name in matrices if not any(mark in name for mark in marks)}
         assert parts == {"language", "vision"} | ({"projector"} if family != "gemma3" else set())
 
 
@@ -175,7 +174,7 @@ def gradients_by_hand(checkpoint: Path) -> dict[str, torch.Tensor]:
 def close_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        scale = float(gradient.abs().max())
+        scale = gradient.detach().abs().max().item()
         assert scale > 0, name
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5 * scale, msg=name)
 
@@ -210,7 +209,7 @@ def test_two_ranks_divide_base_and_adapters(checkpoint: Path) -> None:
     for name in ("square", "none"):
         loss_of(policy, batch_of(checkpoint, name)).backward()
     expected = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad}
-    ranks = run_ranks(divided_gradients, checkpoint, torch.float32)
+    ranks = run_ranks(divided_gradients, checkpoint, torch.float32, seconds=300)
     for rank, name in zip(ranks, ("square", "none"), strict=True):
         close_gradients(rank["gradients"], expected)
         assert rank["frozen"] == []
@@ -220,7 +219,7 @@ def test_two_ranks_divide_base_and_adapters(checkpoint: Path) -> None:
     for state, own in ((ranks[0]["exported"], whole_state(policy)), (ranks[0]["adapter"], adapter_state(policy))):
         assert state.keys() == own.keys()
         assert all(torch.allclose(state[name], tensor, rtol=0, atol=1e-5) for name, tensor in own.items())
-    for rank in run_ranks(divided_gradients, checkpoint, torch.bfloat16):
+    for rank in run_ranks(divided_gradients, checkpoint, torch.bfloat16, seconds=300):
         assert rank["frozen"] == [] and {gradient.dtype for gradient in rank["gradients"].values()} == {torch.float32}
         assert rank["gradients"].keys() == expected.keys()
 

@@ -419,9 +419,13 @@ def test_every_experiment_is_planned_at_every_scale(data: str, scale: str) -> No
 def test_strategy_devices_and_precision_are_the_trainers() -> None:
     job = job_of(config_of("trainer=fsdp", "hardware=h100_80gb", "trainer.num_nodes=2", "rollout.prompts_per_step=32"))
     assert (job.gpus, job.strategy, job.checkpointing) == (16, "fsdp", True)
-    assert job.precision == Precision(weights=4, compute=2)
+    assert job.precision == Precision(weights=4, compute=2, adapter=2)
     job = job_of(config_of("trainer=gpu"))
-    assert (job.gpus, job.strategy, job.precision) == (1, "ddp", Precision(weights=4, compute=2, autocast=True))
+    assert (job.gpus, job.strategy, job.precision) == (
+        1,
+        "ddp",
+        Precision(weights=4, compute=2, adapter=2, autocast=True),
+    )
     assert job_of(config_of("model.dtype=bfloat16")).precision == Precision(weights=2, compute=2)
     assert job_of(config_of("trainer=fsdp", "trainer.cpu_offload=true", "trainer.devices=2")).cpu_offload
 
@@ -466,7 +470,6 @@ def test_what_each_scheme_asks_for(overrides, expected) -> None:
         ("planner.image_tokens=257", r"planner\.image_tokens must be at most 256"),
         ("planner.response_tokens=65", r"planner\.response_tokens must be at most 64"),
         ("model.attention=eager", r"model\.attention=eager keeps whole rows"),
-        ("planner.lora_rank=8", r"no key 'planner\.lora_rank'"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_a_line(override: str, line: str) -> None:

@@ -158,14 +158,15 @@ def _adapted_layers(model: nn.Module) -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """By name, without what `torch.nn.MultiheadAttention` only takes the weight of: an adapter would not be called."""
+def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """By name; without those of torch's own attention, which reads their weights and never calls them."""
     from torch import nn
-    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as Uncalled
 
-    modules = model.named_modules()
+    inside = {
+        part for module in model.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()
+    }
     return {
-        name: module for name, module in modules if isinstance(module, nn.Linear) and not isinstance(module, Uncalled)
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module not in inside
     }
 
 

