@@ -12,12 +12,18 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from omegaconf import read_write
 
 from atrl.config import ROOTS, check_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "conf"
 PROGRAMS = {"train": ("credit", "algorithm", "callbacks", "data", "hardware", "logger", "model", "reward", "rollout",
                       "trainer", "scale", "experiment"), "evaluate": ("benchmark", "judge")}  # fmt: skip
+TOGETHER = {
+    "train": {"": ["plan=true"], "algorithm=gspo": ["credit=uniform"], "scale=full_32b_32x80": ["experiment=mmk12"]},
+    "evaluate": {},
+}
+"""What an option needs beside it, and under "" what every one gets: a plan takes settings that no run would."""
 LEFT_TO_THE_USER = " is not set: add "
 
 
@@ -34,8 +40,11 @@ def choices() -> Iterator[tuple[str, str]]:
 
 def problems(program: str, override: str) -> list[str]:
     """What a run with this option would be refused for, but for values that the user is to give."""
+    beside = [*TOGETHER[program].get("", []), *(TOGETHER[program].get(override, []) if override else [])]
     try:
-        config = compose(program, [override] if override else [], return_hydra_config=True)
+        config = compose(program, [*filter(None, [override]), *beside], return_hydra_config=True)
+        with read_write(config):
+            config.hydra.runtime.output_dir = "outputs"
         HydraConfig.instance().set_config(config)
         check_config(config, sections=ROOTS[program], checks=None if program == "train" else ())
     except (HydraException, ValueError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 from uuid import uuid4
 
 from atrl.launch import main_process
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import TensorBoardLogger
     from PIL.Image import Image
 
+    from atrl.prompt_module import PromptModule
     from atrl.wandb_run import RunLogger
 
 METRIC_GROUPS = ("reward", "rollout", "credit", "loss", "time", "memory", "eval")
@@ -185,4 +186,5 @@ def step_now(trainer: Trainer) -> int:
 
     Before the first batch the loop stands at -1, which no chart has a place for.
     """
-    return max(0, trainer.lightning_module.first_step + trainer.fit_loop.total_batch_idx)
+    module = cast("PromptModule", trainer.lightning_module)
+    return max(0, module.first_step + int(trainer.fit_loop.total_batch_idx))

@@ -127,7 +127,8 @@ def group_lines(step: StepRecord, rows: Sequence[dict[str, Any]]) -> list[dict[s
 
     A status has its number of rollouts, and over these the sums of tokens and of rewards.
     """
-    lines, size = [], len(step.groups[0].rollouts)
+    lines: list[dict[str, Any]] = []
+    size = len(step.groups[0].rollouts)
     for start in range(0, len(rows), size):
         group = rows[start : start + size]
         statuses: dict[str, list[float]] = {}
@@ -141,7 +142,7 @@ def group_lines(step: StepRecord, rows: Sequence[dict[str, Any]]) -> list[dict[s
 
 def step_rows(step: StepRecord, tokenizer) -> list[dict[str, Any]]:
     """One JSON-ready row per rollout; its weights average 1."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index, (group, rewards) in enumerate(zip(step.groups, step.rewards, strict=True)):
         problem = group.prompt.problem
         for sample, (rollout, reward) in enumerate(zip(group.rollouts, rewards, strict=True)):

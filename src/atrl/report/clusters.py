@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atrl.report.run_folder import Sample
+from atrl.report.run_folder import Response
 from atrl.report.text import printable
 
 MAX_SHOWN = 12
@@ -57,7 +57,7 @@ class ClusterView:
     """Share of the edge weight that lies inside clusters; None without edges."""
 
 
-def cluster_view(sample: Sample) -> ClusterView | None:
+def cluster_view(sample: Response) -> ClusterView | None:
     """The clusters of a rollout; None where they weren't recorded."""
     if sample.clusters is None or sample.density is None or None in sample.density:
         return None
