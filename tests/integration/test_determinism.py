@@ -134,3 +134,31 @@ def test_two_processes_change_the_policy_as_one_does(tmp_path: Path) -> None:
     print("\n" + "\n".join(f"{name:30} {value:.1e}" for name, value in off.items()))
     assert {name: value for name, value in off.items() if name.endswith("_exact") and value} == {}
     assert {name: value for name, value in off.items() if value > 1e-3} == {}
+
+
+def divided_by_tokens(folder: Path, options: tuple[str, ...]) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Pieces of each step, and the policy after two steps, of a policy that two ranks divide."""
+    from atrl.sharding import whole
+    from atrl.splitting import TokenBudgetSplit
+
+    rank = torch.distributed.get_rank()
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    pieces, slices = [], TokenBudgetSplit.slices
+
+    def counting(split, experience):
+        found = slices(split, experience)
+        pieces.append(len(found))
+        return found
+
+    TokenBudgetSplit.slices = counting
+    after = two_steps(folder, *options, "trainer.devices=2", "trainer.strategy=fsdp")[1]
+    return pieces, {name: whole(value).clone().numpy() for name, value in after.items()}
+
+
+def test_ranks_that_divide_a_policy_take_equally_many_micro_batches_of_a_budget(tmp_path: Path) -> None:
+    """Also with a frozen tower, whose pictures the ranks know at different times; the same as one process."""
+    options = (*BASE, "optimizer.micro_batch_tokens=300", "optimizer.logit_chunk_tokens=50", "model.freeze_vision=true")
+    (first, both), (second, _) = run_ranks(divided_by_tokens, tmp_path / "both", options, seconds=600)
+    assert first == second and min(first) > 1
+    before, after = two_steps(tmp_path / "alone", *options)
+    assert relative_change(before, after, both) < 1e-3
