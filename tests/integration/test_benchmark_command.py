@@ -17,6 +17,10 @@ ROWS = [
 RESPONSES = ["So the answer is 3.", "4", "3", "none", r"\boxed{3}", "9**9**9"]
 
 
+SILENT = ("judge=openai", "judge.url=http://127.0.0.1:9/v1", "judge.retries=0", "extract_again=true")
+"""A judge that nobody is at home for."""
+
+
 def rooms(folder: Path, *, frames: int = 0) -> str:
     """Two questions of VSI-Bench, and with `frames` their videos."""
     rows = [
@@ -61,7 +65,7 @@ def test_recorded_answers_are_scored_without_a_model_and_compared(tmp_path: Path
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", ROWS)
-    answers = write(tmp_path / "a.jsonl", [{"id": "0", "response": "3"}])
+    answers = write(tmp_path / "a.jsonl", [{"id": "0", "response": "It is 3"}])  # not yet an extraction
     (tmp_path / "broken").mkdir()
     broken = rooms(tmp_path / "broken", frames=4)
     (tmp_path / "broken" / "rooms" / "s1.mp4").write_bytes(b"no video")
@@ -74,6 +78,10 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         (["benchmark=mathvista", f"data.path={data}"], "checkpoint is not set"),
         (["benchmark=vsibench", "checkpoint=tiny", f"data.path={rooms(tmp_path)}"], "s0.mp4' does not exist"),
         (["benchmark=vsibench", f"checkpoint={unloadable}", f"data.path={broken}"], "s1.mp4 can't be read"),
+        (
+            ["benchmark=mathvista", f"predictions={answers}", f"data.path={data}", "missing=skip", *SILENT],
+            "judge: none of 1 answers could be judged, at last because of ConnectError from http://127.0.0.1:9/v1",
+        ),
         (["compare=[nowhere,here]"], "compare: nowhere has no evaluation.json"),
     ):
         done = run("evaluate.py", *arguments, folder=tmp_path)

@@ -74,6 +74,8 @@ def test_wemath_leaves_out_composites_that_are_not_whole():
     items = wemath_items([("a", 2), ("b", 2)])[:-1]
     ours = figures(WeMath(), items, [1, 1, 1, 1, 1])
     assert (ours["score_strict"], ours["one_step"]) == (1.0, 1.0)
+    ours = figures(WeMath(), wemath_items([("a", 2), ("b", 2)])[1:], [0, 0, 1, 1, 1])  # a step is missing
+    assert (ours["score_strict"], ours["IK"], ours["2_steps"]) == (1.0, 0.0, 0.5)
     with pytest.raises(ValueError, match="key 'two' is none of We-Math's"):
         WeMath().unit(Item("x", "A", {"id": "x", "key": "two"}))
 

@@ -81,6 +81,7 @@ def test_failures_are_retried_and_then_no_verdict(endpoint, tmp_path):
     (reply,) = broken.ask([JudgeRequest("b")])
     assert (reply.text, reply.error) == (None, "status 503")
     assert (broken.usage()["requests"], broken.usage()["failures"]) == (3, 1)
+    assert (judge.failure, broken.failure) == (None, f"status 503 from {broken.url}")
     endpoint.plan = [401]
     refused = judge_at(endpoint, tmp_path)
     assert refused.ask([JudgeRequest("c")])[0].error == "status 401"
@@ -131,6 +132,7 @@ ROUNDED = {"question_type": "free_form", "answer_type": "float", "precision": 1,
         (WHOLE, "3", "3", [], "3", 1.0),
         (WHOLE, "3", "3.0", [" 3 \n"], "3", 1.0),  # a whole number is read by int alone
         (WHOLE, "3", "It is three or four.", ["3"], "3", 1.0),
+        (WHOLE | {"choices": ["three"]}, "3", "three", ["3"], "3", 1.0),  # options count where there is a choice
         (ROUNDED, "0.6", "0.57", [], "0.57", 1.0),
         (ROUNDED, "0.6", "about 0.57", ["0.57 m"], "0.57 m", 0.0),  # the rule reads the reply with float
     ],

@@ -65,6 +65,11 @@ def test_mathvista_free_answers(extraction, answer_type, precision, expected):
     assert found == expected
 
 
+def test_mathvista_compares_letter_by_letter():
+    rule, item = mathvista.MathVista(), Item("1", "Yes", {"question_type": "multi_choice", "choices": ["yes", "no"]})
+    assert (rule.judge("yes", item).prediction, rule.judge("yes", item).score) == ("yes", 0.0)
+
+
 def mathvista_item(**row) -> Item:
     return Item("1", row["answer"], {"question_type": "free_form", "answer_type": "integer", **row})
 
@@ -113,11 +118,17 @@ def test_mathvista_choices_are_found_in_responses(response, prediction):
         (r"The answer is $\boxed{60}$.", "60"),
         ("Choose one: (B).", "b"),  # ends with a letter in parentheses and a dot
         ("C\nbecause it is", "c"),
+        ("(C)\nbecause it is", "c"),
+        ("(C) C\nbecause it is", "c"),
+        ("0.5", r"\frac{1}{2}"),  # the one decimal that becomes a fraction
+        ("The answer is: 7.", "7"),
         ("The total is 12.", "12"),
         ("so the answer is 5. It is final", "5"),
         (r"\boxed{3} or rather \boxed{4}", "4"),
         (r"$\boxed{x = 90^\circ}$", "90"),
         (r"\boxed{1/2}", r"\frac{1}{2}"),
+        (r"\boxed{\frac12\sqrt3}", r"\frac{1}{2}\sqrt{3}"),
+        (r"\boxed{\frac1{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
         ("", ""),
     ],
 )
@@ -132,12 +143,14 @@ def test_mathvision_finds_answers_as_its_authors_do(response, expected):
         ("60", " 60 ", True),
         ("0.5", r"\frac{1}{2}", True),
         ("0.333", r"\frac{1}{3}", True),  # both 0.33 when rounded to two places
+        ("0.33", r"\frac{1}{3}", True),
         ("0.34", r"\frac{1}{3}", False),
         (r"2\sqrt{2}", r"\sqrt{8}", True),
         (r"\frac{1}{4}", r"\frac{1}{4}}.theansweris:\frac{1}{4", True),  # read up to the brace that opens nothing
         (r"$36^{\circ}$", "36", False),  # the official parser takes the degree sign for a symbol
         ("(2,3)", "(1+1,3.0)", False),  # "(2,3.0)" is another text than "(2,3)"
         ("(2,3)", "(1+1,3)", True),
+        ("[2,3]", "[1+1,3]", True),
         ("x+1", "1+x", False),  # symbols have no value
         ("", "", False),
         ("5", " ", False),
@@ -196,6 +209,7 @@ def test_values_are_numbers():
     [
         ("<Thought process>: A <Answer>: B", "B"),
         ("Answer: <<C>>", "C"),
+        ("Answer...: C", "C"),
         ("Answer A. No: Answer: D.", "D"),
         ("The Answer is B", None),  # what follows "Answer" begins with "is"
         ("E", "E"),  # without the word the whole response follows it
@@ -250,6 +264,7 @@ def test_logicvista_reads_recorded_lists(recorded):
         ("B", "B", "multiple choice", True),
         ("b", "B", "multiple choice", False),
         ("(B) 3", "B", "multiple choice", True),
+        ("is B", "B", "multiple choice", False),
         ("the B", "B", "multiple choice", False),  # not among the first three characters
         ("it is even", "even", "text", True),  # the gold inside the answer
         ("even", "it is even", "text", False),

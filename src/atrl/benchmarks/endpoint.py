@@ -48,6 +48,8 @@ class EndpointJudge:
     timeout: float = 60.0
     cache: str | None = "outputs/judge_cache"
     pause: float = 1.0
+    failure: str | None = field(default=None, init=False, repr=False)
+    """Why the last question that failed did."""
     _counts: Counter[str] = field(default_factory=Counter, init=False, repr=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
 
@@ -96,6 +98,7 @@ class EndpointJudge:
         reply = self._request(client, body)
         if reply.text is None:
             self._count(failures=1)
+            self.failure = f"{reply.error} from {self.url}"
         elif path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(f".{os.getpid()}.{id(reply)}")

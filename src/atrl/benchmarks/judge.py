@@ -49,6 +49,10 @@ class Judge(Protocol):
     def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
         """One reply a request; errors are values, not exceptions."""
 
+    @property
+    def failure(self) -> str | None:
+        """Why the last question that failed did; None where all were answered."""
+
     def usage(self) -> dict[str, int]:
         """What it cost so far: requests, cache hits, tokens, failures."""
 

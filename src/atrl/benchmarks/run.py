@@ -163,6 +163,11 @@ def _score(
         records = score_answers(scorer, known, answers, file, label=f"scoring {task.benchmark.name}")
     finally:
         scorer.close()
+    if judge is not None and all(record.scored is None for record in records):
+        raise ValueError(
+            f"judge: none of {len(records)} answers could be judged, at last because of {judge.failure}: check that "
+            "judge.url and judge.model are right, and that judge.key_variable names a variable with a valid key"
+        )
     result = summarise(task.benchmark, items, records, stamp, seed=settings.seed)
     if judge is not None:
         result["judge"] = judge.usage()
