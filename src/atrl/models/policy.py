@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +31,29 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
     """
     # Before the rest, as where there are pictures: ranks must run a sharded model's blocks in the same order.
     idle = is_sharded(model) and batch.pictures_somewhere and not any(batch.pixels)
-    nothing = idle_vision(model) if idle else None
-    output = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        logits_to_keep=batch.response_length + 1,
-        **picture_inputs(model, batch.input_ids, batch.attention_mask, batch.pixels),
-    )
-    logits = output.logits[:, :-1]
-    return logits if nothing is None else logits + nothing
+    with _added_to_embeddings(model, idle_vision(model)) if idle else nullcontext():
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            logits_to_keep=batch.response_length + 1,
+            **picture_inputs(model, batch.input_ids, batch.attention_mask, batch.pixels),
+        )
+    return output.logits[:, :-1]
+
+
+@contextmanager
+def _added_to_embeddings(model: PreTrainedModel, nothing: Float[Tensor, ""]) -> Iterator[None]:
+    """Where a picture's features come in, so that the backward pass reaches the vision tower when it does with one.
+
+    FSDP ends a block when the gradient of its input is there. With frozen embeddings the first block's has none unless
+    something else is in it, and ranks would then wait for each other in a different order.
+    """
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output + nothing)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def idle_vision(model: PreTrainedModel) -> Float[Tensor, ""]:
