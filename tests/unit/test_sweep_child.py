@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from atrl.sweep.child import last_words, run_child, stop
+from atrl.sweep.folder import locked
 
 DEAF = (
     "import signal, time\n"
@@ -57,6 +58,13 @@ def test_output_and_exit_code(run, tmp_path):
     assert sorted((tmp_path / "log").read_text().splitlines()) == ["error: bad", "said"]
     assert run("print('again')") == 0
     assert (tmp_path / "log").read_text().endswith("again\n")
+
+
+def test_the_child_holds_the_lock_too(tmp_path):
+    with locked(tmp_path) as lock:
+        code = f"import os, pathlib; assert os.path.samestat(os.fstat({lock}), pathlib.Path('.lock').stat())"
+        command = [sys.executable, "-c", code]
+        assert run_child(command, log=tmp_path / "log", cwd=tmp_path, environment=os.environ, lock=lock) == 0
 
 
 def test_what_interrupts_the_sweep_ends_the_child_and_its_children(run, tmp_path):

@@ -49,6 +49,19 @@ def test_without_hydras_record_a_seed_further_down_is_known_by_its_value(jobs, t
     assert find_axes(find_runs([tmp_path])) == []
 
 
+def test_what_refers_to_another_setting_is_no_axis_of_its_own(jobs, tmp_path):
+    jobs({"trainer__max_steps": 3}, {"trainer__max_steps": 9})
+    for number, steps in (("0", 3), ("1", 9)):
+        for name, value in (("config.yaml", steps), (".hydra/config.yaml", "${trainer.max_steps}")):
+            file = tmp_path / number / name
+            config = yaml.safe_load(file.read_text()) | {"schedule": {"steps": value}}
+            file.write_text(yaml.safe_dump(config))
+    assert find_axes(find_runs([tmp_path])) == ["trainer.max_steps"]
+    for number in "01":
+        (tmp_path / number / ".hydra" / "config.yaml").unlink()
+    assert find_axes(find_runs([tmp_path])) == ["schedule.steps", "trainer.max_steps"]
+
+
 def test_where_and_how_it_computes_is_no_axis(jobs):
     runs = jobs({}, {"trainer__devices": 4, "experiment": "other"})
     assert find_axes(runs) == []
