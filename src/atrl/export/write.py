@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atrl.models.quantization import full_form
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
@@ -38,7 +40,7 @@ def write_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in (beside, before):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(beside, state_dict=dict(state), max_shard_size=max_shard_size)
+    full_form(model).save_pretrained(beside, state_dict=dict(state), max_shard_size=max_shard_size)
     processor.save_pretrained(beside)
     if folder.exists():
         folder.rename(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ def quantized(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[*VISION_TOWERS, PROJECTOR, HEAD],  # of 4 bits as well, whatever its name
+        # Of 4 bits as well, whatever its name; it goes by the beginnings of names.
+        llm_int8_skip_modules=[*(f"model.{name}" for name in (*VISION_TOWERS, PROJECTOR)), HEAD],
     )
 
 
@@ -60,3 +62,20 @@ def full_weight(layer: nn.Module) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+def full_form(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` itself, or of a quantised one the form that its full weights have: configuration and names alone.
+
+    transformers saves a quantised model's own tensors, whatever it is given to save.
+    """
+    if getattr(model.config, "quantization_config", None) is None:
+        return model
+    import torch
+
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        form = type(model)(config)
+    form.generation_config = model.generation_config
+    return form

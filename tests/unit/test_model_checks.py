@@ -1,0 +1,55 @@
+"""What must hold between adapters, a quantised base and the rest of a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from atrl.config import check_config
+
+ROOT = Path(__file__).parents[2]
+LORA = "model/lora=language"
+REFUSED = {
+    "nothing trained before": ((LORA, "model=scratch"), r"model/lora trains adapters beside weights that were trained"),
+    "a warm-up before the reference": (
+        (LORA, "stage=sft_rl", "algorithm.kl_coefficient=0.1"),
+        r"stage=sft_rl with model/lora and algorithm\.kl_coefficient > 0 would compare",
+    ),
+    "dropout by batch": (
+        (LORA, "model.lora.dropout=0.1", "trainer.deterministic=true", "rollout=transformers"),
+        r"model\.lora\.dropout must be 0 with trainer\.deterministic=true, got 0\.1",
+    ),
+    "4 bits without adapters": (("model.quantization=nf4",), r"model\.quantization=nf4 leaves nothing to train"),
+    "4 bits divided": (
+        (LORA, "model.quantization=nf4", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"),
+        r"model\.quantization=nf4 can't be divided among ranks",
+    ),
+}
+TAKEN = {
+    "adapters": (LORA,),
+    "adapters and a reference": (LORA, "algorithm.kl_coefficient=0.1"),
+    "a warm-up without a reference": (LORA, "stage=sft_rl"),
+    "dropout": (LORA, "model.lora.dropout=0.1"),
+    "adapters on 4 bits": (LORA, "model.quantization=nf4"),
+    "adapters divided": (LORA, "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"),
+    "a frozen part": ("model.freeze_vision=true", "model.freeze_projector=true"),
+}
+
+
+def check(*overrides: str) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        check_config(compose("train", overrides=["logger=csv", "logger.csv.save_dir=.", *overrides]))
+
+
+@pytest.mark.parametrize(("overrides", "line"), REFUSED.values(), ids=REFUSED)
+def test_what_can_not_be_is_said_in_a_line(overrides: tuple[str, ...], line: str) -> None:
+    with pytest.raises(ValueError, match=f"(?m)^{line}") as refused:
+        check(*overrides)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("overrides", TAKEN.values(), ids=TAKEN)
+def test_what_can_be_is_let_through(overrides: tuple[str, ...]) -> None:
+    check(*overrides)
