@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import REPOSITORY
 
-MISSING = [name for name in ("pip", "setuptools") if importlib.util.find_spec(name) is None]
+# Not by looking for the modules: setuptools takes that for pip at work, and vLLM can't be imported any more.
+INSTALLED = {distribution.name for distribution in metadata.distributions()}
+MISSING = sorted({"pip", "setuptools"} - INSTALLED)
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the example is built and installed by {MISSING}: install it")
 
 

@@ -187,7 +187,8 @@ def test_a_frozen_tower_sees_each_picture_once_a_step(train, monkeypatch) -> Non
 
     monkeypatch.setattr(ForwardPass, "scores", counting)
     options = (
-        *(TRANSFORMERS, "model.freeze_vision=true", "optimizer.micro_batch_size=2", "trainer.evaluate_samples=0"),
+        *(TRANSFORMERS, "model.freeze_vision=true", "model.freeze_projector=true"),
+        *("optimizer.micro_batch_size=2", "trainer.evaluate_samples=0"),
         *("algorithm.updates_per_batch=2", "algorithm.kl_coefficient=0.1"),
     )
     once, each = Runs(), Runs()
