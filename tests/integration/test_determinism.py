@@ -55,7 +55,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+QUICK = ("atrl", "chunks", "updates")
+"""What `make test` looks at; `make test-all` takes all."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(KINDS[name], id=name, marks=() if name in QUICK else pytest.mark.slow) for name in KINDS],
+)
 def test_a_group_has_the_same_bits_in_any_batch(train, monkeypatch, options: tuple[str, ...]) -> None:
     """Alone, among others, in another order, in other micro-batches, in other batches of the sampler."""
     options = (*DETERMINISTIC, *options)

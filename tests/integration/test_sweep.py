@@ -85,6 +85,7 @@ def test_a_second_start_does_what_is_missing(begun, tmp_path):
     assert json.loads((folder / "sweep" / "1" / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.slow
 def test_several_ranks_are_started_by_torchrun(begun, tmp_path):
     """And train as one process does."""
     ranks = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
@@ -105,6 +106,7 @@ def test_several_nodes_are_refused(tmp_path):
     assert done.returncode == 2 and "trainer.num_nodes must be 1 in a sweep (-m), got 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_job_and_the_next_start_goes_on_with_it(tmp_path):
     arguments = ("seed=0", "trainer.max_steps=40", "trainer.checkpoint_every=1", "resume=auto")
     command = [sys.executable, REPOSITORY / "train.py", "-m", *SMALL, *arguments]
@@ -131,6 +133,7 @@ def test_ctrl_c_ends_the_job_and_the_next_start_goes_on_with_it(tmp_path):
     assert [row["step"] for row in rows] == [step for step in range(1, done + 2) for _ in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("joblib") is None, reason="the extra sweeps is not installed")
 def test_joblib_runs_jobs_beside_each_other(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -142,6 +145,7 @@ def test_joblib_runs_jobs_beside_each_other(tmp_path):
     assert jobs == ["finished", "failed", "finished"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="the extra sweeps is not installed")
 def test_optuna_goes_by_the_accuracy_on_the_selection_split(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
