@@ -11,6 +11,7 @@ from atrl.benchmarks.base import Item, Scored, as_text
 from atrl.benchmarks.dynamath import DynaMath
 from atrl.benchmarks.figures import MeanOf, Ratio, Units, bootstrap, point_values
 from atrl.benchmarks.hallusionbench import HallusionBench
+from atrl.benchmarks.mathverse import MathVerse
 from atrl.benchmarks.metric import BenchmarkMetric
 from atrl.benchmarks.mmvet import MMVet
 from atrl.benchmarks.vsibench import CHOICES, DIRECTIONS, NUMERIC, VsiBench
@@ -130,6 +131,17 @@ def test_mmvet_by_hand():
     ours = figures(MMVet(), items, [0.5, 1.0])
     assert ours == pytest.approx(
         {"total": 0.75, "capability/math": 0.5, "capability/ocr": 0.75, "set/math+ocr": 0.5, "set/ocr": 1.0}
+    )
+
+
+def test_mathverse_leaves_the_sixth_version_out_of_its_headline():
+    rows = [("Text Dominant", "Plane"), ("Vision Only", "Plane"), ("Text Only", "Solid")]
+    items = [Item(str(n), "x", {"version": v, "metadata": {"subject": s}}) for n, (v, s) in enumerate(rows)]
+    assert figures(MathVerse(), items, [1, 0, 1]) == pytest.approx(
+        {
+            **{"accuracy": 0.5, "version/Text Dominant": 1.0, "version/Vision Only": 0.0, "version/Text Only": 1.0},
+            **{"subject/Plane": 0.5, "subject/Solid": 1.0},
+        }
     )
 
 

@@ -115,6 +115,7 @@ def test_mathverse_by_a_judge_extracts_first_and_asks_again(endpoint, tmp_path):
     assert len(endpoint.seen) == 3
     assert "[Model_answer] : five" in endpoint.seen[1][2]["messages"][0]["content"]
     assert verdicts(endpoint, tmp_path / "x", MathVerse(), item, ["five", "maybe"]) is None
+    assert len(endpoint.seen) == 3 + 1 + 5  # the verdict is asked for five times
 
 
 CHOICE = {"question_type": "multi_choice", "answer_type": "text", "choices": ["Yes", "No"], "query": "Is it?"}
@@ -188,6 +189,10 @@ def test_mmvet_by_a_judge(endpoint, tmp_path):
     item = Item("v1_0", "-1<AND>-5", {"question": "x?"})
     assert verdicts(endpoint, tmp_path, MMVet(), item, ["0.7"]).score == 0.7
     assert endpoint.seen[0][2]["messages"][0]["content"].endswith("x? | -1 <AND> -5 | It is. | ")
+    assert verdicts(endpoint, tmp_path / "later", MMVet(), item, ["good", "2", "0.3 |"]).score == 0.3
+    assert [body["temperature"] for _, _, body in endpoint.seen[1:]] == [0.0, 0.5, 1.0]
+    assert verdicts(endpoint, tmp_path / "never", MMVet(), item, ["good"]) is None
+    assert len(endpoint.seen) == 1 + 3 + 5
 
 
 def test_a_judges_failure_is_no_verdict_and_extractions_need_none(endpoint, tmp_path):

@@ -299,6 +299,7 @@ OPTIONS = {"A": "red apple", "B": "green pear", "C": "plum"}
         ("(A) is wrong, (B) is right, not (A)", "A"),  # the last occurrence counts
         ("B.", "B"),
         ("I take A or C then", "C"),
+        ("plan AB then", None),  # no letter by itself
         ("A) red apple", None),  # neither in parentheses nor between spaces, and too short for texts
         ("I think that it must be the green PEAR", "B"),
         ("it is a green pear", None),  # five words
@@ -321,6 +322,9 @@ def test_mmmu_choices(response, expected):
         ("(C) or not. Answer: none", "C"),
         ("Surely C.", "C"),
         ("AB then", "B"),  # "B " needs nothing before it
+        ("CA then AB then", "A"),  # but is placed by " B ", which is nowhere: the first
+        ("C.\nthat one", "C"),
+        ("Answer: C\nNot (A). Answer: B", "B"),  # what follows the last one
         ("no idea", None),
     ],
 )
@@ -338,8 +342,12 @@ def test_mmmu_pro_choices(response, expected):
         (["0.333"], "thus 0.33", True),  # both rounded to two places
         (["even"], "the result is even.", True),
         (["a"], "the answer is a b", True),  # a single letter needs a space at one side
+        (["a"], "the answer is a.", True),  # the final full stop goes
         (["a"], "the answer is banana", False),
         (["red", "blue"], "it could be blue", True),
+        (["5"], "I see 5 dogs\nx = 24", False),  # an equals sign makes the last sentence one
+        (["hm"], "it is so \nhm", False),  # nothing follows "so ", so what follows "is " counts
+        (["hm"], "the answer is ;\nhm", True),  # a mark is no answer, and without one the whole response counts
         (["5"], "I see 5 dogs\nthe answer is 6", False),  # only key sentences count where there are some
     ],
 )
@@ -353,6 +361,8 @@ def test_mmmu_counts_what_its_authors_would_have_guessed():
     lost = rule.judge(rule.extract("no idea", item), item)
     assert (lost.score, lost.prediction, lost.extras) == (0.0, None, {"unguessed": 1.0})
     assert rule.judge(rule.extract("(A)", item), item).extras == {}
+    free = Item("validation_Math_2", "5", {"answer": "5", "question_type": "open"})
+    assert rule.judge(rule.extract("", free), free).extras == {"unguessed": 0.0}
     assert mmmu.subject_of("validation_Art_Theory_12") == "Art_Theory"
 
 
@@ -364,6 +374,7 @@ def test_mmmu_counts_what_its_authors_would_have_guessed():
         ("(B) the red one", "B", 1),
         ("Option C", "C", 1),
         ("The answer is D", "D", 1),
+        ("The answer\nis D", "D", 1),
         ("Answer: D", "D", 0),
         ("The answer is (D)", "D", 0),
         ("An apple", "A", 1),  # the first character, as the official rule has it
@@ -401,6 +412,7 @@ def test_hallusionbench_excuses_an_unclear_answer_only_without_a_figure():
 def test_vsibench_relative_accuracy_has_ten_thresholds_in_floats():
     assert mean_relative_accuracy(105, 100) == 1.0  # 0.05 <= 1 - 0.95 in floats
     assert mean_relative_accuracy(4, 5) == 0.6  # 0.2 > 1 - 0.8 in floats, so 0.50 … 0.75 hold
+    assert mean_relative_accuracy(9, 10) == 0.9  # linspace's ninth is 0.8999…, so that 0.1 is within it
     assert mean_relative_accuracy(150, 100) == 0.1  # only 0.50
     assert mean_relative_accuracy(151, 100) == 0.0
     assert mean_relative_accuracy(100, 100) == 1.0
