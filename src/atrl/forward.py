@@ -59,12 +59,14 @@ class ForwardPass:
         temperature: rollouts are sampled at.
         banned_ids: tokens that are never sampled, and so have probability 0.
         chunk: tokens whose logits exist at a time; None for those of the whole batch.
+        share_prompts: each prompt of a batch is run once and not with each of its responses.
         timer: what credit costs is counted as its own phase.
     """
 
     temperature: float
     banned_ids: tuple[int, ...]
     chunk: int | None = None
+    share_prompts: bool = False
     timer: PhaseTimer = field(default_factory=PhaseTimer)
 
     def __call__(
@@ -82,6 +84,10 @@ class ForwardPass:
         scheme = None if credit is None else credit.scheme
         probe = credit.probe if credit is not None and read else None
         with nullcontext() if probe is None else probe.capture(batch) as recorder:
+            assert recorder is None or not (self.share_prompts and recorder.listens), (
+                f"credit scheme {credit.scheme.name} reads hidden states, and prompts are run apart: it must say "
+                "needs_whole_rows = True"
+            )
             scores = self.scores(policy, batch)
         if recorder is not None:  # it read while the model ran
             self.timer.recount(recorder.seconds, to="credit")
@@ -123,7 +129,7 @@ class ForwardPass:
                 values.append(token_divergences(against, rows, weight, distributions))
             return torch.stack(values, dim=-1)
 
-        logprobs, *others = read_at_head(model, batch, read).unbind(-1)
+        logprobs, *others = read_at_head(model, batch, read, share_prompts=self.share_prompts).unbind(-1)
         entropy, divergence = [*(other.detach() for other in others), None][:2]
         return Scores(logprobs, entropy, seen[0], divergence)
 

@@ -87,6 +87,7 @@ class PolicyModule(PromptModule):
         max_steps: int,
         seed: int,
         split: Split,
+        share_prompts: bool,
         gradients: GradientSum,
         more_prompts: Callable[[int], Sequence[Prompt]] | None = None,
     ) -> None:
@@ -106,6 +107,7 @@ class PolicyModule(PromptModule):
             temperature=temperature,
             banned_ids=banned_ids,
             chunk=optimizer_settings.logit_chunk_tokens,
+            share_prompts=share_prompts,
             timer=self.timer,
         )
         self.last_step: StepRecord | None = None

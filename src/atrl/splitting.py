@@ -74,11 +74,14 @@ class TokenBudgetSplit(Split):
     encodes the pictures of its rollouts again. The longest come first: what does not fit is known at once.
 
     Args:
-        max_tokens: rollouts times columns of a piece. A rollout that is longer has a piece of its own.
+        max_tokens: rollouts times columns of a piece; with `share_prompts` prompts times columns of prompts, and
+            rollouts times columns of responses. A rollout that is longer has a piece of its own.
+        share_prompts: whether each prompt of a piece is run once.
         in_step: whether all ranks must run equally many pieces, as where they share the model's parameters.
     """
 
     max_tokens: int
+    share_prompts: bool = False
     in_step: bool = False
     one_width = False
 
@@ -95,8 +98,12 @@ class TokenBudgetSplit(Split):
         prompts = (experience.attention_mask.sum(dim=1) - experience.response_mask.sum(dim=1)).tolist()
         responses = experience.response_mask.sum(dim=1).tolist()
 
+        prompt_of = [number for number, members in enumerate(groups(experience)) for _ in members]
+
         def tokens(start: int, stop: int) -> int:
-            return (stop - start) * (max(prompts[start:stop]) + max(responses[start:stop]))
+            rollouts = stop - start
+            run = len(set(prompt_of[start:stop])) if self.share_prompts else rollouts
+            return run * max(prompts[start:stop]) + rollouts * max(responses[start:stop])
 
         cuts = [0]
         for row in range(1, experience.size):

@@ -220,9 +220,15 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
         max_steps=parts.trainer.max_steps,
         seed=parts.run.seed,
         split=split_of(parts),
+        share_prompts=shares_prompts(parts),
         gradients=DoubleSum() if parts.trainer.deterministic else RunningSum(),
         more_prompts=more_prompts,
     )
+
+
+def shares_prompts(parts: Parts) -> bool:
+    """Whether a prompt is run once for all of its responses: as set, unless credit looks at both together."""
+    return parts.optimizer.share_prompts and not (parts.credit is not None and parts.credit.needs_whole_rows)
 
 
 def split_of(parts: Parts) -> Split:
@@ -231,7 +237,8 @@ def split_of(parts: Parts) -> Split:
         return GroupSplit()
     tokens = parts.optimizer.micro_batch_tokens
     if tokens is not None:
-        return TokenBudgetSplit(max_tokens=tokens, in_step=parts.trainer.strategy == "fsdp")
+        in_step = parts.trainer.strategy == "fsdp"
+        return TokenBudgetSplit(max_tokens=tokens, share_prompts=shares_prompts(parts), in_step=in_step)
     return EvenSplit(size=parts.optimizer.micro_batch_size)
 
 

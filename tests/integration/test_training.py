@@ -243,7 +243,7 @@ def policy_passes(record_of: Watch, monkeypatch, train, *overrides: str, **optio
 
     calls = []
     original = forward.read_at_head
-    monkeypatch.setattr(forward, "read_at_head", lambda *args: calls.append(1) or original(*args))
+    monkeypatch.setattr(forward, "read_at_head", lambda *args, **how: calls.append(1) or original(*args, **how))
     train(TRANSFORMERS, *overrides, watch=record_of, **options)
     return len(calls)
 

@@ -12,6 +12,7 @@ from atrl.credit.anchor_only import AnchorOnlyCredit
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.base import CreditScheme, PictureMask, normalise
 from atrl.credit.entropy import EntropyCredit
+from atrl.credit.hidden_cosine import HiddenCosineCredit
 from atrl.credit.papo import PapoCredit
 from atrl.credit.product import ProductCredit
 from atrl.credit.random import RandomCredit
@@ -90,6 +91,8 @@ def test_what_it_asks_for_is_what_they_ask_for():
     with_loss = ProductCredit(schemes=[PapoCredit(), UniformCredit()])
     assert with_loss.has_auxiliary_loss and with_loss.needs_masked_gradient and with_loss.is_uniform
     assert with_loss.scope == "response"
+    assert ProductCredit(schemes=[HiddenCosineCredit(), UniformCredit()]).needs_whole_rows
+    assert not scheme.needs_whole_rows
 
 
 def test_one_that_works_elsewhere_is_worth_waiting_for():

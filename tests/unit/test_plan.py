@@ -216,12 +216,21 @@ def test_logits_exist_a_chunk_at_a_time() -> None:
 
 
 def test_a_budget_of_tokens_is_counted_in_rollouts_of_full_length() -> None:
-    overrides = ("plan=true", "optimizer.micro_batch_tokens=1000")
-    job = job_of(config_of(*overrides))
-    assert job.micro_batch == 1000 // job.lengths.total == 3 and job.logit_chunk == 1024
-    assert job_of(config_of(*overrides[:1], "optimizer.micro_batch_tokens=5")).micro_batch == 1
-    remedy = next(remedies(replace(job, micro_batch=4, micro_batch_tokens=1280)))
+    """Prompts of 256 tokens and responses of 64, in groups of 8: 768 tokens a group whose prompt is run once."""
+
+    def rollouts(tokens: int, *overrides: str) -> int:
+        return job_of(config_of("plan=true", f"optimizer.micro_batch_tokens={tokens}", *overrides)).micro_batch
+
+    apart = "optimizer.share_prompts=false"
+    assert rollouts(1000, apart) == 3 and rollouts(5, apart) == 1  # of 320 each
+    assert rollouts(1000, "credit=hidden_cosine") == 3  # which looks at prompt and response together
+    counted = {5: 1, 320: 1, 383: 1, 384: 2, 1000: 8, 1087: 8, 1088: 9, 2 * 768: 16}
+    assert {tokens: rollouts(tokens) for tokens in counted} == counted
+    job = job_of(config_of("plan=true", "optimizer.micro_batch_tokens=1280", apart))
+    remedy = next(remedies(job))
     assert remedy.setting == "optimizer.micro_batch_tokens=640" and remedy.change(job).micro_batch == 2
+    remedy = next(remedies(job_of(config_of("plan=true", "optimizer.micro_batch_tokens=1536"))))
+    assert remedy.setting == "optimizer.micro_batch_tokens=768" and remedy.change(job).micro_batch == 8
 
 
 def test_gradients_are_there_before_the_last_micro_batch() -> None:
@@ -456,7 +465,7 @@ def test_the_demo_is_planned_as_it_runs() -> None:
             CreditCost(name="atrl", heads_read=8, edges=True, clusters=True, background=True),
         ),
         (("credit.layers=[0,2]", "credit.workers=0"), CreditCost(name="atrl", heads_read=8, clusters=True)),
-        (("credit=hidden_cosine",), CreditCost(name="hidden_cosine")),
+        (("credit=hidden_cosine",), CreditCost(name="hidden_cosine", whole_rows=True)),
     ],
 )
 def test_what_each_scheme_asks_for(overrides, expected) -> None:

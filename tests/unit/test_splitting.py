@@ -114,6 +114,21 @@ def test_pieces_stay_within_the_budget(uneven, budget: int, sizes: list[int]) ->
         assert piece.attention_mask.any(dim=0).all()  # no column that nobody fills
 
 
+@pytest.mark.parametrize(
+    ("budget", "sizes"),
+    [
+        (1, [1] * 6),
+        (11, [1, 1, 2, 2]),  # 2 + 9; 2 + 2, with b's 2·3 + 2·3; b's 3 + 2·3, with a's 2·3 + 3·3; a's 1 + 2·2
+        (20, [2, 4]),  # c's 2 + 2·9; b's and a's 2·3 + 4·3
+        (1000, [6]),
+    ],
+)
+def test_a_prompt_that_is_run_once_counts_once(uneven, budget: int, sizes: list[int]) -> None:
+    split = TokenBudgetSplit(max_tokens=budget, share_prompts=True)
+    slices = split.slices(uneven.rows(split.order(uneven)))
+    assert [rows.stop - rows.start for rows in slices] == sizes
+
+
 def test_chosen_rows_are_the_rollouts_as_they_were(uneven) -> None:
     order = torch.tensor([4, 5, 3, 2, 1, 0])
     there = uneven.rows(order)

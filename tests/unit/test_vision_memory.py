@@ -96,6 +96,14 @@ def test_a_copy_of_the_policy_takes_what_the_policy_saw(loaded, batch) -> None:
     assert [len(each) for each in runs] == [1, 0]
 
 
+def test_a_policy_that_is_its_own_reference(loaded, batch) -> None:
+    """As one with adapters is, which are passed by."""
+    runs = counted(loaded.model)
+    with frozen_vision_once(loaded.model, loaded.model), torch.no_grad():
+        first, second = (PASS.logprobs(loaded.model, batch)[0] for _ in range(2))
+    assert torch.equal(first, second) and len(runs) == 1
+
+
 def test_it_is_forgotten_at_the_end(loaded, batch) -> None:
     kept: list[weakref.ref] = []
     tower, runs = vision_tower(loaded.model), counted(loaded.model)

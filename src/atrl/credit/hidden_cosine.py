@@ -51,6 +51,7 @@ class HiddenCosineCredit(CreditScheme):
     anchor_weight: float = 3.0
     rest_weight: float = 1.0
 
+    needs_whole_rows = True
     name = "hidden_cosine"
 
     def __post_init__(self) -> None:

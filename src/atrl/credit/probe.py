@@ -15,9 +15,11 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 
 from atrl.credit.base import Reader, Request
 from atrl.credit.regions import Regions, padded_regions, visual_token_ids
+from atrl.models.prompt_states import prompts_alone
 from atrl.types import Experience
 
 if TYPE_CHECKING:
@@ -90,6 +92,11 @@ class Recorder:
         self._seconds = 0.0
 
     @property
+    def listens(self) -> bool:
+        """Whether something is read of hidden states, which a pass over responses alone has not of their prompts."""
+        return any(hasattr(reader, "hooks") for reader in self._readers.values())
+
+    @property
     def seconds(self) -> float:
         """Spent on reading during the pass. On a GPU that is the time to launch the work, not to do it."""
         return self._seconds + sum(getattr(reader, "seconds", 0.0) for reader in self._readers.values())
@@ -116,12 +123,13 @@ def _register_tap(kernel: str) -> str:
 
     def tapped(module, query, key, value, attention_mask, **options):
         output = _kernel_function(kernel, module)(module, query, key, value, attention_mask, **options)
-        recorder = _RECORDER.get()
+        recorder = None if prompts_alone() else _RECORDER.get()
         if recorder is not None:
             assert options.get("s_aux") is None, "the attention probe can't read kernels with learned sinks (s_aux)"
+            behind = key.shape[2] - query.shape[2]  # columns of prompts that were run before
             recorder.read(
                 module.layer_idx,
-                query,
+                pad(query, (0, 0, behind, 0)),
                 key,
                 scaling=options.get("scaling") or query.shape[-1] ** -0.5,
                 sliding_window=options.get("sliding_window"),

@@ -51,6 +51,11 @@ class ProductCredit(CreditScheme):
         return all(scheme.is_uniform for scheme in self.schemes)
 
     @property
+    def needs_whole_rows(self) -> bool:
+        """Whether any of them does."""
+        return any(scheme.needs_whole_rows for scheme in self.schemes)
+
+    @property
     def requests(self) -> tuple[Hashable, ...]:
         """What any of them wants read, once."""
         return tuple(dict.fromkeys(request for scheme in self.schemes for request in scheme.requests))

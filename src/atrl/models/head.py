@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from atrl.models.policy import response_logits
+from atrl.models.prompt_states import logits_after, run_prompts
 from atrl.types import Experience
 
 if TYPE_CHECKING:
@@ -33,16 +34,23 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
     return None if changed or type(head) is not nn.Linear or head.bias is not None else head
 
 
-def read_at_head(model: PreTrainedModel, batch: Experience, read: Read) -> Float[Tensor, "rollout response value"]:
+def read_at_head(
+    model: PreTrainedModel, batch: Experience, read: Read, *, share_prompts: bool = False
+) -> Float[Tensor, "rollout response value"]:
     """What `read` makes of the rows that predict the trained tokens of `batch`; 0 on padding, which no head sees.
 
-    The rows are the head's input where `plain_head` knows the head, and otherwise the model's own logits, all of which
-    then exist at once.
+    With `share_prompts` each prompt of the batch is run once, not with each response. The rows are the head's input
+    where `plain_head` knows the head, and otherwise the model's own logits, all of which then exist at once.
     """
     mask = batch.response_mask
+    prompts = run_prompts(model, batch) if share_prompts else None
+
+    def logits() -> Tensor:
+        return response_logits(model, batch) if prompts is None else logits_after(model, batch, prompts)
+
     head = plain_head(model)
     if head is None:
-        return _spread(read(response_logits(model, batch)[mask], None), mask)
+        return _spread(read(logits()[mask], None), mask)
     # The model gives its last token's row as well, which predicts nothing here.
     with_last = nn.functional.pad(mask, (0, 1))
     trained = with_last.flatten().nonzero().squeeze(-1)
@@ -51,7 +59,7 @@ def read_at_head(model: PreTrainedModel, batch: Experience, read: Read) -> Float
         return _spread(read(hidden.flatten(0, 1).index_select(0, trained), head.weight), with_last)
 
     with _in_place_of(head, at_head):
-        return response_logits(model, batch)
+        return logits()
 
 
 def _spread(values: Float[Tensor, "token value"], mask: Tensor) -> Float[Tensor, "rollout tokens value"]:

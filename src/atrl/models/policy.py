@@ -29,9 +29,7 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
 
     Only the rows from the last prompt token to the last-but-one response token reach the vocabulary head.
     """
-    # Before the rest, as where there are pictures: ranks must run a sharded model's blocks in the same order.
-    idle = is_sharded(model) and batch.pictures_somewhere and not any(batch.pixels)
-    with _added_to_embeddings(model, idle_vision(model)) if idle else nullcontext():
+    with vision_in_step(model, batch):
         output = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -40,6 +38,15 @@ def response_logits(model: PreTrainedModel, batch: Experience) -> Float[Tensor, 
             **picture_inputs(model, batch.input_ids, batch.attention_mask, batch.pixels),
         )
     return output.logits[:, :-1]
+
+
+@contextmanager
+def vision_in_step(model: PreTrainedModel, batch: Experience) -> Iterator[None]:
+    """Around a pass over `batch`: if it alone has no picture, its rank runs a sharded vision tower with the others."""
+    # Before the rest, as where there are pictures: ranks must run a sharded model's blocks in the same order.
+    idle = is_sharded(model) and batch.pictures_somewhere and not any(batch.pixels)
+    with _added_to_embeddings(model, idle_vision(model)) if idle else nullcontext():
+        yield
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def frozen_vision_once(*models: PreTrainedModel | None) -> Iterator[None]:
     """
     memory = _Memory()
     with ExitStack() as stack:
-        for model in models:
+        for model in dict.fromkeys(models):  # without its adapters the policy is its own reference
             tower = None if model is None else vision_tower(model)
             if tower is None or any(parameter.requires_grad for parameter in tower.parameters()):
                 continue

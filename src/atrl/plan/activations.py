@@ -23,9 +23,18 @@ def rms_norm(width: float, precision: Precision, *, frozen: bool = False) -> flo
 
 
 def text_block(
-    text: TextShape, precision: Precision, *, columns: int, flash: bool, lora_rank: int | None = None
+    text: TextShape,
+    precision: Precision,
+    *,
+    columns: int,
+    flash: bool,
+    keys_per_query: float = 1.0,
+    lora_rank: int | None = None,
 ) -> float:
-    """Per token of one block; `columns` is the length of a row of the batch, padding included."""
+    """Per token of one block; `columns` is the length of a row of its keys, padding included.
+
+    Where a prompt was run before, there are more `keys_per_query` than 1.
+    """
     compute, queries, keys, frozen = precision.compute, text.query_width, text.kv_width, lora_rank is not None
     norms = 2 * rms_norm(text.width, precision, frozen=frozen)
     # Autocast makes a copy of a product's input each time: for queries, keys, values, gate and other half.
@@ -36,7 +45,7 @@ def text_block(
         )
         inputs += 7 * lora_rank * precision.adapter
     repeated = keys if flash else queries  # with a mask, keys and values are repeated for every head
-    attention = (2 * queries + 2 * repeated) * compute + text.heads * FLOAT
+    attention = (2 * queries + 2 * repeated * keys_per_query) * compute + text.heads * FLOAT
     mask = 0 if flash else columns * compute
     normed = (queries + keys) * (FLOAT + (0 if frozen else compute)) if text.qk_norm else 0
     return norms + inputs + attention + mask + normed + 4 * text.feed_forward * compute
@@ -86,14 +95,35 @@ def weight_copies(job: Job) -> float:
 
 def text_activations(job: Job) -> float:
     """Of the language half over the largest micro-batch."""
-    text, precision, tokens = job.model.text, job.precision, job.rows * job.lengths.total
-    frozen = job.lora_rank is not None
-    block = text_block(text, precision, columns=job.lengths.total, flash=job.flash_attention, lora_rank=job.lora_rank)
+    text, precision, frozen = job.model.text, job.precision, job.lora_rank is not None
+    head = 0 if frozen else job.rows * (job.lengths.response + 1) * text.width * precision.compute
+    if not job.share_prompts:
+        return _pass_activations(job, job.rows * job.lengths.total, job.lengths.total) + head
+    prompt, behind = job.lengths.prompt - 1, job.lengths.response + 1
+    kept = 2 * text.layers * text.kv_width * precision.compute if job.checkpointing else 0  # else counted in the blocks
+    prompts = _pass_activations(job, job.pictures * prompt, prompt) + job.pictures * prompt * kept
+    keys_per_query = job.lengths.total / behind
+    return prompts + _pass_activations(job, job.rows * behind, job.lengths.total, keys_per_query) + head
+
+
+def _pass_activations(job: Job, tokens: int, columns: int, keys_per_query: float = 1.0) -> float:
+    """Of one pass over `tokens`, up to the head."""
+    text, precision, rank = job.model.text, job.precision, job.lora_rank
+    options = {"flash": job.flash_attention, "keys_per_query": keys_per_query, "lora_rank": rank}
+    block = text_block(text, precision, columns=columns, **options)
     between = text.width * precision.residual
     blocks = text.layers * between + block if job.checkpointing else text.layers * block
-    ends = rms_norm(text.width, precision, frozen=frozen) + 2 * text.head_width * precision.residual
-    head = 0 if frozen else job.rows * (job.lengths.response + 1) * text.width * precision.compute
-    return tokens * (blocks + ends) + head
+    ends = rms_norm(text.width, precision, frozen=rank is not None) + 2 * text.head_width * precision.residual
+    return tokens * (blocks + ends)
+
+
+def after_attention(job: Job) -> float:
+    """Of the language half, what is not there yet when the attention of its last block has been read."""
+    text, precision, frozen = job.model.text, job.precision, job.lora_rank is not None
+    norms = 2 * rms_norm(text.width, precision, frozen=frozen)
+    product = (1 if precision.autocast or not frozen else 0) * text.width * precision.compute
+    behind = job.lengths.response + 1 if job.share_prompts else job.lengths.total
+    return job.rows * behind * (norms + product + 4 * text.feed_forward * precision.compute)
 
 
 def vision_activations(job: Job) -> float:

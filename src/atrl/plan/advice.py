@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -106,7 +107,7 @@ def _micro_batch(job: Job, rollouts: int) -> Remedy:
     """So many rollouts of full length at a time, by the setting that counts them."""
     if job.micro_batch_tokens is None:
         return Remedy(f"optimizer.micro_batch_size={rollouts}", lambda job: replace(job, micro_batch=rollouts))
-    tokens = rollouts * job.lengths.total
+    tokens = job.lengths.tokens(rollouts, math.ceil(rollouts / job.group) if job.share_prompts else rollouts)
     return Remedy(
         f"optimizer.micro_batch_tokens={tokens}",
         lambda job: replace(job, micro_batch=rollouts, micro_batch_tokens=tokens),

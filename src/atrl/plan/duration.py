@@ -76,8 +76,13 @@ def head_operations(job: Job) -> float:
 def forward_operations(job: Job) -> float:
     """Of one pass over one GPU's rollouts, padding included; every column of a kernel with a mask is computed."""
     columns = job.lengths.total / 2 if job.flash_attention else job.lengths.total
-    tokens = job.rank_rollouts * job.lengths.total
-    return text_operations(job, tokens, columns) + head_operations(job) + vision_operations(job, _pictures(job))
+    if job.share_prompts:
+        prompt, behind = job.lengths.prompt - 1, job.lengths.response + 1
+        text = text_operations(job, _pictures(job) * prompt, prompt / 2 if job.flash_attention else prompt)
+        text += text_operations(job, job.rank_rollouts * behind, columns)
+    else:
+        text = text_operations(job, job.rank_rollouts * job.lengths.total, columns)
+    return text + head_operations(job) + vision_operations(job, _pictures(job))
 
 
 def training_operations(job: Job) -> float:
@@ -130,7 +135,8 @@ def _rollout(job: Job, hardware: Hardware) -> float:
         return 0.0
     engine, lengths = job.engine, job.lengths
     sequences = job.rank_rollouts * engine.tensor_parallel
-    rate = hardware.operations(min(engine.weights, 4) if engine.weights != 3 else 2) * engine.tensor_parallel
+    number = job.precision.compute if engine.name == "transformers" else engine.weights
+    rate = hardware.operations(number) * engine.tensor_parallel
     prompts = job.rank_prompts * engine.tensor_parallel
     prefill = text_operations(job, prompts * lengths.prompt, lengths.prompt / 2) + vision_operations(job, prompts)
     at_once = min(sequences, concurrent(job, hardware))

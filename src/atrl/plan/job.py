@@ -45,6 +45,10 @@ class Lengths:
         """Columns of a padded batch."""
         return self.prompt + self.response
 
+    def tokens(self, rollouts: int, prompts: int) -> int:
+        """Of a micro-batch that runs so many prompts, padding included."""
+        return prompts * self.prompt + rollouts * self.response
+
 
 @dataclass(frozen=True, kw_only=True)
 class CreditCost:
@@ -61,6 +65,8 @@ class CreditCost:
     """Whether the policy also sees a masked picture, and whether that pass has a gradient."""
     scores_first: bool = False
     """Whether the whole batch is scored before it is trained on."""
+    whole_rows: bool = False
+    """Whether it reads what needs a prompt and its response in one pass."""
     background: bool = False
     """Whether other processes work on it during the next forward pass."""
 
@@ -113,6 +119,8 @@ class Job:
     """Rollouts in a forward pass, at most."""
     micro_batch_tokens: int | None = None
     """That many tokens' worth of them, where the setting counts tokens."""
+    share_prompts: bool = False
+    """Whether a micro-batch runs each of its prompts once and not with each response."""
     logit_chunk: int | None = None
     """Tokens whose logits exist at a time; None for those of a micro-batch."""
     updates: int = 1

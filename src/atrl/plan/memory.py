@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atrl.plan.activations import FLOAT, activations, compared_logits, kept_logits, logits
+from atrl.plan.activations import FLOAT, activations, after_attention, compared_logits, kept_logits, logits
 from atrl.plan.hardware import Hardware
 from atrl.plan.job import Job
 
@@ -115,8 +115,8 @@ def credit(job: Job) -> float:
     if cost.heads_read:
         per_token = 2 * cost.heads_read + lengths.image + (lengths.response if cost.edges else 0)
         read = FLOAT * job.rows * lengths.response * per_token
-        # While layers are read there are no logits yet.
-        read += max(0.0, min(CHUNK, _rows_of_scores(job)) - logits(job))
+        # While layers are read there are no logits yet, and nothing of the last block's second half.
+        read += max(0.0, min(CHUNK, _rows_of_scores(job)) - logits(job) - after_attention(job))
     compared = compared_logits(job) - logits(job)  # which are not there at the same time
     if cost.scores_first:  # then there are no activations yet
         compared -= activations(job)
@@ -153,6 +153,8 @@ def _engine(job: Job, hardware: Hardware) -> tuple[Part, ...]:
         drawn = rows * job.model.text.vocabulary * (2 * FLOAT + 2 * DOUBLE)
         text, cache = job.model.text, rows * job.lengths.total * cache_per_token(job)
         repeated = cache / text.layers * text.heads / text.kv_heads  # one layer's, for every head
+        if job.precision.autocast:
+            repeated *= 1 + job.precision.compute / job.engine.weights  # and cast
         return (Part(name="sampler cache", rollout=cache + max(drawn, repeated)),)
     held = job.base_parameters * engine.weights / engine.tensor_parallel
     # vLLM takes its share of the device whole: what weights leave is its cache, less what a forward pass needs.

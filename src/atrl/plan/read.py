@@ -53,12 +53,18 @@ def job_of(config: DictConfig) -> Job:
         raise ValueError("model.attention=eager keeps whole rows of attention and is not planned: use sdpa")
     precision = _precision(config, strategy)
     algorithm, lengths, tokens = config.algorithm, _lengths(config, settings), config.optimizer.micro_batch_tokens
+    shape = model_shape(config.model)
+    credit = _credit(config, shape)
+    share_prompts = config.optimizer.share_prompts and not credit.whole_rows
+    rollouts = config.optimizer.micro_batch_size
+    if tokens is not None:
+        rollouts = rollouts_within(tokens, lengths, config.rollout.group_size, share_prompts=share_prompts)
     return Job(
-        model=model_shape(config.model),
+        model=shape,
         precision=precision,
         lengths=lengths,
         engine=_engine(config, hardware, precision),
-        credit=_credit(config, model_shape(config.model)),
+        credit=credit,
         gpus=gpus,
         gpus_per_node=node,
         strategy=strategy,
@@ -71,12 +77,20 @@ def job_of(config: DictConfig) -> Job:
         freeze_projector=bool(OmegaConf.select(config, "model.freeze_projector")),
         prompts=config.rollout.prompts_per_step,
         group=config.rollout.group_size,
-        micro_batch=config.optimizer.micro_batch_size if tokens is None else max(1, tokens // lengths.total),
+        micro_batch=rollouts,
         micro_batch_tokens=tokens,
+        share_prompts=share_prompts,
         logit_chunk=config.optimizer.logit_chunk_tokens,
         updates=algorithm.updates_per_batch,
         reference=algorithm.kl_coefficient > 0,
     )
+
+
+def rollouts_within(tokens: int, lengths: Lengths, group: int, *, share_prompts: bool) -> int:
+    """How many rollouts of full length are in a micro-batch of so many tokens, at least 1."""
+    of_a_prompt = group if share_prompts else 1
+    groups, left = divmod(tokens, lengths.tokens(of_a_prompt, 1))
+    return max(1, groups * of_a_prompt + max(0, (left - lengths.prompt) // lengths.response))
 
 
 def model_shape(model: DictConfig) -> ModelShape:
@@ -153,8 +167,8 @@ def _engine(config: DictConfig, hardware: Hardware, precision: Precision) -> Eng
     if "url" in sampler:
         return Engine(name="server")
     if "transformers" in sampler["_target_"]:
-        # Autocast rotates keys in float32 and leaves values in 16 bits.
-        held = 3 if precision.autocast else precision.compute
+        # Autocast rotates keys in float32, and transformers keeps values like keys.
+        held = 4 if precision.autocast else precision.compute
         return Engine(name="transformers", weights=held, sequences=sampler.max_batch_sequences)
     return Engine(
         name="vllm",
@@ -184,6 +198,7 @@ def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
         clusters=bool(clusters),
         masked=masked,
         scores_first=scheme.scope == "batch",
+        whole_rows=scheme.needs_whole_rows,
         background=any(part.workers != 0 for part in clusters),
     )
 
