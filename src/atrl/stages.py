@@ -227,8 +227,13 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
 
 
 def shares_prompts(parts: Parts) -> bool:
-    """Whether a prompt is run once for all of its responses: as set, unless credit looks at both together."""
-    return parts.optimizer.share_prompts and not (parts.credit is not None and parts.credit.needs_whole_rows)
+    """Whether a prompt is run once for all of its responses: as set, unless credit looks at both together.
+
+    Nor where no micro-batch has two responses to a prompt: two passes would take longer than one.
+    """
+    optimizer, whole = parts.optimizer, parts.credit is not None and parts.credit.needs_whole_rows
+    by_ones = optimizer.micro_batch_size == 1 and optimizer.micro_batch_tokens is None
+    return optimizer.share_prompts and not (whole or by_ones or parts.rollout.group_size == 1)
 
 
 def split_of(parts: Parts) -> Split:

@@ -108,12 +108,14 @@ def communication(job: Job) -> float:
     """Bytes that a GPU sends in an update.
 
     With FSDP every micro-batch gathers the weights for its forward and again for its backward pass, and adds gradients
-    up in float32; otherwise gradients are added up once, sent and returned.
+    up in float32; all of that twice where prompts are run before their responses. Otherwise gradients are added up
+    once, sent and returned.
     """
     share = (job.gpus - 1) / job.gpus
     if job.strategy == "fsdp":
         gathered = 2 * job.base_parameters * job.precision.compute
-        return job.micro_batches * share * (gathered + job.trained_parameters * 4)
+        passes = job.micro_batches * (2 if job.share_prompts else 1)
+        return passes * share * (gathered + job.trained_parameters * 4)
     return 2 * share * job.trained_parameters * job.precision.weights
 
 

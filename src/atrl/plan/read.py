@@ -55,10 +55,11 @@ def job_of(config: DictConfig) -> Job:
     algorithm, lengths, tokens = config.algorithm, _lengths(config, settings), config.optimizer.micro_batch_tokens
     shape = model_shape(config.model)
     credit = _credit(config, shape)
-    share_prompts = config.optimizer.share_prompts and not credit.whole_rows
-    rollouts = config.optimizer.micro_batch_size
+    rollouts, group = config.optimizer.micro_batch_size, config.rollout.group_size
+    apart = credit.whole_rows or group == 1 or (rollouts == 1 and tokens is None)
+    share_prompts = config.optimizer.share_prompts and not apart
     if tokens is not None:
-        rollouts = rollouts_within(tokens, lengths, config.rollout.group_size, share_prompts=share_prompts)
+        rollouts = rollouts_within(tokens, lengths, group, share_prompts=share_prompts)
     return Job(
         model=shape,
         precision=precision,
@@ -76,7 +77,7 @@ def job_of(config: DictConfig) -> Job:
         freeze_vision=bool(OmegaConf.select(config, "model.freeze_vision")),
         freeze_projector=bool(OmegaConf.select(config, "model.freeze_projector")),
         prompts=config.rollout.prompts_per_step,
-        group=config.rollout.group_size,
+        group=group,
         micro_batch=rollouts,
         micro_batch_tokens=tokens,
         share_prompts=share_prompts,
