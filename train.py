@@ -50,7 +50,7 @@ def main(config: DictConfig) -> float | None:
     warmed_up = stages.warm_up(parts, data, loaded) if warms_up else None
     settings = pipeline.settings_to_keep(config, data, loaded)
     if start is not None:
-        check_same_base(start, settings)
+        check_same_base(start, loaded.folder)  # also of a model that was only built now
         # What earlier parts took counts.
         parts = replace(parts, started=parts.started - start.state["seconds"])
     trained = None

@@ -138,13 +138,17 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
     """The checkpoint that the run goes on from; the run's files are cut back to it.
 
     Raises:
-        ValueError: if it can't be found, or is of a run with other settings.
+        ValueError: if it can't be found, or is of a run with other settings, or of adapters to another model; the
+            run's files are then as they were.
     """
-    from atrl.resume import check_same_run, find_checkpoint, keep_until
+    from atrl.resume import check_same_base, check_same_run, find_checkpoint, keep_until
 
     start = find_checkpoint(parts.run.resume, parts.folder)
     if start is not None:
         check_same_run(start, config, data.train, allow=parts.run.resume_allow)
+        base = parts.model.weights_folder()
+        if base is not None:
+            check_same_base(start, base)
     if parts.run.resume is not None and main_process():
         keep_until(parts.folder, 0 if start is None else start.step)
     return start

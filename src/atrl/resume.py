@@ -16,6 +16,9 @@ from atrl.settings import differences, flat, settings_of, show
 if TYPE_CHECKING:
     from atrl.types import Problem
 
+_SAMPLES, _SAMPLE_BYTES = 1024, 2**14
+"""Of a file of weights: one of up to 16 MiB is read whole, one of 5 GB every 5 MB, a matrix of a model so large."""
+
 
 def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     """What `resume` asks for: None starts afresh, "auto" takes the newest checkpoint of `folder`, if it has one.
@@ -52,8 +55,8 @@ def check_same_run(
     before, now = flat(checkpoint.state["config"]), flat(settings_of(config))
     if _trained(before) != _trained(now):
         raise ValueError(
-            f"{checkpoint.folder} holds {_trained(before)}, and this run trains {_trained(now)}: start a new run, with "
-            "model.path set to the folder of that run if it is finished"
+            f"{checkpoint.folder} holds {_trained(before)}, and this run trains {_trained(now)}: set model.lora as it "
+            "was, or start a new run, with model.path set to the folder of that run if it is finished"
         )
     different = differences(checkpoint.state["config"], settings_of(config), allow=allow)
     if "data_set" not in allow and checkpoint.state["data"] != fingerprint(problems):
@@ -66,27 +69,37 @@ def check_same_run(
         )
 
 
-def check_same_base(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Raises ValueError where adapters were trained beside other weights than those that are loaded now.
+def check_same_base(checkpoint: Checkpoint, folder: Path) -> None:
+    """Raises ValueError where `checkpoint` has adapters that were trained beside other weights than those in `folder`.
 
     Only they are in the checkpoint, and `model.path` may name what has changed since, as outputs/latest.
     """
-    if checkpoint.state.get("base") != settings.get("base"):
-        raise ValueError(
-            f"{checkpoint.folder} holds adapters of another model than model.path now names: set model.path to the "
-            "folder that it had when the run began"
-        )
+    held = checkpoint.state.get("base")
+    if held is None or held == weights_fingerprint(folder):
+        return
+    path = checkpoint.state["config"]["model"].get("path")
+    was = "" if path is None else f", model.path={path} as it was then"
+    raise ValueError(
+        f"{checkpoint.folder} holds adapters that were trained beside other weights than those in {folder}: go on with "
+        f"the model that the run began with{was}, or start a new run"
+    )
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Of names, sizes, beginnings and ends of the files that hold a model's weights: reading all would take long."""
+    """Of names, sizes and samples of the files that hold a model's weights: reading all would take long.
+
+    The samples are all over a file. At its ends are the embedding and the vision tower, which a model with adapters
+    merged has as its base has them.
+    """
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        samples = min(_SAMPLES, -(-size // _SAMPLE_BYTES))
         with file.open("rb") as content:
-            begin = content.read(2**20)
-            content.seek(max(0, size - 2**20))
-            digest.update(f"{file.name} {size} ".encode() + begin + content.read())
+            for index in range(samples):
+                content.seek(index * max(0, size - _SAMPLE_BYTES) // max(1, samples - 1))
+                digest.update(content.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 

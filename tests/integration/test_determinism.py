@@ -109,12 +109,15 @@ def two_steps(folder: Path, *options: str) -> tuple[dict[str, torch.Tensor], dic
 
 def as_one_of_two(folder: Path, runs: dict[str, tuple[str, ...]]) -> dict[str, dict[str, torch.Tensor]]:
     """By name of the run, the policy after two steps; a function of its own, so that the ranks start once."""
+    from atrl.sharding import whole
+
     rank = torch.distributed.get_rank()
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}  # so Lightning starts no processes
     found = {}
     for name, options in runs.items():
         after = two_steps(folder / name, *options, "trainer.devices=2")[1]
-        found[name] = {key: value.clone().numpy() for key, value in after.items()} if rank == 0 else {}
+        after = {key: whole(value).clone().numpy() for key, value in after.items()}
+        found[name] = after if rank == 0 else {}
     return found
 
 
@@ -141,6 +144,23 @@ def test_two_processes_change_the_policy_as_one_does(tmp_path: Path) -> None:
     print("\n" + "\n".join(f"{name:30} {value:.1e}" for name, value in off.items()))
     assert {name: value for name, value in off.items() if name.endswith("_exact") and value} == {}
     assert {name: value for name, value in off.items() if value > 1e-3} == {}
+
+
+def test_two_processes_change_adapters_as_one_does(tmp_path: Path) -> None:
+    """To the bit if deterministic; but for rounding where FSDP divides the policy, which can't be."""
+    adapters = ("model/lora=language", "model.lora.rank=4")
+    alone = {"ddp": (*DETERMINISTIC, *adapters), "fsdp": (*BASE, *adapters)}
+    runs = {name: (*options, f"trainer.strategy={name}") for name, options in alone.items()}
+    both = run_ranks(as_one_of_two, tmp_path, runs, seconds=600)[0]
+    off = {}
+    for name, options in alone.items():
+        before, after = two_steps(tmp_path / f"{name}_alone", *options)
+        moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
+        assert moved == {key for key in before if ".lora_" in key}
+        off[name] = relative_change(before, after, both[name])
+    assert off["ddp"] == 0 and off["fsdp"] < 1e-3, off
+    for step in (1, 2):
+        assert groups_of(tmp_path / "ddp", step) == groups_of(tmp_path / "ddp_alone", step)
 
 
 def divided_by_tokens(folder: Path, options: tuple[str, ...]) -> tuple[list[int], dict[str, torch.Tensor]]:

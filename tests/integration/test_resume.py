@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from tests.integration.conftest import REPOSITORY
@@ -23,6 +25,8 @@ OPTIONS = (
     *("trainer.grounding_samples=4", "rollout.prompts_per_step=4", "rollout.group_size=4", "optimizer.warmup_steps=1"),
 )
 """Ten problems, four a step: the third step begins within the first pass and ends in the second."""
+
+ADAPTERS = ("model/lora=language", "model.lora.rank=4", "optimizer.learning_rate=2e-3", "trainer.max_steps=4")
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen:
@@ -66,12 +70,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_a_killed_run_goes_on_to_the_same_bits(whole: Path, tmp_path: Path, step: int) -> None:
-    folder = tmp_path / "killed"
-    killed_after_the_checkpoint(folder, step)
-    state = (folder / "checkpoints" / f"step_{step:06d}" / "state.json").read_text()
-    finish(folder)
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that trained adapters."""
+    folder = tmp_path_factory.mktemp("resume") / "adapted"
+    finish(folder, *ADAPTERS)
+    return folder
+
+
+def killed_and_finished(folder: Path, whole: Path, step: int, *more: str) -> dict[str, torch.Tensor]:
+    """What the checkpoint of `step` held, of a run in `folder` that goes on from there to the same bits as `whole`."""
+    killed_after_the_checkpoint(folder, step, *more)
+    saved = folder / "checkpoints" / f"step_{step:06d}"
+    state, held = (saved / "state.json").read_text(), load_file(saved / "rank_00000.safetensors")
+    finish(folder, *more)
     for name in ("model/model.safetensors", "rollouts.jsonl", "samples.jsonl", "grounding.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     assert metrics_of(folder) == metrics_of(whole)
@@ -83,6 +95,80 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole: Path, tmp_path: Path, step
     tensors = [load_file(run / "checkpoints" / "last" / "rank_00000.safetensors") for run in (whole, folder)]
     assert tensors[0].keys() == tensors[1].keys()
     assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
+    return held
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_killed_run_goes_on_to_the_same_bits(whole: Path, tmp_path: Path, step: int) -> None:
+    killed_and_finished(tmp_path / "killed", whole, step)
+
+
+def test_so_does_one_that_trains_adapters(adapted: Path, tmp_path: Path) -> None:
+    """Adapters alone are kept, moved before the kill and after it; what they add is in the merged model."""
+    folder = tmp_path / "killed"
+    held = killed_and_finished(folder, adapted, 2, *ADAPTERS)
+    base = load_file(REPOSITORY / "src" / "atrl" / "models" / "tiny" / "model.safetensors")
+    merged = load_file(folder / "model" / "model.safetensors")
+    left, its = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (folder, adapted))
+    assert left.keys() == its.keys() and all(torch.equal(left[name], value) for name, value in its.items())
+    for name, value in left.items():
+        layer, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
+        before = held[f"model/{layer}.lora_{matrix[0]}.default.weight"]
+        assert before.any() and not torch.equal(before, value), name
+        assert not torch.equal(merged[f"{in_a_file(layer)}.weight"], base[f"{in_a_file(layer)}.weight"]), name
+    names = {name.split("/")[-1] for name in held if name.startswith(("model/", "optimizer/"))}
+    assert len(left) == len(names) == 2 * 7 * 3  # two matrices for each of seven layers in three blocks
+
+
+def in_a_file(layer: str) -> str:
+    """The name of a layer of the language half in Qwen2.5-VL's files."""
+    return layer.replace("model.language_model.", "model.")
+
+
+def refusal(folder: Path, *options: str) -> str:
+    """What is said before a model loads, of a run in `folder` that leaves all its files as they were."""
+    from atrl import pipeline
+
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = compose("train", [*OPTIONS, f"logger.csv.save_dir='{folder}'", *options])
+    parts = pipeline.instantiate_parts(config, folder)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=r"^.+$") as refused:
+        pipeline.starting_point(config, parts, pipeline.load_data(parts))
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return str(refused.value)
+
+
+def test_what_is_trained_can_not_change_on_the_way(whole: Path, adapted: Path) -> None:
+    """Whatever `resume_allow` says: the checkpoint holds no other weights."""
+    four, every = 'adapters of rank 4 on "language"', "all weights"
+    for folder, options, held, trains in (
+        (adapted, (*ADAPTERS, "model.lora.rank=8"), four, 'adapters of rank 8 on "language"'),
+        (adapted, (*ADAPTERS, "model.lora.modules=[q_proj]"), four, 'adapters of rank 4 on ["q_proj"]'),
+        (adapted, (), four, every),
+        (whole, ADAPTERS, every, four),
+    ):
+        checkpoint = (folder / "checkpoints" / "last").resolve()
+        assert refusal(folder, *options, "resume_allow=[model,optimizer]") == (
+            f"{checkpoint} holds {held}, and this run trains {trains}: set model.lora as it was, or start a new run, "
+            "with model.path set to the folder of that run if it is finished"
+        )
+
+
+def test_adapters_go_on_beside_the_weights_that_they_were_trained_beside(adapted: Path, tmp_path: Path) -> None:
+    """Named otherwise or not; what they were merged into is another model."""
+    checkpoint = (adapted / "checkpoints" / "last").resolve()
+    other = f"model.path={adapted}"
+    said = refusal(adapted, *ADAPTERS, other)
+    assert said.startswith(f'{checkpoint} is of a run with other settings: model.path was "tiny" and is "{adapted}".')
+    assert said.endswith("Start a new run, or go on with resume_allow=[model.path]")
+    assert refusal(adapted, *ADAPTERS, other, "resume_allow=[model.path]") == (
+        f"{checkpoint} holds adapters that were trained beside other weights than those in {adapted / 'model'}: go on "
+        "with the model that the run began with, model.path=tiny as it was then, or start a new run"
+    )
+    shutil.copytree(REPOSITORY / "src" / "atrl" / "models" / "tiny", tmp_path / "moved")
+    said = finish(adapted, *ADAPTERS, f"model.path={tmp_path / 'moved'}", "resume_allow=[model.path]")
+    assert "nothing is left to do" in said
 
 
 def test_nothing_left_to_do_is_said_and_another_run_refused(whole: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from atrl.checkpoint import Checkpoint
-from atrl.resume import check_same_run, find_checkpoint, fingerprint, keep_until
+from atrl.resume import check_same_base, check_same_run, find_checkpoint, fingerprint, keep_until, weights_fingerprint
 from atrl.settings import flat, settings_of
 from atrl.types import Problem
 
@@ -85,6 +85,37 @@ def test_other_problems_are_another_run() -> None:
     with pytest.raises(ValueError, match=r"data_set: the training problems.*resume_allow=\[data_set\]"):
         check_same_run(made_with(), OmegaConf.create(CONFIG), other)
     check_same_run(made_with(), OmegaConf.create(CONFIG), other, allow=["data_set"])
+
+
+def write_weights(folder: Path, megabytes: int, **changed: float) -> Path:
+    """Three tensors in one file, each of so many MB: the first and the last are the file's ends."""
+    import torch
+    from safetensors.torch import save_file
+
+    values = {"a_embedding": 1.0, "b_layer": 2.0, "c_tower": 3.0} | changed
+    folder.mkdir()
+    save_file(
+        {name: torch.full((megabytes * 2**18,), value) for name, value in values.items()}, folder / "model.safetensors"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("megabytes", [2, 10])  # read whole, and by samples
+def test_the_weights_beside_adapters_are_known_by_all_their_tensors(tmp_path: Path, megabytes: int) -> None:
+    """Merging adapters changes layers, and neither the embedding nor the vision tower."""
+    base, again = (write_weights(tmp_path / name, megabytes) for name in ("base", "again"))
+    checkpoint = Checkpoint(
+        Path("old/step_000002"), {"base": weights_fingerprint(base), "config": {"model": {"path": "outputs/latest"}}}
+    )
+    check_same_base(checkpoint, again)
+    for name in ("a_embedding", "b_layer", "c_tower"):
+        other = write_weights(tmp_path / name, megabytes, **{name: 4.0})
+        with pytest.raises(ValueError, match=r"^old/step_000002 holds adapters .* than those in \S+: .*$") as refused:
+            check_same_base(checkpoint, other)
+        assert f"{other}: go on with the model that the run began with, model.path=outputs/latest as" in str(
+            refused.value
+        )
+        check_same_base(Checkpoint(checkpoint.folder, {"config": {}}), other)  # all weights are in it
 
 
 def test_nested_settings_by_hand() -> None:

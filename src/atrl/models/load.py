@@ -112,6 +112,10 @@ class PretrainedModel:
             self.lora.put_into(model)
         return LoadedModel(model.train(), processor, _local_folder(source))
 
+    def weights_folder(self) -> Path:
+        """Where the weights lie on this machine; those of a hub name are fetched there."""
+        return _local_folder(self._resolve())
+
     def _check_adapted(self, model: PreTrainedModel) -> None:
         """Raises ValueError, in one line, where a part is both frozen by name and adapted, or a layer isn't there."""
         adapted = set(self.lora.layers(model))
@@ -174,6 +178,9 @@ class ScratchModel:
     def model_type(self) -> str:
         """transformers' name of the family."""
         return "qwen2_5_vl"
+
+    def weights_folder(self) -> None:
+        """None: there are no weights before `load` builds them."""
 
     def load(self, work_folder: Path) -> LoadedModel:
         """Build the checkpoint in `work_folder` and load it from there."""

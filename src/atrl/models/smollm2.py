@@ -63,6 +63,9 @@ class SmolLM2Model:
         """transformers' name of the family."""
         return self.configuration()["model_type"]
 
+    def weights_folder(self) -> None:
+        """None: there is no checkpoint before `load` builds it."""
+
     def load(self, work_folder: Path) -> LoadedModel:
         """Build the checkpoint in `work_folder` and load it from there."""
         from atrl.models.load import PretrainedModel
