@@ -130,7 +130,7 @@ def _row_filter(steps: int) -> Callable[[str], bool]:
     column: list[int] = []
 
     def keep(line: str) -> bool:
-        cells = line.rstrip("\n").split(",")
+        cells = line.rstrip("\r\n").split(",")
         if not column:
             column.append(cells.index("step"))
             return True
@@ -150,6 +150,7 @@ def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
     if not path.is_file():
         return
     beside = path.with_name(f".{path.name}")
-    with path.open(encoding="utf-8") as before, beside.open("w", encoding="utf-8") as after:
+    # newline: the ends of lines stay as well, which csv writes in its own way.
+    with path.open(encoding="utf-8", newline="\n") as before, beside.open("w", encoding="utf-8", newline="\n") as after:
         after.writelines(line for line in before if line.endswith("\n") and keep(line))
     beside.replace(path)

@@ -124,11 +124,12 @@ def test_nested_settings_by_hand() -> None:
 
 def test_files_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     """Metrics count steps from 0, rollouts from 1; a line that was being written when the run was killed goes."""
-    (tmp_path / "metrics.csv").write_text("loss,step\n,0\n0.5,0\n0.4,1\n0.3,2\n0.2,1")  # 12, cut off
+    lines = [b"loss,step", b",0", b"0.5,0", b"0.4,1", b"0.3,2", b"0.2,1"]  # 12, cut off
+    (tmp_path / "metrics.csv").write_bytes(b"\r\n".join(lines))
     rows = [json.dumps({"step": step}) for step in (1, 1, 2, 3)]
     (tmp_path / "rollouts.jsonl").write_text("\n".join([*rows, '{"step": 2, "pro']))
     keep_until(tmp_path, 2)
-    assert (tmp_path / "metrics.csv").read_text() == "loss,step\n,0\n0.5,0\n0.4,1\n"
+    assert (tmp_path / "metrics.csv").read_bytes() == b"\r\n".join([*lines[:4], b""])
     assert (tmp_path / "rollouts.jsonl").read_text() == "\n".join(rows[:3]) + "\n"
     keep_until(tmp_path, 0)
     assert (tmp_path / "metrics.csv").read_text() == "loss,step\n" and (tmp_path / "rollouts.jsonl").read_text() == ""
