@@ -317,21 +317,27 @@ def test_the_hub_gets_what_was_exported(run: Path, tmp_path: Path) -> None:
     assert left == [] and {entry.name for entry in tmp_path.iterdir()} <= {"run", "out", "hub"}
 
 
-def test_adapters_are_exported_with_the_model_that_they_were_trained_beside(
-    processor, checkpoint: Path, tmp_path: Path
-) -> None:
-    """A checkpoint holds the adapters alone; what the file says is their class is not called."""
+def adapted_run(checkpoint: Path, run: Path, **options: object):
+    """A policy whose adapters moved, and its checkpoint as a run that loads the base by `options` writes it."""
     from atrl.models.load import PretrainedModel
     from atrl.models.lora import Lora
 
-    policy = PretrainedModel(path=str(checkpoint), lora=Lora(rank=3)).load(checkpoint).model
+    policy = PretrainedModel(path=str(checkpoint), lora=Lora(rank=3), **options).load(checkpoint).model
     adapters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(adapters, lr=1e-1)
     for _ in range(2):  # the first step moves one of each two matrices
         sum(parameter.square().sum() + parameter.sum() for parameter in adapters).backward()
         optimizer.step()
-    model = {"path": str(checkpoint), "lora": {"_target_": "os.abort", "rank": 3}}
-    write_checkpoint(tmp_path / "run" / "checkpoints", {"step": 7, "config": {"model": model}}, policy, optimizer)
+    model = {"path": str(checkpoint), "lora": {"_target_": "os.abort", "rank": 3}, **options}
+    write_checkpoint(run / "checkpoints", {"step": 7, "config": {"model": model}}, policy, optimizer)
+    return policy
+
+
+def test_adapters_are_exported_with_the_model_that_they_were_trained_beside(
+    processor, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A checkpoint holds the adapters alone; what the file says is their class is not called."""
+    policy = adapted_run(checkpoint, tmp_path / "run")
     folder = run_export(checkpoint=tmp_path / "run", path=tmp_path / "out")
     expected, exported = whole_state(policy), policy_of(folder).state_dict()
     assert all(torch.equal(exported[name], value) for name, value in expected.items())
@@ -339,3 +345,18 @@ def test_adapters_are_exported_with_the_model_that_they_were_trained_beside(
     name = "model.language_model.layers.0.mlp.down_proj.weight"
     assert name in expected and not torch.equal(exported[name], start[name])
     assert torch.allclose(logits_of(policy_of(folder), processor), logits_of(policy.eval(), processor), atol=1e-4)
+
+
+@pytest.mark.parametrize("base, dtype", [("float32", "bfloat16"), ("bfloat16", "keep"), ("bfloat16", "float32")])
+def test_adapters_are_merged_in_the_precision_that_they_were_trained_beside(
+    checkpoint: Path, tmp_path: Path, base: str, dtype: str
+) -> None:
+    """What the policy computed with, and then cast: no finer a base than it had."""
+    policy = adapted_run(checkpoint, tmp_path / "run", dtype=base)
+    folder = run_export(checkpoint=tmp_path / "run", path=tmp_path / "out", dtype=dtype)
+    wanted = base if dtype == "keep" else dtype
+    assert json.loads((folder / "config.json").read_text())["dtype"] == wanted
+    exported = policy_of(folder).state_dict()
+    for name, value in whole_state(policy).items():
+        assert value.dtype == getattr(torch, base)
+        assert exported[name].dtype == getattr(torch, wanted) and torch.equal(exported[name], value.to(exported[name]))

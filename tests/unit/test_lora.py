@@ -255,6 +255,7 @@ def test_peft_loads_the_adapter_onto_the_base(exported, checkpoint: Path) -> Non
 
     policy, folder = exported
     batch = batch_of(checkpoint, "square", "wide")
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["inference_mode"] is True
     theirs = PeftModel.from_pretrained(policy_of(checkpoint), folder / "adapter").eval()
     assert theirs.peft_config["default"].base_model_name_or_path == str(checkpoint)
     found = theirs.get_base_model()
