@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from atrl.models import smollm2
+from atrl.models.lora import Lora
 from atrl.models.scratch import VISION_TOKENS
 from atrl.models.smollm2 import SmolLM2Model
 from atrl.plan.shape import shape_of
@@ -93,6 +94,26 @@ def test_the_tokenizer_is_smollm2s_with_vision_tokens(loaded) -> None:
     assert pieces == ["A", "(", "1", "2", ",", "3", "4", ")", "  ", "7"]
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert loaded.model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+@needs_package
+def test_configuration_and_tokenizer_mean_the_same_tokens(loaded) -> None:
+    config, generation = loaded.model.config, loaded.model.generation_config
+    text, token = config.get_text_config(), loaded.processor.tokenizer.convert_tokens_to_ids
+    found = (config.vision_start_token_id, config.vision_end_token_id, config.image_token_id, config.video_token_id)
+    named = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    assert found == tuple(token(name) for name in named)
+    assert (text.bos_token_id, text.eos_token_id) == (token("<|im_start|>"), token("<|im_end|>"))
+    assert text.pad_token_id == generation.pad_token_id == token("<|endoftext|>")
+
+
+@needs_package
+def test_adapters_are_put_beside_it(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the checkpoint that was built for the other tests, since building one takes long."""
+    monkeypatch.setattr(smollm2, "build", lambda folder, seed: loaded.folder)
+    model = SmolLM2Model(lora=Lora(rank=2)).load(loaded.folder).model
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 7 * 30 and all(".lora_" in name for name in trained)
 
 
 @needs_package
