@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -30,10 +29,9 @@ HEAD_WIDTH, PROMPT_TEXT = 128, 128
 
 def main() -> None:
     """Measure, print and write."""
-    from atrl.cli import ENVIRONMENT
+    from atrl.quiet import set_environment
 
-    for name, value in ENVIRONMENT.items():  # as `train.py` does: how threads wait matters most of all
-        os.environ.setdefault(name, value)
+    set_environment()  # as `train.py` does: how threads wait matters most of all
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=40, help="rounds of the three variants (default 40)")
     parser.add_argument("--rollout", choices=["vllm", "transformers"], default="vllm", help="sampler (default vllm)")

@@ -40,10 +40,9 @@ T_975 = 2.306
 
 def main() -> None:
     """Run the parts one after the other, or the one that is named."""
-    from atrl.cli import ENVIRONMENT
+    from atrl.quiet import set_environment
 
-    for name, value in ENVIRONMENT.items():  # as `train.py` does: how threads wait matters most of all
-        os.environ.setdefault(name, value)
+    set_environment()  # as `train.py` does: how threads wait matters most of all
     arguments = _arguments()
     if arguments.part:
         print(json.dumps(PARTS[arguments.part](arguments)))

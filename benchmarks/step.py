@@ -34,10 +34,9 @@ LEARNING_RATE = 1e-5
 
 def main() -> None:
     """Run the parts, each in a process of its own, or the one that is named."""
-    from atrl.cli import ENVIRONMENT
+    from atrl.quiet import set_environment
 
-    for name, value in ENVIRONMENT.items():  # as `train.py` does: how threads wait matters most of all
-        os.environ.setdefault(name, value)
+    set_environment()  # as `train.py` does: how threads wait matters most of all
     arguments = parse()
     if arguments.threads:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
