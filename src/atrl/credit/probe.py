@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from atrl.credit.base import Reader, Request
 from atrl.credit.regions import Regions, padded_regions, visual_token_ids
+from atrl.models.attention import register_attention, set_text_attention, text_attention
 from atrl.models.prompt_states import prompts_alone
 from atrl.types import Experience
 
@@ -38,13 +39,13 @@ class AttentionProbe:
 
     def __init__(self, model: PreTrainedModel, requests: Sequence[Request]) -> None:
         self._model, self._requests = model, tuple(dict.fromkeys(requests))
-        self._kernel = model.config.get_text_config()._attn_implementation
+        self._kernel = text_attention(model)
         self._image_token_ids = visual_token_ids(model.config)
-        _set_text_attention(model, _register_tap(self._kernel))
+        set_text_attention(model, _register_tap(self._kernel))
 
     def detach(self) -> None:
         """Give the model its own kernel back."""
-        _set_text_attention(self._model, self._kernel)
+        set_text_attention(self._model, self._kernel)
 
     @contextmanager
     def capture(self, batch: Experience, requests: Sequence[Request] | None = None) -> Iterator[Recorder]:
@@ -118,8 +119,6 @@ class Recorder:
 
 def _register_tap(kernel: str) -> str:
     """The name under which the tapped version of `kernel` is known to transformers."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     def tapped(module, query, key, value, attention_mask, **options):
         output = _kernel_function(kernel, module)(module, query, key, value, attention_mask, **options)
@@ -137,10 +136,7 @@ def _register_tap(kernel: str) -> str:
             )
         return output
 
-    name = f"atrl_probe_{kernel}"
-    AttentionInterface.register(name, tapped)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
-    return name
+    return register_attention(f"atrl_probe_{kernel}", tapped, masks_of=kernel)
 
 
 def _kernel_function(kernel: str, module: torch.nn.Module) -> Callable:
@@ -149,8 +145,3 @@ def _kernel_function(kernel: str, module: torch.nn.Module) -> Callable:
     if kernel == "eager":  # every model file brings its own
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[kernel]
-
-
-def _set_text_attention(model: PreTrainedModel, implementation: str) -> None:
-    key = next((name for name in model.config.sub_configs if name == "text_config"), "")
-    model.set_attn_implementation({key: implementation})

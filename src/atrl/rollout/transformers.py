@@ -13,6 +13,7 @@ import torch
 from atrl.data.templates import padding_id
 from atrl.models.policy import evaluating, picture_inputs
 from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
+from atrl.rollout.decoding import decoding_attention, growing_cache
 from atrl.rollout.truncation import collect, kept_tokens
 from atrl.sharding import gathered
 from atrl.types import KeptTokens, Prompt, Rollout, RolloutGroup
@@ -64,7 +65,7 @@ class TransformersSampler:
         assert self._handle is not None, "the transformers sampler was not started"
         at_a_time = 1 if sampling.separate_groups else max(1, self.max_batch_sequences // sampling.group_size)
         groups: list[RolloutGroup] = []
-        with evaluating(self._handle.model), gathered(self._handle.model):
+        with evaluating(self._handle.model), gathered(self._handle.model), decoding_attention(self._handle.model):
             for first in range(0, len(prompts), at_a_time):
                 chunk = prompts[first : first + at_a_time]
                 rollouts = _sample(self._handle, chunk, sampling, _uniforms(chunk, sampling, seed))
@@ -193,8 +194,6 @@ def _prefill(
     handle: ModelHandle, prompts: Sequence[Prompt]
 ) -> tuple[Float[Tensor, "prompt vocabulary"], DynamicCache, Int[Tensor, "prompt column"], Int[Tensor, "prompt"]]:
     """One forward over the prompts, padded on the left: next logits, cache, mask, the next token's position."""
-    from transformers import DynamicCache
-
     model = handle.model
     length = max(len(prompt.token_ids) for prompt in prompts)
     padding = padding_id(handle.tokenizer, handle.banned_ids)
@@ -204,7 +203,7 @@ def _prefill(
     pixels = [{name: tensor.to(model.device) for name, tensor in prompt.pixels.items()} for prompt in prompts]
     inputs = picture_inputs(model, ids, mask, pixels)
     positions = inputs["position_ids"]
-    cache = DynamicCache(config=model.config)
+    cache = growing_cache(model.config)
     logits = model(
         input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs
     ).logits[:, -1]
