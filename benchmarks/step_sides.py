@@ -225,7 +225,7 @@ def atrl_gradients(
         tokens=int(batch.response_mask.sum()), sequences=batch.size, max_response_tokens=batch.response_length
     )
     loaded.model.zero_grad()
-    logprobs, _ = ForwardPass(temperature=1.0, banned_ids=()).logprobs(loaded.model, batch)
+    logprobs, _ = ForwardPass(temperature=1.0, banned_ids=(), share_prompts=True).logprobs(loaded.model, batch)
     loss, _ = parts.objective(logprobs, advantages, batch, totals)
     loss.backward()
     return loss.item(), flat_gradient(loaded.model)
