@@ -72,8 +72,8 @@ class PromptStates:
     """Keys and values by layer, [prompt, kv_heads, prompt columns - 1, width]."""
     positions: Int[Tensor, "*axis prompt"]
     """Of the last token of each prompt, from which the response counts on."""
-    nothing: Float[Tensor, ""]
-    """0, by way of all that the pass computed: of a sharded model the last block's output must have a gradient too, or
+    nothing: Float[Tensor, ""] | None
+    """Of a sharded model 0, by way of all that the pass computed: the last block's output must have a gradient too, or
     its parameters are not there when those of its keys and values come."""
 
     def response_positions(self, columns: int) -> Int[Tensor, "*axis rollout columns"]:
@@ -95,18 +95,24 @@ def run_prompts(model: PreTrainedModel, batch: Experience) -> PromptStates:
         positions = inputs.pop("position_ids")
         kinds = {name: inputs.pop(name) for name in token_kinds(model, ids) if name in inputs}
         assert not any(kind[:, -1].any() for kind in kinds.values()), "a prompt must end in text, this one in a picture"
-        with _keeping_states(model) as cache, _cached_in_checkpoints(model):
+        kept = [_Kept() for _ in range(model.config.get_text_config().num_hidden_layers)]
+        with _unread(), _cached_in_checkpoints(model):
             output = model(
                 input_ids=ids[:, :-1],
                 attention_mask=mask[:, :-1],
                 position_ids=positions[..., :-1],
-                past_key_values=cache,
+                past_key_values=Cache(layers=list(kept)),
                 use_cache=False,
                 logits_to_keep=1,
                 **inputs,
                 **{name: kind[:, :-1] for name, kind in kinds.items()},
             )
-    return PromptStates(source, cache.layers, positions[..., -1], 0.0 * output.logits.float().sum())
+    assert all(layer.is_initialized for layer in kept), (
+        "a layer of the model left no keys and values: set optimizer.share_prompts=false, or, if "
+        "trainer.activation_checkpointing is on, use transformers 5.19 or later"
+    )
+    nothing = 0.0 * output.logits.float().sum() if is_sharded(model) else None
+    return PromptStates(source, kept, positions[..., -1], nothing)
 
 
 def logits_after(
@@ -118,19 +124,19 @@ def logits_after(
         AssertionError: if the model did not look at the prompts' keys and values in every layer.
     """
     ids = batch.input_ids[:, batch.prompt_length - 1 :]
-    cache = Cache(layers=[_Before(layer, prompts.source) for layer in prompts.layers])
+    before = [_Before(layer, prompts.source) for layer in prompts.layers]
     with _cached_in_checkpoints(model):
         output = model(
             input_ids=ids,
             attention_mask=batch.attention_mask,
             position_ids=prompts.response_positions(ids.shape[1]),
-            past_key_values=cache,
+            past_key_values=Cache(layers=list(before)),
             use_cache=False,
             **token_kinds(model, ids),
         )
-    assert all(layer.read for layer in cache.layers), "a layer of the model did not look at the prompts' states"
+    assert all(layer.read for layer in before), "a layer of the model did not look at the prompts' states"
     logits = output.logits[:, :-1]
-    return logits + prompts.nothing if is_sharded(model) else logits
+    return logits if prompts.nothing is None else logits + prompts.nothing
 
 
 def distinct_prompts(
@@ -147,23 +153,13 @@ def distinct_prompts(
 
 
 @contextmanager
-def _keeping_states(model: PreTrainedModel) -> Iterator[Cache]:
-    """The cache to run the prompts with: it is full afterwards.
-
-    Raises:
-        AssertionError: if the model left out a layer.
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    cache = Cache(layers=[_Kept() for _ in range(count)])
+def _unread() -> Iterator[None]:
+    """Meanwhile `prompts_alone`."""
     token = _ALONE.set(True)
     try:
-        yield cache
+        yield
     finally:
         _ALONE.reset(token)
-    assert all(layer.is_initialized for layer in cache.layers), (
-        "a layer of the model left no keys and values: set optimizer.share_prompts=false, or, if "
-        "trainer.activation_checkpointing is on, use transformers 5.19 or later"
-    )
 
 
 @contextmanager

@@ -43,7 +43,8 @@ class GrowingLayer(DynamicLayer):
             return self.keys, self.values
         there, columns = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if not self._have_room(columns):
-            self._rooms = tuple(_with_room(held, max(2 * there, columns + ROOM)) for held in (self.keys, self.values))
+            width = max(2 * there, columns + ROOM)
+            self._rooms = _with_room(self.keys, width), _with_room(self.values, width)
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room[..., there:columns, :] = new
         self.keys, self.values = (room[..., :columns, :] for room in self._rooms)
