@@ -5,9 +5,10 @@
 Forward and backward passes of the tiny model over 16 prompts × 8 random responses, whose lengths are those of a log-
 normal distribution, cut at 64 tokens. `by_group` is optimizer.micro_batch_tokens, which keeps the rollouts of a group
 together; `by_length` orders all rollouts by length alone, so that a group's are spread and its picture is encoded in
-several micro-batches; `size` is optimizer.micro_batch_size. `cells` are rows × columns of all micro-batches, of which
-`padding` is the share that no token fills; `largest` are the cells of the largest, which memory goes by. The kinds
-take turns; seconds are this process's own processor time, the median. The last line is one JSON object.
+several micro-batches; `size` is optimizer.micro_batch_size. In all of them a prompt is run once for the responses of
+its micro-batch; in `apart` with each (optimizer.share_prompts=false). `cells` are rows × columns of all that is run,
+of which `padding` is the share that no token fills; `largest` are those of the largest micro-batch, which memory goes
+by. The kinds take turns; seconds are this process's own processor time, the median. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -46,17 +47,18 @@ def main() -> None:
 
     loaded = PretrainedModel(path="tiny").load(Path())
     batch = experience(loaded)
-    splits = {f"size_{size}": EvenSplit(size=size) for size in arguments.sizes}
+    splits = {f"apart_{size}": (EvenSplit(size=size), False) for size in arguments.sizes}
+    splits |= {f"size_{size}": (EvenSplit(size=size), True) for size in arguments.sizes}
     for budget in arguments.budgets:
-        splits |= {f"by_group_{budget}": TokenBudgetSplit(max_tokens=budget)}
-        splits |= {f"by_length_{budget}": ByLength(max_tokens=budget)}
+        splits |= {f"by_group_{budget}": (TokenBudgetSplit(max_tokens=budget, share_prompts=True), True)}
+        splits |= {f"by_length_{budget}": (ByLength(max_tokens=budget, share_prompts=True), True)}
     seconds: dict[str, list[float]] = {name: [] for name in splits}
     for round_ in range(arguments.rounds + 1):  # the first calls of kernels are not counted
-        for name, split in splits.items():
-            taken = update(loaded.model, batch, split)
+        for name, (split, share) in splits.items():
+            taken = update(loaded.model, batch, split, share)
             seconds[name] += [taken] if round_ else []
-    kinds = {name: cut(batch, split) | {"seconds": round(statistics.median(seconds[name]), 3)}
-             for name, split in splits.items()}  # fmt: skip
+    kinds = {name: cut(batch, split, share) | {"seconds": round(statistics.median(seconds[name]), 3)}
+             for name, (split, share) in splits.items()}  # fmt: skip
     for name, kind in kinds.items():
         print(f"{name:16}", kind)
     print(json.dumps({"tokens": int(batch.attention_mask.sum()), "threads": torch.get_num_threads(),
@@ -83,11 +85,11 @@ def experience(loaded):
     return build_experience(groups, pad_id=0)
 
 
-def update(model, batch, split) -> float:
+def update(model, batch, split, share: bool) -> float:
     """Seconds of forward and backward passes over the whole batch."""
     from atrl.forward import ForwardPass
 
-    forward = ForwardPass(temperature=1.0, banned_ids=(), chunk=1024)
+    forward = ForwardPass(temperature=1.0, banned_ids=(), chunk=1024, share_prompts=share)
     model.zero_grad()
     start = time.process_time()
     ordered = batch.rows(split.order(batch))
@@ -97,15 +99,22 @@ def update(model, batch, split) -> float:
     return time.process_time() - start
 
 
-def cut(batch, split) -> dict[str, object]:
+def cut(batch, split, share: bool) -> dict[str, object]:
     """How many micro-batches, cells and encodings `split` makes of `batch`."""
+    from atrl.models.prompt_states import distinct_prompts
+
     ordered = batch.rows(split.order(batch))
     pieces = [split.piece(ordered, rows) for rows in split.slices(ordered)]
-    cells = [piece.input_ids.numel() for piece in pieces]
+    cells, tokens = [], 0
+    for piece in pieces:
+        first, _ = distinct_prompts(piece.input_ids[:, : piece.prompt_length], piece.pixels)
+        run = first if share else range(piece.size)
+        cells.append(len(run) * piece.prompt_length + piece.response_mask.numel())
+        tokens += int(piece.attention_mask[list(run), : piece.prompt_length].sum() + piece.response_mask.sum())
     return {
         "micro_batches": len(pieces),
         "cells": sum(cells),
-        "padding": round(1 - int(batch.attention_mask.sum()) / sum(cells), 3),
+        "padding": round(1 - tokens / sum(cells), 3),
         "largest": max(cells),
         "pictures_encoded": sum(len({id(entry) for entry in piece.pixels}) for piece in pieces),
     }

@@ -65,8 +65,11 @@ def test_spread_groups_encode_their_pictures_more_often(checkpoint) -> None:
 
     benchmark = script("micro_batches")
     batch = benchmark.experience(PretrainedModel(path=str(checkpoint)).load(checkpoint))
-    whole = benchmark.cut(batch, EvenSplit(size=batch.size))
+    whole = benchmark.cut(batch, EvenSplit(size=batch.size), False)
     assert (whole["micro_batches"], whole["pictures_encoded"]) == (1, benchmark.PROMPTS)
     assert whole["cells"] == whole["largest"] == batch.input_ids.numel()
-    budget = benchmark.cut(batch, TokenBudgetSplit(max_tokens=2000))
+    once = benchmark.cut(batch, EvenSplit(size=batch.size), True)
+    spared = (batch.size - benchmark.PROMPTS) * batch.prompt_length
+    assert whole["cells"] - once["cells"] == spared and once["pictures_encoded"] == benchmark.PROMPTS
+    budget = benchmark.cut(batch, TokenBudgetSplit(max_tokens=2000), False)
     assert budget["largest"] <= 2000 and budget["padding"] < whole["padding"]
