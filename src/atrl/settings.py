@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 FREE = (
     *("resume", "resume_allow", "verbose", "experiment", "logger", "callbacks", "plan", "planner", "hardware"),
@@ -33,8 +33,19 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """The config as plain values, without what Hydra itself needs."""
-    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    return OmegaConf.to_container(ours, resolve=True)
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return plain(ours, resolve=True)
+
+
+def plain(config: DictConfig | ListConfig, *, resolve: bool) -> dict[str, Any]:
+    """A mapping of the config as a plain one.
+
+    Raises:
+        AssertionError: if it is a list.
+    """
+    values = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(values, dict), f"a config must be a mapping, got {type(values).__name__}"
+    return {str(key): value for key, value in values.items()}
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

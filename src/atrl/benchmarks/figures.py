@@ -58,7 +58,7 @@ class Units:
         self.of: Int[np.ndarray, "items"] = np.array([numbers[label] for label in labels], dtype=np.intp)
 
     def mean(
-        self, name: str, values: Float[np.ndarray, "items"], where: Float[np.ndarray, "items"] | None = None
+        self, name: str, values: Float[np.ndarray, "items"], where: Sequence[float] | np.ndarray | None = None
     ) -> Ratio:
         """The mean of `values` over the items that `where` picks (all without it)."""
         chosen = np.ones(len(values)) if where is None else np.asarray(where, dtype=float)

@@ -80,9 +80,9 @@ def find_letter(response: str, count: int) -> str | None:
         if letter := letter_of(bold, letters):
             return letter
     for pattern in (_IN_PARENTHESES, _BARE):
-        found = [letter for letter in pattern.findall(text) if letter in letters]
-        if found and (pattern is _IN_PARENTHESES or len(set(found)) == 1):
-            return found[-1]
+        named = [letter for letter in pattern.findall(text) if letter in letters]
+        if named and (pattern is _IN_PARENTHESES or len(set(named)) == 1):
+            return named[-1]
     return None
 
 

@@ -107,7 +107,7 @@ def score_checkpoint(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 def without(config: DictConfig, *groups: str) -> DictConfig:
     """`config` without what scoring recorded answers has no use for; a checkpoint need not be named."""
-    kept = OmegaConf.masked_copy(config, [key for key in config if key not in (*groups, "hydra", "checkpoint")])
+    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in (*groups, "hydra", "checkpoint")])
     OmegaConf.set_struct(kept, False)
     kept.checkpoint = ""
     return kept

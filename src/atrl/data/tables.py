@@ -166,7 +166,8 @@ def _as_object(values: Any, place: str) -> dict[str, Any]:
 
 
 def _json_kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text"}.get(type(value), f"{value!r}")
+    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+    return kinds.get(type(value), f"{value!r}")
 
 
 def _union(rows: Sequence[Row]) -> list[str]:

@@ -29,7 +29,7 @@ def stated(pyproject: Path = PYPROJECT) -> tuple[str, list[str], dict[str, list[
         return project["requires-python"], project["dependencies"], project["optional-dependencies"]
     about = metadata.metadata("atrl")
     extras: dict[str, list[str]] = {name: [] for name in about.get_all("Provides-Extra") or []}
-    plain = []
+    plain: list[str] = []
     for line in metadata.requires("atrl") or []:
         named = [name for name in extras if f'extra == "{name}"' in line]
         (extras[named[0]] if named else plain).append(line.partition(";")[0] if named else line)

@@ -104,8 +104,8 @@ def swapped(problems: Sequence[Problem], seed: int) -> Swap:
         if any(counts):
             groups["/".join(map(str, counts))].append(index)
     partners: dict[int, int] = {}
-    for counts, members in groups.items():
-        chosen = _partners([problems[index] for index in members], random.Random(f"{seed}/swap/{counts}"))
+    for kinds, members in groups.items():
+        chosen = _partners([problems[index] for index in members], random.Random(f"{seed}/swap/{kinds}"))
         partners |= {members[index]: members[partner] for index, partner in chosen.items()}
     pairs = [(problems[index], problems[partners[index]]) for index in sorted(partners)]
     return Swap(

@@ -53,7 +53,7 @@ def _node(name: str, own: Sequence[str]) -> DictConfig:
 
 
 def _with_node(config: DictConfig, node: DictConfig) -> DictConfig:
-    alone = OmegaConf.masked_copy(config, [key for key in config if key != GROUP])
+    alone = OmegaConf.masked_copy(config, [str(key) for key in config if key != GROUP])
     with open_dict(alone):
         alone[GROUP] = node
     return alone

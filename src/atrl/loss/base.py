@@ -44,7 +44,7 @@ def log_ratio(logprobs: PerToken, old_logprobs: PerToken, mask: TokenMask) -> Pe
     return torch.where(mask, logprobs - old_logprobs, 0.0)
 
 
-def require_positive(loss: PolicyLoss, *options: str) -> None:
+def require_positive(loss: object, *options: str) -> None:
     """Raises ValueError for the first of a loss's `options` that is not positive; its default is the remedy."""
     for option in options:
         value, usual = getattr(loss, option), getattr(type(loss), option)

@@ -105,7 +105,7 @@ def ratio_metrics(
     """The raw ratios, before any bound: of tokens and of whole responses."""
     quantiles = np.quantile(log_ratio, list(QUANTILES.values()))
     with np.errstate(over="ignore"):  # an infinite ratio is what there is to report
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, ratio in (("ratio", np.exp(log_ratio)), ("sequence_ratio", np.exp(sequence_log_ratio))):
             metrics |= {f"rollout/{name}_{of}": getattr(ratio, of)() for of in ("mean", "min", "max")}
         metrics |= {f"rollout/ratio_{name}": np.exp(at) for name, at in zip(QUANTILES, quantiles, strict=True)}

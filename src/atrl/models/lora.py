@@ -141,7 +141,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     from atrl import parallel
     from atrl.sharding import whole
 
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             tensor = whole(parameter.detach())

@@ -38,7 +38,7 @@ def text_block(
     compute, queries, keys, frozen = precision.compute, text.query_width, text.kv_width, lora_rank is not None
     norms = 2 * rms_norm(text.width, precision, frozen=frozen)
     # Autocast makes a copy of a product's input each time: for queries, keys, values, gate and other half.
-    inputs = (5 if precision.autocast else 2) * text.width * compute
+    inputs: float = (5 if precision.autocast else 2) * text.width * compute
     if frozen:
         inputs = _adapter_inputs(
             precision, shared=5 * text.width, saved=2 * text.width, other=queries, product=text.feed_forward
@@ -66,7 +66,7 @@ def vision_block(vision: VisionShape, precision: Precision, *, lora_rank: int | 
     """Per patch of one block."""
     compute, width, frozen = precision.compute, vision.width, lora_rank is not None
     norms = 2 * (rms_norm(width, precision, frozen=frozen) if vision.gated else width * precision.residual)
-    inputs = (3 if precision.autocast and vision.gated else 2) * width * compute
+    inputs: float = (3 if precision.autocast and vision.gated else 2) * width * compute
     if frozen:
         read = (3 if vision.gated else 2) * width
         inputs = _adapter_inputs(precision, shared=read, saved=2 * width, other=width, product=vision.feed_forward)
@@ -109,8 +109,14 @@ def text_activations(job: Job) -> float:
 def _pass_activations(job: Job, tokens: int, columns: int, keys_per_query: float = 1.0) -> float:
     """Of one pass over `tokens`, up to the head."""
     text, precision, rank = job.model.text, job.precision, job.lora_rank
-    options = {"flash": job.flash_attention, "keys_per_query": keys_per_query, "lora_rank": rank}
-    block = text_block(text, precision, columns=columns, **options)
+    block = text_block(
+        text,
+        precision,
+        columns=columns,
+        flash=job.flash_attention,
+        keys_per_query=keys_per_query,
+        lora_rank=rank,
+    )
     between = text.width * precision.residual
     blocks = text.layers * between + block if job.checkpointing else text.layers * block
     ends = rms_norm(text.width, precision, frozen=rank is not None) + 2 * text.head_width * precision.residual

@@ -77,7 +77,8 @@ def advice(job: Job, hardware: Hardware) -> list[str]:
     for remedy in remedies(job):
         if not problems(remedy.change(job), hardware):
             return [remedy.setting]
-    changed, chosen = job, {}
+    chosen: dict[str, str] = {}
+    changed = job
     while problems(changed, hardware):
         best = max(remedies(changed), key=lambda remedy: _gain(changed, remedy, hardware), default=None)
         if best is None or _gain(changed, best, hardware) <= 0:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from atrl.settings import differences, settings_of
+from atrl.settings import differences, plain, settings_of
 
 CONFIG, SUMMARY, JOB, LOG, LOCK, ASIDE = "config.yaml", "summary.json", "job.json", "job.log", ".lock", "unfinished"
 KEPT = (".hydra", JOB, LOCK, ASIDE)
@@ -41,7 +41,7 @@ def state_of(folder: Path, config: DictConfig) -> State:
         left = [path for path in folder.iterdir() if path.name not in KEPT]
         # Hydra has just opened a log.
         return State.UNFINISHED if any(path.is_dir() or path.stat().st_size for path in left) else State.NEW
-    before, now = OmegaConf.to_container(OmegaConf.load(folder / CONFIG)), settings_of(config)
+    before, now = plain(OmegaConf.load(folder / CONFIG), resolve=False), settings_of(config)
     goes_on = config.resume == "auto"
     different = differences(before, now, allow=config.resume_allow if goes_on else ())
     if different:

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.config import TrainerSettings, read_section
+from atrl.settings import plain
 from atrl.sweep import command as commands
 from atrl.sweep.child import last_words, run_child
 from atrl.sweep.devices import claimed, visible
@@ -126,9 +127,7 @@ def arguments(config: DictConfig, folder: Path) -> list[str]:
         f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"
     ]
     kept = commands.inherited(hydra.overrides.hydra)
-    tracked = commands.tracking(
-        OmegaConf.to_container(config, resolve=False), job.overrides, sweep=job.sweep.name, shown=job.shown
-    )
+    tracked = commands.tracking(plain(config, resolve=False), job.overrides, sweep=job.sweep.name, shown=job.shown)
     return [*flags, *job.overrides, *kept, *tracked, f"hydra.run.dir={commands.quoted(str(folder))}"]
 
 
