@@ -89,7 +89,7 @@ def train_in_rotation(rounds: int, rollout: str, threads: int | None) -> Taken:
         for scheme in rotate.schemes.values():
             scheme.open()
         handle = parts.rollout.handle(loaded, [])
-        sampler = RolloutCallback(parts.rollout, parts.sampling, handle, folder=Path(folder), rescue=str)
+        sampler = RolloutCallback(parts.rollout, parts.rollout.sampling, handle, folder=Path(folder), rescue=str)
         callbacks = [sampler, rotate]
         stages.fit(parts, stages.policy_module(parts, loaded), loader, callbacks, enable_progress_bar=False)
         for scheme in rotate.schemes.values():
