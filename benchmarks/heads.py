@@ -88,7 +88,7 @@ def area(values: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout 
 
 def judged(name: str, scores: Tensor, areas: Tensor, relative: Tensor, mask: Tensor, reading: Tensor) -> dict:
     """Rank correlation, and by number of heads the area and recall of the density; printed as well."""
-    result = {"rank_correlation": rank_correlation(scores.flatten(), areas.flatten()), "area": {}, "recall": {}}
+    result: dict = {"rank_correlation": rank_correlation(scores.flatten(), areas.flatten()), "area": {}, "recall": {}}
     for count in (*COUNTS, scores.numel()):
         chosen = [layer * scores.shape[1] + head for layer, head in choose_heads(scores, count)]
         density = torch.where(mask, relative[:, chosen].mean(dim=1), 0.0)

@@ -56,7 +56,7 @@ def _mmmu(rule: Benchmark, folder: Path) -> Recorded:
     return items, given
 
 
-SOURCES: dict[str, tuple[type[Benchmark], Callable[[Benchmark, Path], Recorded]]] = {
+SOURCES: dict[str, tuple[Callable[[], Benchmark], Callable[[Benchmark, Path], Recorded]]] = {
     "mathvista": (MathVista, _mathvista),
     "mathvision": (MathVision, _mathvision),
     "mmmu": (MMMU, _mmmu),
