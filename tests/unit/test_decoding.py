@@ -11,7 +11,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from atrl.credit.probe import AttentionProbe
 from atrl.models.attention import text_attention
 from atrl.models.load import PretrainedModel
-from atrl.rollout.decoding import ROOM, GrowingLayer, decoding_attention, grouped_attention, growing_cache
+from atrl.rollout.decoding import GrowingLayer, decoding_attention, grouped_attention, growing_cache
+from atrl.rollout.room import ROOM, room_at_the_end
 from tests.unit.attention import FULL
 from tests.unit.families import FAMILIES
 
@@ -59,6 +60,16 @@ def test_a_new_token_is_written_behind_the_others() -> None:
         assert layer.keys.data_ptr() == place
     layer.update(*states(generator, 1))
     assert layer.keys.data_ptr() != place and layer.keys.shape[-2] == 5 + ROOM + 2
+
+
+@pytest.mark.parametrize(("prompt", "columns"), [(5, 5), (5, 6), (5, 5 + ROOM + 2), (100, 150), (100, 250)])
+def test_the_planner_knows_how_much_room_there_is_in_the_end(prompt: int, columns: int) -> None:
+    generator, layer = torch.Generator().manual_seed(0), GrowingLayer()
+    layer.update(*states(generator, prompt, 1))
+    for _ in range(columns - prompt):
+        layer.update(*states(generator, 1, 1))
+    held = layer.keys if layer._rooms is None else layer._rooms[0]
+    assert held.shape[-2] == room_at_the_end(prompt, columns)
 
 
 def test_the_prompts_own_tensors_are_left_alone() -> None:

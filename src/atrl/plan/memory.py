@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from atrl.plan.activations import FLOAT, activations, after_attention, compared_logits, kept_logits, logits
 from atrl.plan.hardware import Hardware
 from atrl.plan.job import Job
+from atrl.rollout.room import room_at_the_end
 
 CHUNK = 5 * 16 * 2**20
 """What reading attention holds for a moment: a handful of blocks (`credit/attention.py`)."""
@@ -151,11 +152,8 @@ def _engine(job: Job, hardware: Hardware) -> tuple[Part, ...]:
     if engine.name == "transformers":  # it generates with the policy itself
         rows = min(max(engine.sequences // job.group, 1) * job.group, job.rank_rollouts)
         drawn = rows * job.model.text.vocabulary * (2 * FLOAT + 2 * DOUBLE)
-        text, cache = job.model.text, rows * job.lengths.total * cache_per_token(job)
-        repeated = cache / text.layers * text.heads / text.kv_heads  # one layer's, for every head
-        if job.precision.autocast:
-            repeated *= 1 + job.precision.compute / job.engine.weights  # and cast
-        return (Part(name="sampler cache", rollout=cache + max(drawn, repeated)),)
+        columns = room_at_the_end(job.lengths.prompt, job.lengths.total)
+        return (Part(name="sampler cache", rollout=rows * columns * cache_per_token(job) + drawn),)
     held = job.base_parameters * engine.weights / engine.tensor_parallel
     # vLLM takes its share of the device whole: what weights leave is its cache, less what a forward pass needs.
     cache = (

@@ -168,8 +168,8 @@ def _engine(config: DictConfig, hardware: Hardware, precision: Precision) -> Eng
     if "url" in sampler:
         return Engine(name="server")
     if "transformers" in sampler["_target_"]:
-        # Autocast rotates keys in float32, and transformers keeps values like keys.
-        held = 4 if precision.autocast else precision.compute
+        # Autocast rotates keys in float32 and leaves values in 16 bits.
+        held = 3 if precision.autocast else precision.compute
         return Engine(name="transformers", weights=held, sequences=sampler.max_batch_sequences)
     return Engine(
         name="vllm",

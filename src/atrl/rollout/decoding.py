@@ -7,19 +7,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from atrl.models.attention import register_attention, set_text_attention, text_attention
+from atrl.rollout.room import room_for
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-ROOM = 64
-"""Columns that are made at least when a layer has no room left; otherwise as many again as there are."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -42,18 +40,23 @@ class GrowingLayer(DynamicLayer):
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
         there, columns = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        if not self._have_room(columns):
-            width = max(2 * there, columns + ROOM)
+        if self._rooms is None or self._rooms[0].shape[-2] < columns:
+            width = room_for(there, columns)
             self._rooms = _with_room(self.keys, width), _with_room(self.values, width)
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room[..., there:columns, :] = new
         self.keys, self.values = (room[..., :columns, :] for room in self._rooms)
         return self.keys, self.values
 
-    def _have_room(self, columns: int) -> bool:
-        # Where rows were chosen or repeated meanwhile, keys and values are new tensors, and none is behind them.
-        mine = self._rooms is not None and self.keys.data_ptr() == self._rooms[0].data_ptr()
-        return mine and self._rooms[0].shape[-2] >= columns
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times. Keys and values are then tensors without room, and the old ones are let go."""
+        super().batch_repeat_interleave(repeats)
+        self._rooms = None
+
+    def batch_select_indices(self, indices: Int[Tensor, "chosen"]) -> None:
+        """The rows of `indices` alone, likewise."""
+        super().batch_select_indices(indices)
+        self._rooms = None
 
 
 def growing_cache(config: PretrainedConfig) -> DynamicCache:
@@ -80,8 +83,8 @@ def grouped_attention(
     """
     heads, kv_heads = query.shape[1], key.shape[1]
     if query.shape[2] != 1 or heads == kv_heads or options.get("position_bias") is not None:
-        mask = attention_mask
-        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **options)
+        options |= {"dropout": dropout, "scaling": scaling}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     tokens = query.view(query.shape[0], kv_heads, heads // kv_heads, query.shape[3])
     output = torch.nn.functional.scaled_dot_product_attention(
         tokens, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
