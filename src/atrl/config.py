@@ -132,6 +132,14 @@ class OptimizerSettings:
         if norm <= 0:
             raise ValueError(f"optimizer.max_gradient_norm must be above 0, got {norm}: try 1")
 
+    def runs_prompts_once(self, group_size: int, *, whole_rows: bool) -> bool:
+        """Whether prompts are run once: as set, unless credit needs `whole_rows`, prompt and response in one pass.
+
+        Nor where no micro-batch has two responses to a prompt: two passes would take longer than one.
+        """
+        by_ones = self.micro_batch_size == 1 and self.micro_batch_tokens is None
+        return self.share_prompts and not (whole_rows or by_ones or group_size == 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftSettings:

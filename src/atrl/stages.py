@@ -227,13 +227,9 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
 
 
 def shares_prompts(parts: Parts) -> bool:
-    """Whether a prompt is run once for all of its responses: as set, unless credit looks at both together.
-
-    Nor where no micro-batch has two responses to a prompt: two passes would take longer than one.
-    """
-    optimizer, whole = parts.optimizer, parts.credit is not None and parts.credit.needs_whole_rows
-    by_ones = optimizer.micro_batch_size == 1 and optimizer.micro_batch_tokens is None
-    return optimizer.share_prompts and not (whole or by_ones or parts.rollout.group_size == 1)
+    """Whether a prompt is run once for all of its responses."""
+    whole_rows = parts.credit is not None and parts.credit.needs_whole_rows
+    return parts.optimizer.runs_prompts_once(parts.rollout.group_size, whole_rows=whole_rows)
 
 
 def split_of(parts: Parts) -> Split:

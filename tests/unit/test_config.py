@@ -463,3 +463,11 @@ def test_no_group_is_optional(root):
 def test_every_group_is_described(root):
     outer = {group.partition("/")[0] for group in groups_of(root)}
     assert outer - {"experiment", "mode", "scale"} - set(COMPONENTS) - set(ROOTS[root]) == set()
+
+
+def test_prompts_are_run_once_where_that_spares_something() -> None:
+    def once(group_size: int = 8, *, whole_rows: bool = False, **settings) -> bool:
+        return OptimizerSettings(**settings).runs_prompts_once(group_size, whole_rows=whole_rows)
+
+    assert once() and once(micro_batch_size=2) and once(micro_batch_size=1, micro_batch_tokens=500)
+    assert not (once(share_prompts=False) or once(1) or once(whole_rows=True) or once(micro_batch_size=1))

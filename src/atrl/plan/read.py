@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from atrl.config import check_config, read_section
+from atrl.config import OptimizerSettings, check_config, read_section
 from atrl.models.lora import WHOLE_MODELS
 from atrl.models.published import published_config
 from atrl.plan.hardware import Hardware
@@ -56,8 +56,8 @@ def job_of(config: DictConfig) -> Job:
     shape = model_shape(config.model)
     credit = _credit(config, shape)
     rollouts, group = config.optimizer.micro_batch_size, config.rollout.group_size
-    apart = credit.whole_rows or group == 1 or (rollouts == 1 and tokens is None)
-    share_prompts = config.optimizer.share_prompts and not apart
+    optimizer = read_section(config.optimizer, OptimizerSettings)
+    share_prompts = optimizer.runs_prompts_once(group, whole_rows=credit.whole_rows)
     if tokens is not None:
         rollouts = rollouts_within(tokens, lengths, group, share_prompts=share_prompts)
     return Job(
