@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from atrl.benchmarks.base import Answer, Item
 from atrl.benchmarks.endpoint import EndpointJudge
@@ -16,9 +18,12 @@ from atrl.benchmarks.logicvista import LogicVista
 from atrl.benchmarks.mathverse import MathVerse
 from atrl.benchmarks.mathvista import MathVista
 from atrl.benchmarks.mmvet import MMVet
+from atrl.benchmarks.run import score_recorded
 from atrl.benchmarks.scoring import scorer_for
 from atrl.benchmarks.wemath import WeMath
 from tests.unit.test_benchmark_rules import hallusion_item
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.fixture
@@ -204,6 +209,29 @@ def test_a_judges_failure_is_no_verdict_and_extractions_need_none(endpoint, tmp_
         assert [scored and scored.score for scored in scorer.score(pairs)] == [1.0, None]
     finally:
         scorer.close()
+
+
+def test_a_judge_that_judges_nothing_ends_the_run_and_says_why(endpoint, tmp_path):
+    """A model that answers without doing what it is asked is another fault than one that can't be reached."""
+    (tmp_path / "data.json").write_text(json.dumps({"v1_0": {"question": "x?", "answer": "1", "capability": ["math"]}}))
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"id": "v1_0", "response": "It is 1."}))
+    url = f"http://127.0.0.1:{endpoint.server_port}/v1"
+    overrides = [
+        "benchmark=mmvet", f"predictions='{tmp_path}/answers.jsonl'", f"data.path='{tmp_path}/data.json'", "threads=1",
+        "judge=openai", f"judge.url={url}", "judge.retries=0", "judge.cache=null",
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("evaluate", overrides=overrides)
+    endpoint.plan = ["A good answer.\n" + 100 * "x"]
+    with pytest.raises(ValueError) as raised:
+        score_recorded(config, tmp_path / "replied")
+    assert str(raised.value) == (
+        "judge: none of 1 answers could be judged, because its replies hold no verdict, one being "
+        f"'A good answer.\\n{45 * 'x'}': take a judge.model that does what it is asked"
+    )
+    endpoint.plan = [401]
+    with pytest.raises(ValueError, match=f"at last because of status 401 from {url}: check"):
+        score_recorded(config, tmp_path / "refused")
 
 
 def test_a_judge_where_none_is_wanted_is_refused(endpoint, tmp_path):

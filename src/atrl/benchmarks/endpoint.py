@@ -50,6 +50,8 @@ class EndpointJudge:
     pause: float = 1.0
     failure: str | None = field(default=None, init=False, repr=False)
     """Why the last question that failed did."""
+    last_reply: str | None = field(default=None, init=False, repr=False)
+    """What it said last."""
     _counts: Counter[str] = field(default_factory=Counter, init=False, repr=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
 
@@ -94,12 +96,16 @@ class EndpointJudge:
         path = self._cache_path(body)
         if path is not None and path.is_file():
             self._count(cached=1)
-            return Reply(json.loads(path.read_text(encoding="utf-8"))["text"])
+            cached = Reply(json.loads(path.read_text(encoding="utf-8"))["text"])
+            self.last_reply = cached.text
+            return cached
         reply = self._request(client, body)
         if reply.text is None:
             self._count(failures=1)
             self.failure = f"{reply.error} from {self.url}"
-        elif path is not None:
+            return reply
+        self.last_reply = reply.text
+        if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(f".{os.getpid()}.{id(reply)}")
             draft.write_text(json.dumps({"text": reply.text, "request": body}), encoding="utf-8")

@@ -53,6 +53,10 @@ class Judge(Protocol):
     def failure(self) -> str | None:
         """Why the last question that failed did; None where all were answered."""
 
+    @property
+    def last_reply(self) -> str | None:
+        """What it said last; None where it said nothing yet."""
+
     def usage(self) -> dict[str, int]:
         """What it cost so far: requests, cache hits, tokens, failures."""
 

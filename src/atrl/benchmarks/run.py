@@ -147,6 +147,16 @@ def limited(benchmark: Benchmark, items: Sequence[Item], limit: int | None, *, s
     return [item for item in items if item.id in chosen]
 
 
+def _why_none(judge: Judge) -> str:
+    if judge.failure is None:
+        said = repr((judge.last_reply or "")[:60])
+        return f"because its replies hold no verdict, one being {said}: take a judge.model that does what it is asked"
+    return (
+        f"at last because of {judge.failure}: check that judge.url and judge.model are right, and that "
+        "judge.key_variable names a variable with a valid key"
+    )
+
+
 def _score(
     task: Task,
     items: Sequence[Item],
@@ -164,10 +174,7 @@ def _score(
     finally:
         scorer.close()
     if judge is not None and all(record.scored is None for record in records):
-        raise ValueError(
-            f"judge: none of {len(records)} answers could be judged, at last because of {judge.failure}: check that "
-            "judge.url and judge.model are right, and that judge.key_variable names a variable with a valid key"
-        )
+        raise ValueError(f"judge: none of {len(records)} answers could be judged, {_why_none(judge)}")
     result = summarise(task.benchmark, items, records, stamp, seed=settings.seed)
     if judge is not None:
         result["judge"] = judge.usage()
