@@ -13,6 +13,7 @@ class LocalProblems(RewardedBenchmark):
 
     name = "jsonl"
     hub: str = ""
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class GeometryTask(RewardedBenchmark):
 
     name = "geometry"
     hub: str = ""
-    instruction: str = ""
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,4 +31,4 @@ class EasyVqa(RewardedBenchmark):
 
     name = "easy_vqa"
     hub: str = ""
-    instruction: str = ""
+    instruction: str | None = None

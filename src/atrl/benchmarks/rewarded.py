@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from atrl.benchmarks.base import Benchmark, Columns, Item, Scored
 from atrl.data.prompts import IMAGE_MARK
 from atrl.data.rows import Row, RowFormat
+from atrl.models.asked import MARK_ANSWER
 from atrl.rewards.extract import final_answer, last_line
 from atrl.types import Problem
 
@@ -35,7 +36,8 @@ class RewardedBenchmark(Benchmark):
 
     Args:
         reward: of the group `reward`.
-        instruction: how to mark the answer, appended to every question.
+        instruction: how to mark the answer, appended to every question; null in a config is what the checkpoint was
+            trained with (see `asked_as_trained`).
     """
 
     headline = "accuracy"
@@ -44,7 +46,7 @@ class RewardedBenchmark(Benchmark):
     """Roles by which accuracy is also reported."""
     reward: WeightedReward
     columns: Columns = field(default_factory=lambda: dict(_COLUMNS))
-    instruction: str = "Think step by step and put the final answer in \\boxed{}."
+    instruction: str | None = MARK_ANSWER
 
     def items(self, table: Table) -> list[Item]:
         """As the base class; rows without an id are named by file and line, choices are answered by their letter."""
@@ -68,7 +70,7 @@ class RewardedBenchmark(Benchmark):
 
     def prompt(self, item: Item) -> str:
         """Question, choices if there are any, and the instruction."""
-        return f"{item.row['prompt']} {self.instruction}".strip()
+        return f"{item.row['prompt']} {self.instruction or ''}".strip()
 
     def extract(self, response: str, item: Item) -> str | None:
         """What the last box (or ``<answer>``) holds, else the last line."""

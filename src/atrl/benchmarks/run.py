@@ -19,6 +19,7 @@ from atrl.benchmarks.scoring import RecordFile, score_answers, scorer_for
 from atrl.benchmarks.source import rows_of
 from atrl.config import EvaluateSettings, check_config, read_section
 from atrl.data.base import uniform_hash
+from atrl.models.asked import asked_as_trained
 
 if TYPE_CHECKING:
     from atrl.benchmarks.judge import Judge
@@ -78,6 +79,7 @@ def score_checkpoint(config: DictConfig, folder: Path) -> dict[str, Any]:
     """
     from hydra.utils import instantiate
 
+    config = asked_as_trained(config)
     settings = _settings(config)
     source = instantiate(config.data)
     benchmarks = [instantiate(node) for node in config.benchmark.values()]

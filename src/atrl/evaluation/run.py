@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from atrl.config import EvaluateSettings, check_config, read_section
 from atrl.evaluation.grounding import Controls, build_controls, swapped
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
+from atrl.models.asked import asked_as_trained
 from atrl.preflight import check_videos_taken
 
 MODES = ("greedy", "sampled")
@@ -28,6 +29,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     """
     from hydra.utils import instantiate
 
+    config = asked_as_trained(config)
     check_config(config, sections={"": EvaluateSettings})
     settings = read_section(config, EvaluateSettings)
     source, model = instantiate(config.data), instantiate(config.model)

@@ -12,6 +12,7 @@ from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.inspect.schemes import check_single, single_configs
 from atrl.inspect.settings import InspectSettings
 from atrl.inspect.terminal import painted, takes_colour
+from atrl.models.asked import asked_as_trained
 from atrl.report.text import printable
 from atrl.types import Problem, Video
 
@@ -28,7 +29,7 @@ def inspect_command(config: DictConfig, folder: Path) -> Path:
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
-    asked = HydraConfig.get()
+    config, asked = asked_as_trained(config), HydraConfig.get()
     configs = single_configs(config, asked.overrides.task, asked.runtime.choices.get("credit"))
     for alone in configs.values():
         check_config(alone, sections={"": InspectSettings}, checks=())

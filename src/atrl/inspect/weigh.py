@@ -51,7 +51,13 @@ class Weighed:
 
 
 def answer(
-    problem: Problem, loaded: LoadedModel, rollout: RolloutSettings, sampling: Sampling, *, instruction: str, seed: int
+    problem: Problem,
+    loaded: LoadedModel,
+    rollout: RolloutSettings,
+    sampling: Sampling,
+    *,
+    instruction: str | None,
+    seed: int,
 ) -> RolloutGroup:
     """One response to `problem`.
 

@@ -43,7 +43,7 @@ class PretrainedModel:
         freeze_projector: leave the projector as it is, of Qwen's `visual` the `merger`.
         lora: adapters that are trained instead of the weights; None trains these.
         quantization: of the language half's matrices, which only adapters can be trained beside.
-        instruction: appended to every question.
+        instruction: appended to every question; None appends nothing (see `models/asked.py`).
         trust_remote_code: run the checkpoint's own Python code; only for names that you trust.
     """
 
@@ -54,7 +54,7 @@ class PretrainedModel:
     freeze_projector: bool = False
     lora: Lora | None = None
     quantization: Literal["none", "nf4"] = "none"
-    instruction: str = ""
+    instruction: str | None = ""
     trust_remote_code: bool = False
 
     def check(self) -> None:
@@ -151,12 +151,12 @@ class ScratchModel:
 
     Args:
         seed: of the weights.
-        instruction: appended to every question.
+        instruction: appended to every question; None appends nothing (see `models/asked.py`).
         lora: None, because adapters go beside weights that were trained before (`checks.py`).
     """
 
     seed: int = 0
-    instruction: str = ""
+    instruction: str | None = ""
     lora: Lora | None = None
 
     name: ClassVar[str] = "tiny"

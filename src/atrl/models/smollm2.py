@@ -33,12 +33,12 @@ class SmolLM2Model:
 
     Args:
         seed: of the vision tower's weights.
-        instruction: appended to every question.
+        instruction: appended to every question; None appends nothing (see `models/asked.py`).
         lora: adapters that are trained instead of the weights; None trains these.
     """
 
     seed: int = 0
-    instruction: str = ""
+    instruction: str | None = ""
     lora: Lora | None = None
 
     name: ClassVar[str] = "smollm2"

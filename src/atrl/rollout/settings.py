@@ -99,11 +99,11 @@ class RolloutSettings:
         """Which frames of a video are shown."""
         return FrameSampler(count=self.video_frames, rate=self.video_rate)
 
-    def prompt_builder(self, loaded: LoadedModel, instruction: str) -> PromptBuilder:
+    def prompt_builder(self, loaded: LoadedModel, instruction: str | None) -> PromptBuilder:
         """How problems become prompts for this model."""
         return PromptBuilder(
             processor=loaded.processor,
-            instruction=instruction,
+            instruction=instruction or "",
             max_prompt_tokens=self.max_prompt_tokens,
             frames=self.frames,
         )

@@ -1,0 +1,65 @@
+"""A checkpoint is asked in the words that it was trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from atrl.models.asked import MARK_ANSWER, asked_as_trained, trained_instruction
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run that asked for a box."""
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / "model").mkdir()
+    OmegaConf.save({"model": {"instruction": "Box it."}}, tmp_path / "run" / ".hydra" / "config.yaml")
+    return tmp_path / "run"
+
+
+def composed(config: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config, overrides=list(overrides))
+
+
+def test_a_run_says_what_it_asked_and_so_does_its_model(run: Path) -> None:
+    assert trained_instruction(str(run)) == trained_instruction(str(run / "model")) == "Box it."
+    assert trained_instruction("tiny") == ""
+    assert trained_instruction(str(run.parent)) is None
+    assert trained_instruction("owner/name") is None
+    OmegaConf.save({"model": {"path": "x"}}, run / ".hydra" / "config.yaml")
+    assert trained_instruction(str(run)) is None
+
+
+@pytest.mark.parametrize("benchmark", ["jsonl", "geometry", "easy_vqa"])
+def test_local_problems_are_asked_as_in_training(run: Path, benchmark: str) -> None:
+    def asked(checkpoint: object, *overrides: str) -> tuple[str, str]:
+        config = composed("evaluate", f"benchmark={benchmark}", f"checkpoint='{checkpoint}'", *overrides)
+        settled = asked_as_trained(config)
+        assert config.benchmark[benchmark].get("instruction") is None or overrides, "the caller's config was changed"
+        return settled.benchmark[benchmark].instruction, settled.model.instruction
+
+    assert asked(run) == ("Box it.", "Box it.")
+    assert asked("tiny") == ("", "")
+    assert asked("owner/name") == (MARK_ANSWER, "")
+    assert asked(run, f"benchmark.{benchmark}.instruction='Say it.'") == ("Say it.", "Box it.")
+
+
+def test_official_words_stay_and_so_do_those_of_the_command_line(run: Path) -> None:
+    official = composed("evaluate", "benchmark=hallusionbench", f"checkpoint='{run}'")
+    assert asked_as_trained(official).benchmark.hallusionbench.instruction == "Please answer yes or no."
+    inspected = composed("inspect", f"checkpoint='{run}'")
+    assert asked_as_trained(inspected).model.instruction == "Box it."
+    told = composed("inspect", f"checkpoint='{run}'", "model.instruction=''")
+    assert asked_as_trained(told).model.instruction == ""
+
+
+def test_a_missing_checkpoint_is_left_to_the_check_that_names_it() -> None:
+    settled = asked_as_trained(composed("evaluate", "benchmark=jsonl"))
+    assert OmegaConf.is_missing(settled, "checkpoint")
+    assert (settled.model.instruction, settled.benchmark.jsonl.instruction) == ("", MARK_ANSWER)
