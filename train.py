@@ -31,7 +31,9 @@ def main(config: DictConfig) -> float | None:
         return job.run_job(config, Path(__file__).resolve())
 
     from atrl import pipeline
+    from atrl.models.asked import asked_as_trained
 
+    config = asked_as_trained(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     parts = pipeline.instantiate_parts(config, folder)
     pipeline.prepare_process(parts)

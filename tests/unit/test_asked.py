@@ -16,9 +16,8 @@ CONF = Path(__file__).parents[2] / "conf"
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a run that asked for a box."""
-    (tmp_path / "run" / ".hydra").mkdir(parents=True)
-    (tmp_path / "run" / "model").mkdir()
-    OmegaConf.save({"model": {"instruction": "Box it."}}, tmp_path / "run" / ".hydra" / "config.yaml")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    OmegaConf.save({"model": {"instruction": "Box it."}}, tmp_path / "run" / "config.yaml")
     return tmp_path / "run"
 
 
@@ -32,7 +31,9 @@ def test_a_run_says_what_it_asked_and_so_does_its_model(run: Path) -> None:
     assert trained_instruction("tiny") == ""
     assert trained_instruction(str(run.parent)) is None
     assert trained_instruction("owner/name") is None
-    OmegaConf.save({"model": {"path": "x"}}, run / ".hydra" / "config.yaml")
+    (run / "config.yaml").write_text("model: {path: x}")
+    assert trained_instruction(str(run)) is None
+    (run / "config.yaml").write_text("- a list")
     assert trained_instruction(str(run)) is None
 
 
@@ -46,7 +47,7 @@ def test_local_problems_are_asked_as_in_training(run: Path, benchmark: str) -> N
 
     assert asked(run) == ("Box it.", "Box it.")
     assert asked("tiny") == ("", "")
-    assert asked("owner/name") == (MARK_ANSWER, "")
+    assert asked("owner/name") == (MARK_ANSWER, MARK_ANSWER)
     assert asked(run, f"benchmark.{benchmark}.instruction='Say it.'") == ("Say it.", "Box it.")
 
 
@@ -62,4 +63,14 @@ def test_official_words_stay_and_so_do_those_of_the_command_line(run: Path) -> N
 def test_a_missing_checkpoint_is_left_to_the_check_that_names_it() -> None:
     settled = asked_as_trained(composed("evaluate", "benchmark=jsonl"))
     assert OmegaConf.is_missing(settled, "checkpoint")
-    assert (settled.model.instruction, settled.benchmark.jsonl.instruction) == ("", MARK_ANSWER)
+    assert (settled.model.instruction, settled.benchmark.jsonl.instruction) == (MARK_ANSWER, MARK_ANSWER)
+
+
+def test_a_run_goes_on_in_the_words_of_the_run_before(run: Path) -> None:
+    def asked(*overrides: str) -> str:
+        return asked_as_trained(composed("train", *overrides)).model.instruction
+
+    assert asked("model=pretrained", f"model.path='{run}'") == "Box it."
+    assert asked("model=pretrained", "model.path=owner/name") == asked("model=qwen2_5_vl_7b") == MARK_ANSWER
+    assert asked("model=pretrained", f"model.path='{run}'", "model.instruction='Say it.'") == "Say it."
+    assert asked() == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 MARK_ANSWER = "Think step by step and put the final answer in \\boxed{}."
-"""What models that know many ways of answering are asked where nothing else is known."""
+"""What models that know many ways of answering are asked, where nothing else is known."""
 
 
 def trained_instruction(checkpoint: str) -> str | None:
@@ -18,28 +18,21 @@ def trained_instruction(checkpoint: str) -> str | None:
     if checkpoint == "tiny":
         return ""
     folder = Path(checkpoint).expanduser()
-    run = folder.parent if folder.name == "model" else folder
-    file = run / ".hydra" / "config.yaml"
-    if not file.is_file():
-        return None
-    return OmegaConf.select(OmegaConf.load(file), "model.instruction", default=None)
+    file = (folder.parent if folder.name == "model" else folder) / "config.yaml"
+    settings = OmegaConf.load(file) if file.is_file() else None
+    return OmegaConf.select(settings, "model.instruction") if isinstance(settings, DictConfig) else None
 
 
 def asked_as_trained(config: DictConfig) -> DictConfig:
-    """`config` with each `instruction` that is null settled by its `checkpoint`.
+    """`config` with every `instruction` of model and benchmarks that is null settled by the checkpoint.
 
-    Of the model it becomes what the checkpoint's run appended to its questions, or nothing; of a benchmark the same, or
+    That is its `checkpoint`, or the model's `path`. It becomes what the checkpoint's run appended to its questions, and
     `MARK_ANSWER` for a checkpoint of unknown training.
     """
-    asked = None if OmegaConf.is_missing(config, "checkpoint") else trained_instruction(config.checkpoint)
     settled = config.copy()
-    model, benchmarks = settled.get("model"), settled.get("benchmark") or {}
-    if _is_open(model):
-        model.instruction = asked or ""
-    for benchmark in filter(_is_open, benchmarks.values()):
-        benchmark.instruction = MARK_ANSWER if asked is None else asked
+    path = OmegaConf.select(settled, "checkpoint" if "checkpoint" in list(settled) else "model.path")
+    known = trained_instruction(path) if path else None
+    for node in (settled.get("model"), *(settled.get("benchmark") or {}).values()):
+        if isinstance(node, DictConfig) and "instruction" in node and node.instruction is None:
+            node.instruction = MARK_ANSWER if known is None else known
     return settled
-
-
-def _is_open(node: object) -> bool:
-    return isinstance(node, DictConfig) and "instruction" in node and node.instruction is None
