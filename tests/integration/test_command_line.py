@@ -247,7 +247,7 @@ def test_grounding_needs_pictures_to_exchange(finished: Path) -> None:
     path = problems_file(finished, [{**ROW, "id": name} for name in ("p1", "p2")], {"a.png": None})
     arguments = ("checkpoint=tiny", "rollout=transformers", "data=jsonl", path, "data.test_fraction=1")
     done = run("evaluate.py", *arguments, "grounding=true", folder=finished)
-    check_refusal(done, ["grounding=true", "different pictures", "2 problems", "grounding=false"])
+    assert_refused(done, ["grounding=true", "different pictures", "2 problems", "grounding=false"])
 
 
 @needs_vllm
@@ -302,7 +302,7 @@ def test_a_bad_setting_is_one_line_that_names_it(arguments: list[str], says: lis
     (tmp_path / "read.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     done = run("train.py", *arguments, folder=tmp_path)
-    check_refusal(done, says)
+    assert_refused(done, says)
 
 
 @pytest.mark.parametrize(
@@ -320,10 +320,10 @@ def test_a_bad_setting_is_one_line_that_names_it(arguments: list[str], says: lis
 def test_bad_data_is_one_line_that_names_it(rows, images, says, tmp_path: Path) -> None:
     path = problems_file(tmp_path, rows, images)
     done = run("train.py", "data=jsonl", path, "data.test_fraction=0", "trainer.evaluate_samples=0", folder=tmp_path)
-    check_refusal(done, says)
+    assert_refused(done, says)
 
 
-def check_refusal(done: subprocess.CompletedProcess[str], says: list[str]) -> None:
+def assert_refused(done: subprocess.CompletedProcess[str], says: list[str]) -> None:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert done.returncode != 0
     assert "Traceback" not in done.stderr + done.stdout

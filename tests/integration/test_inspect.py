@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import REPOSITORY
-from tests.integration.test_command_line import check_refusal
+from tests.integration.test_command_line import assert_refused
 from tests.integration.test_report_browser import CHROMIUM, browse
 
 # What a reader does on the page, and what it then shows; runs after the page's own scripts.
@@ -126,4 +126,4 @@ def test_a_video_is_shown_frame_by_frame(tmp_path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_what_can_not_be_done_is_one_line(arguments, says, tmp_path) -> None:
-    check_refusal(inspect(tmp_path, *arguments), says)
+    assert_refused(inspect(tmp_path, *arguments), says)

@@ -61,7 +61,7 @@ def pool():
     workers.close()
 
 
-def feed(pool: KillableWorkers, texts: list[str]) -> None:
+def assert_scored(pool: KillableWorkers, texts: list[str]) -> None:
     """The texts dealt out to the rules, each as a response and as an extraction."""
     shares = {place: texts[place :: len(CASES)] for place in range(len(CASES))}
     for place, (rule, item) in enumerate(CASES):
@@ -79,12 +79,12 @@ def feed(pool: KillableWorkers, texts: list[str]) -> None:
 
 
 def test_two_thousand_hostile_answers(pool):
-    feed(pool, list(hostile_strings(2000)))
+    assert_scored(pool, list(hostile_strings(2000)))
 
 
 @pytest.mark.slow
 def test_fifty_thousand_hostile_answers(pool):
-    feed(pool, list(hostile_strings(50_000, seed=1)))
+    assert_scored(pool, list(hostile_strings(50_000, seed=1)))
 
 
 def test_megabytes_of_answer(pool):
@@ -111,5 +111,5 @@ def test_what_breaks_a_limit_is_unparseable_and_its_neighbours_are_scored():
 def test_python_is_never_run(pool, tmp_path):
     target = tmp_path / "made"
     code = f"__import__('pathlib').Path({str(target)!r}).touch()"
-    feed(pool, [code, f"\\boxed{{{code}}}", f"['{code}']", f"[{code}]"] * len(CASES))
+    assert_scored(pool, [code, f"\\boxed{{{code}}}", f"['{code}']", f"[{code}]"] * len(CASES))
     assert not target.exists()

@@ -23,7 +23,7 @@ def load(folder: Path, *rows: dict, **options) -> list[Problem]:
     return list(TabularProblems(path=write_jsonl(folder, *rows), **{"test_fraction": 0, **options}).load("train"))
 
 
-def refused(folder: Path, *rows: dict, match: str, **options) -> None:
+def assert_refused(folder: Path, *rows: dict, match: str, **options) -> None:
     with pytest.raises(ValueError, match=match) as caught:
         load(folder, *rows, **options)
     assert "\n" not in str(caught.value)
@@ -72,7 +72,7 @@ def test_marks_are_put_in_front_where_there_are_none(folder, images, question):
     ],
 )
 def test_marks_and_images_must_agree(folder, text, images, counts):
-    refused(
+    assert_refused(
         folder,
         row(3, problem=text, images=images),
         match=rf"problem p3 \(line 1 of problems\.jsonl\).*{counts}",
@@ -88,27 +88,27 @@ def test_answers_become_text(folder, stored, answer):
 
 @pytest.mark.parametrize("stored", [None, "", "  ", float("nan"), ["2"], {"a": 1}, "\ud800"])
 def test_unusable_answers_name_the_problem(folder, stored):
-    refused(folder, row(), row(9, answer=stored), match=r"problem p9 \(line 2 of problems\.jsonl\): answer ")
+    assert_refused(folder, row(), row(9, answer=stored), match=r"problem p9 \(line 2 of problems\.jsonl\): answer ")
 
 
 def test_missing_answer_in_one_row(folder):
     values = row(1)
     del values["answer"]
-    refused(folder, row(), values, match=r"problem p1 .*answer is missing")
+    assert_refused(folder, row(), values, match=r"problem p1 .*answer is missing")
 
 
 def test_image_errors_name_problem_and_path(folder):
-    refused(
+    assert_refused(
         folder,
         row(images=["sub/c.png"]),
         match=r"problem p0 .*sub/c\.png.* does not exist, did you mean 'b\.png'\?",
     )
-    refused(folder, row(images="https://example.org/a.png"), match=r"problem p0 .*example.* is not a file")
-    refused(folder, row(images=["x" * 5000]), match="problem p0 .*does not exist")
-    refused(folder, row(images=[5]), match="problem p0 .*5 is not an image")
-    refused(folder, row(images=5), match="problem p0 .*images must be an image or a list")
+    assert_refused(folder, row(images="https://example.org/a.png"), match=r"problem p0 .*example.* is not a file")
+    assert_refused(folder, row(images=["x" * 5000]), match="problem p0 .*does not exist")
+    assert_refused(folder, row(images=[5]), match="problem p0 .*5 is not an image")
+    assert_refused(folder, row(images=5), match="problem p0 .*images must be an image or a list")
     (folder / "a.png").write_bytes(png()[:-30])
-    refused(folder, row(), match=r"problem p0: image .*a\.png can't be read")
+    assert_refused(folder, row(), match=r"problem p0: image .*a\.png can't be read")
 
 
 def test_relative_path_without_a_folder_to_start_from():
@@ -161,7 +161,7 @@ def test_choices_can_be_switched_off(folder):
     ],
 )
 def test_answers_must_fit_the_choices(folder, answer, choices, message):
-    refused(folder, row(answer=answer, choices=choices), match=f"problem p0 .*{message}")
+    assert_refused(folder, row(answer=answer, choices=choices), match=f"problem p0 .*{message}")
 
 
 # Columns and ids
@@ -187,13 +187,13 @@ def test_answers_must_fit_the_choices(folder, answer, choices, message):
     ],
 )
 def test_wrong_column_names(folder, options, message):
-    refused(folder, row(), match=message, **options)
+    assert_refused(folder, row(), match=message, **options)
 
 
 def test_images_column_that_does_not_exist_would_train_blind(folder):
     values = row(problem="?")
     del values["images"]
-    refused(folder, values, match="no column 'images'")
+    assert_refused(folder, values, match="no column 'images'")
     assert load(folder, values, images_column=None)[0].images == ()
 
 
@@ -204,13 +204,13 @@ def test_without_ids_problems_are_named_by_file_and_line(folder):
 
 
 def test_bad_ids(folder):
-    refused(folder, row(1), row(2), row(1), match=r"line 3 of .*'p1' is that of line 1 of problems\.jsonl too")
-    refused(folder, row(), {**row(), "id": None}, match="line 2 of problems.jsonl: id is None, which is no id")
+    assert_refused(folder, row(1), row(2), row(1), match=r"line 3 of .*'p1' is that of line 1 of problems\.jsonl too")
+    assert_refused(folder, row(), {**row(), "id": None}, match="line 2 of problems.jsonl: id is None, which is no id")
     without = {key: value for key, value in row().items() if key != "id"}
-    refused(folder, row(), without, match="line 2 of problems.jsonl: id is None")
-    refused(folder, row(id=""), match="line 1 .*id is '', which is no id")
-    refused(folder, row(id=1.5), match="line 1 .*id is 1.5")
-    refused(folder, row(id="a\nb"), match="line 1 .*id is .*, which is no id")
+    assert_refused(folder, row(), without, match="line 2 of problems.jsonl: id is None")
+    assert_refused(folder, row(id=""), match="line 1 .*id is '', which is no id")
+    assert_refused(folder, row(id=1.5), match="line 1 .*id is 1.5")
+    assert_refused(folder, row(id="a\nb"), match="line 1 .*id is .*, which is no id")
 
 
 # Videos
@@ -254,7 +254,7 @@ def test_frames_by_the_rate_of_the_config(folder):
     assert load(folder, values, frame_rate=1.5)[0].videos == (Video((folder / "a.png", folder / "sub/b.png"), 1.5),)
     both = video_row(videos={"frames": ["a.png"], "fps": 4})
     assert load(folder, both, frame_rate=1.5)[0].videos[0].fps == 4.0
-    refused(folder, values, match=r"problem p0 .*needs its rate .* got None: write .* or set data\.frame_rate")
+    assert_refused(folder, values, match=r"problem p0 .*needs its rate .* got None: write .* or set data\.frame_rate")
 
 
 def test_video_marks_are_put_in_front_where_there_are_none(folder, film):
@@ -265,10 +265,10 @@ def test_video_marks_are_put_in_front_where_there_are_none(folder, film):
 
 
 def test_video_marks_and_videos_must_agree(folder, film):
-    refused(
+    assert_refused(
         folder, video_row(problem="<video><video>"), match="problem p0 .* 2 <video> marks for 1 video: write one mark"
     )
-    refused(folder, video_row(videos=None), match="problem p0 .* 1 <video> mark for 0 videos")
+    assert_refused(folder, video_row(videos=None), match="problem p0 .* 1 <video> mark for 0 videos")
 
 
 def test_other_names_of_the_column(folder, film):
@@ -276,8 +276,8 @@ def test_other_names_of_the_column(folder, film):
     del values["videos"]
     (problem,) = load(folder, values, videos_column="clip", images_column=None)
     assert problem.videos == (Video(film),)
-    refused(folder, values, match="no column 'images'")
-    refused(
+    assert_refused(folder, values, match="no column 'images'")
+    assert_refused(
         folder, values, videos_column="clips", images_column=None, match=r"^data\.videos_column: .*did you mean 'clip'"
     )
     assert load(folder, row(), videos_column=None)[0].videos == ()
@@ -304,7 +304,7 @@ def test_other_names_of_the_column(folder, film):
 def test_unusable_videos_are_refused(folder, film, videos, match):
     (folder / "broken.mp4").write_bytes(b"no video")
     (folder / "empty.mp4").touch()
-    refused(folder, video_row(videos=videos), match=match)
+    assert_refused(folder, video_row(videos=videos), match=match)
 
 
 def test_a_rate_out_of_range_is_refused(folder):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atrl.data import images
 from atrl.data.images import check_images, image_from_bytes, open_image
 from atrl.types import Problem
 
@@ -194,10 +195,16 @@ def test_bytes_that_are_no_picture_name_the_problem():
         image_from_bytes(b"GIF", problem_id="p7")
 
 
-def test_check_images_passes_sound_ones(tmp_path):
+def test_check_images_reads_each_picture_once_and_passes_sound_ones(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        images, "open_image", lambda image, problem_id: read.append(open_image(image, problem_id=problem_id))
+    )
     path = saved(Image.new("RGB", (2, 2)), tmp_path / "a.png")
-    check_images([problem("p1", path, path), problem("p2"), problem("p3", Image.new("L", (1, 1)))])
+    check_images([problem("p1", path, path), problem("p2"), problem("p3", path, Image.new("L", (1, 1)))])
+    assert [picture.size for picture in read] == [(2, 2), (1, 1)]
     check_images([])
+    assert len(read) == 2
 
 
 def test_check_images_finds_the_broken_one(tmp_path):

@@ -73,6 +73,8 @@ def test_processes_that_lightning_starts_are_told_their_folder(monkeypatch) -> N
     started(monkeypatch, launcher="Lightning", rank=None, world_size=None)
     composed(monkeypatch)
     check_launch(2, 1)
+    with pytest.raises(ValueError, match=r"^hydra\.run\.dir must be set"):  # it starts none on another node
+        check_launch(2, 2)
 
 
 def test_each_process_logs_to_a_file_of_its_own(monkeypatch, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def gradients_by_hand(checkpoint: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def close_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def assert_gradients_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         scale = gradient.detach().abs().max().item()
@@ -182,7 +182,9 @@ def close_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Te
 def test_gradients_are_those_of_the_matrix_by_the_chain_rule(checkpoint: Path) -> None:
     policy = adapted(checkpoint)
     loss_of(policy, batch_of(checkpoint, "square")).backward()
-    close_gradients({n: p.grad for n, p in policy.named_parameters() if p.requires_grad}, gradients_by_hand(checkpoint))
+    assert_gradients_close(
+        {n: p.grad for n, p in policy.named_parameters() if p.requires_grad}, gradients_by_hand(checkpoint)
+    )
 
 
 def divided_gradients(checkpoint: Path, dtype: torch.dtype) -> dict:
@@ -211,7 +213,7 @@ def test_two_ranks_divide_base_and_adapters(checkpoint: Path) -> None:
     expected = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad}
     ranks = run_ranks(divided_gradients, checkpoint, torch.float32, seconds=300)
     for rank, name in zip(ranks, ("square", "none"), strict=True):
-        close_gradients(rank["gradients"], expected)
+        assert_gradients_close(rank["gradients"], expected)
         assert rank["frozen"] == []
         with torch.no_grad():
             torch.testing.assert_close(rank["reference"], response_logits(base, batch_of(checkpoint, name)))

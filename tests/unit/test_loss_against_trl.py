@@ -84,7 +84,7 @@ def our_loss(batch, built):
     return loss.detach(), logprobs.grad
 
 
-def agree(ours, trls, tolerance=1e-12):
+def assert_agree(ours, trls, tolerance=1e-12):
     assert trls[1].abs().max() > 1e-3  # a gradient of zeros would agree with anything
     torch.testing.assert_close(ours, trls, rtol=tolerance, atol=tolerance)
 
@@ -102,13 +102,15 @@ def agree(ours, trls, tolerance=1e-12):
 )
 def test_clipped_objectives(name, trl, kl_coefficient):
     batch = random_batch()
-    agree(our_loss(batch, objective(name, kl_coefficient=kl_coefficient)), trl_loss(batch, beta=kl_coefficient, **trl))
+    assert_agree(
+        our_loss(batch, objective(name, kl_coefficient=kl_coefficient)), trl_loss(batch, beta=kl_coefficient, **trl)
+    )
 
 
 def test_sapo():
     """TRL keeps the temperatures in float32, which leaves 1.05 off by 5e-8."""
     batch = random_batch()
-    agree(our_loss(batch, objective("sapo")), trl_loss(batch, loss_type="sapo"), tolerance=1e-6)
+    assert_agree(our_loss(batch, objective("sapo")), trl_loss(batch, loss_type="sapo"), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("highest", [5.0, 1.2])
@@ -117,13 +119,13 @@ def test_cispo(highest):
     batch = random_batch()
     built = objective("cispo")
     built = replace(built, loss=replace(built.loss, clip_high=highest - 1))
-    agree(our_loss(batch, built), trl_loss(batch, loss_type="cispo", high=highest))
+    assert_agree(our_loss(batch, built), trl_loss(batch, loss_type="cispo", high=highest))
 
 
 def test_gspo_token_with_equal_advantages():
     """TRL has no GSPO-token any more; with equal advantages it is GSPO in value, clip and gradient (the paper, 4.3)."""
     batch = random_batch()
-    agree(
+    assert_agree(
         our_loss(batch, objective("gspo_token")),
         trl_loss(batch, loss_type="grpo", level="sequence", low=3e-4, high=4e-4),
     )
@@ -139,7 +141,7 @@ def test_gspo_token_with_equal_advantages():
 )
 def test_advantages_of_each_token(name, trl):
     batch = random_batch().with_token_advantages()
-    agree(our_loss(batch, objective(name)), trl_loss(batch, advantages=batch.advantages, **trl), tolerance=1e-6)
+    assert_agree(our_loss(batch, objective(name)), trl_loss(batch, advantages=batch.advantages, **trl), tolerance=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -149,4 +151,4 @@ def test_responses_without_a_trained_token_count_for_trl_alone(name, trl):
     """TRL divides by all rows, we by those with a trained token: here 4 against 3."""
     batch = random_batch(lengths=(9, 0, 4, 2))
     loss, gradient = trl_loss(batch, **trl)
-    agree(our_loss(batch, objective(name)), (loss * 4 / 3, gradient * 4 / 3))
+    assert_agree(our_loss(batch, objective(name)), (loss * 4 / 3, gradient * 4 / 3))

@@ -12,11 +12,13 @@ GIB = 2**30
 
 @pytest.mark.parametrize(
     ("share", "free", "training"),
-    [(0.4, 79, 0), (0.4, 79, 47), (0.9, 72, 0), (0.5, 60, 20)],
+    [(0.4, 79, 47), (0.9, 72, 0), (0.5, 60, 20)],
 )
-def test_what_fits(share: float, free: int, training: int) -> None:
-    """Of 80 GiB: 32 + 47 <= 79, 72 <= 72, 40 + 20 <= 60."""
+def test_what_fits_to_the_byte(share: float, free: int, training: int) -> None:
+    """Of 80 GiB: 32 + 47 = 79, 72 = 72, 40 + 20 = 60."""
     check_engine_memory(share=share, free=free * GIB, total=80 * GIB, training=training * GIB)
+    with pytest.raises(ValueError, match="asks for"):
+        check_engine_memory(share=share, free=free * GIB - 1, total=80 * GIB, training=training * GIB)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from atrl.checkpoint import Checkpoint
 from atrl.resume import check_same_base, check_same_run, find_checkpoint, fingerprint, keep_until, weights_fingerprint
 from atrl.settings import flat, settings_of
 from atrl.types import Problem
+from tests.unit.refusals import refusal
 
 CONFIG = {"seed": 0, "resume": None, "trainer": {"max_steps": 4, "devices": 1}, "credit": {"heads": [[0, 1]]}}
 PROBLEMS = [Problem(id="a", question="1 + 1?", answer="2"), Problem(id="b", question="2 + 2?", answer="4")]
@@ -59,7 +60,7 @@ def changed(key: str, value) -> OmegaConf:
     "key, value", [("resume", "auto"), ("trainer.devices", 2), ("trainer.checkpoint_every", 3), ("logger", {"x": 1})]
 )
 def test_where_and_how_it_computes_may_change(key: str, value) -> None:
-    check_same_run(made_with(), changed(key, value), PROBLEMS)
+    assert refusal(check_same_run, made_with(), changed(key, value), PROBLEMS) is None
 
 
 @pytest.mark.parametrize(

@@ -221,9 +221,12 @@ def test_a_missing_vllm_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch
         VllmSampler().start(_handle(eos=0))
 
 
-def test_a_sampler_that_never_started_can_be_closed() -> None:
-    VllmSampler().close()
-    TransformersSampler().close()
+@pytest.mark.parametrize("kind", [VllmSampler, TransformersSampler])
+def test_a_sampler_that_never_started_can_be_closed_and_gives_nothing(kind) -> None:
+    sampler = kind()
+    sampler.close()
+    with pytest.raises(AssertionError, match=r"the .* sampler was not started"):
+        sampler.generate([], Sampling(group_size=1), seed="0")
 
 
 def test_vllm_is_imported_only_when_an_engine_starts() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.refusals import refusal
+
 SCRIPT = Path(__file__).parents[2] / "experiments" / "study.py"
 
 
@@ -92,4 +94,4 @@ def test_every_override_composes(study):
         with initialize_config_dir(str(SCRIPT.parents[1] / "conf"), version_base="1.3"):
             config = compose("train", overrides=[*study.COMMON, *chosen])
         config.logger = None  # its folder is known to a run of Hydra's alone
-        check_config(config)
+        assert refusal(check_config, config) is None, chosen

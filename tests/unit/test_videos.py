@@ -21,7 +21,7 @@ def sample(source, count: int = 16, rate: float | None = None, fps: float | None
     return sample_video(Video(source, fps), FrameSampler(count=count, rate=rate), problem_id="p1")
 
 
-def refused(source, match: str) -> None:
+def assert_refused(source, match: str) -> None:
     """By sampling, and by the check before a run, in one line."""
     video = Video(source)
     for attempt in (
@@ -208,23 +208,25 @@ def problem(*shown: Video | Frames) -> Problem:
 
 
 def test_missing_and_empty_files(tmp_path):
-    refused(tmp_path / "gone.mp4", r"problem p1: video .*gone\.mp4 is missing: restore it")
+    assert_refused(tmp_path / "gone.mp4", r"problem p1: video .*gone\.mp4 is missing: restore it")
     (tmp_path / "empty.mp4").touch()
-    refused(tmp_path / "empty.mp4", r"problem p1: video .*empty\.mp4 is an empty file: restore it")
-    refused(b"", "problem p1: a video in the data itself is an empty file")
+    assert_refused(tmp_path / "empty.mp4", r"problem p1: video .*empty\.mp4 is an empty file: restore it")
+    assert_refused(b"", "problem p1: a video in the data itself is an empty file")
 
 
 def test_what_is_no_video(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video\n" * 100)
-    refused(tmp_path / "text.mp4", r"problem p1: video .*text\.mp4 can't be read: it is no sound file of mov, mp4")
-    refused(b"\0" * 5000, "problem p1: a video in the data itself can't be read: it is no sound file")
+    assert_refused(
+        tmp_path / "text.mp4", r"problem p1: video .*text\.mp4 can't be read: it is no sound file of mov, mp4"
+    )
+    assert_refused(b"\0" * 5000, "problem p1: a video in the data itself can't be read: it is no sound file")
     grey(1).save(tmp_path / "picture.png")
-    refused(tmp_path / "picture.png", "can't be read: it is no sound file")
+    assert_refused(tmp_path / "picture.png", "can't be read: it is no sound file")
 
 
 def test_a_file_that_was_cut_off(tmp_path):
     whole = encode(tmp_path / "a.mp4").read_bytes()
-    refused(whole[: len(whole) // 2], "can't be read")
+    assert_refused(whole[: len(whole) // 2], "can't be read")
     # A Matroska file is written from front to back: what is there of it is a shorter video.
     part = encode(tmp_path / "a.mkv", 10, codec="mpeg4").read_bytes()
     frames = sample(part[: len(part) - 200])
@@ -254,7 +256,7 @@ def test_a_file_with_sound_alone(tmp_path):
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    refused(tmp_path / "a.mov", "can't be read: it has no video stream")
+    assert_refused(tmp_path / "a.mov", "can't be read: it has no video stream")
 
 
 def test_a_playlist_can_not_name_other_files(tmp_path):
@@ -262,12 +264,12 @@ def test_a_playlist_can_not_name_other_files(tmp_path):
     (tmp_path / "list.ffconcat").write_text("ffconcat version 1.0\nfile secret.mp4\n")
     with av.open(str(tmp_path / "list.ffconcat")) as container:  # libav itself would follow it
         assert container.streams.video
-    refused(tmp_path / "list.ffconcat", "can't be read: it is no sound file")
+    assert_refused(tmp_path / "list.ffconcat", "can't be read: it is no sound file")
 
 
 def test_a_frame_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(videos, "MAX_PIXELS", 64 * 48 - 1)
-    refused(encode(tmp_path / "a.mp4"), "can't be read: it has 64×48 pixels, more than the limit of 3,071")
+    assert_refused(encode(tmp_path / "a.mp4"), "can't be read: it has 64×48 pixels, more than the limit of 3,071")
 
 
 @pytest.mark.parametrize(

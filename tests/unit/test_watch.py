@@ -155,8 +155,10 @@ def test_processes_of_the_run_are_ended_with_it(tmp_path: Path) -> None:
         time.sleep(600)
     """
     done = run(body, tmp_path)
-    with suppress(psutil.NoSuchProcess):  # ended already; else within a minute, or wait() raises
-        psutil.Process(int(done.stdout.splitlines()[0])).wait(timeout=60)
+    child = int(done.stdout.splitlines()[0])
+    with suppress(psutil.NoSuchProcess):  # ended already
+        psutil.wait_procs([psutil.Process(child)], timeout=60)
+    assert not psutil.pid_exists(child)
 
 
 def module_exit() -> int:

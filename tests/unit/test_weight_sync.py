@@ -32,7 +32,7 @@ def adapted(checkpoint: Path, dtype: torch.dtype = torch.float32, **options):
     return policy
 
 
-def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
@@ -42,7 +42,7 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> N
 def test_a_plain_policys_weights_are_its_own_memory(policy) -> None:
     expected = dict(policy.named_parameters())
     found = dict(named_parameters(policy))
-    same(found, expected)
+    assert_same(found, expected)
     assert all(found[name].data_ptr() == expected[name].data_ptr() for name in expected)
     assert not any(tensor.requires_grad for tensor in found.values())
     assert "lm_head.weight" not in found  # tied to the embedding
@@ -64,7 +64,7 @@ def test_adapters_are_merged_as_peft_merges_them(checkpoint: Path, dtype) -> Non
         if isinstance(module, LoraLayer):
             module.merge()  # in place
     theirs = {n.replace(".base_layer", ""): p for n, p in policy.named_parameters() if not p.requires_grad}
-    same(found, {name: theirs[name] for name in plain})
+    assert_same(found, {name: theirs[name] for name in plain})
 
 
 def test_merging_by_hand(checkpoint: Path) -> None:
@@ -84,7 +84,7 @@ def test_merging_by_hand(checkpoint: Path) -> None:
 def test_without_adapters_the_weights_are_those_that_were_loaded(checkpoint: Path) -> None:
     policy = adapted(checkpoint)
     with without_adapters(policy):
-        same(dict(named_parameters(policy)), dict(load(checkpoint).named_parameters()))
+        assert_same(dict(named_parameters(policy)), dict(load(checkpoint).named_parameters()))
 
 
 def whole_on_each_rank(checkpoint: Path, with_adapters: bool) -> dict:
