@@ -11,11 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
 from atrl.models.load import LoadedModel
 from atrl.types import Problem
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
 
 
 class Logs(TrainerCallback):
@@ -76,34 +80,15 @@ class Turns(TrainerCallback):
         self.seconds = time.perf_counter() - self._start
 
 
-def peer(
-    loaded: LoadedModel,
-    problems: Sequence[Problem],
-    reward: Callable[[Sequence[str]], list[float]],
-    *,
-    prompts: int,
-    group_size: int,
-    tokens: int,
-    micro_batch: int,
-    steps: int,
-    learning_rate: float,
-    rollout_func: Callable[..., dict] | None = None,
-):
-    """The trainer and its `Turns`: DAPO's loss without a KL term, in float32, its own generation, as many tokens.
+def settings(
+    *, prompts: int, group_size: int, tokens: int, micro_batch: int, steps: int, learning_rate: float
+) -> GRPOConfig:
+    """TRL's for DAPO's loss without a KL term, in float32 on the CPU, with `tokens` tokens in every response."""
+    from trl import GRPOConfig
 
-    Every response has `tokens` tokens, unless `rollout_func` gives them. `micro_batch` rollouts go through a forward
-    and backward pass.
-    """
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    rows = [
-        {"prompt": [{"role": "user", "content": problem.question.replace("<image>", "").strip()}],
-         "image": problem.images[0]} for problem in problems
-    ]  # fmt: skip
     rollouts = prompts * group_size
     assert rollouts % micro_batch == 0, f"{rollouts} rollouts are no multiple of {micro_batch}"
-    config = GRPOConfig(
+    return GRPOConfig(
         output_dir=str(Path(tempfile.mkdtemp())),
         use_cpu=True,
         bf16=False,
@@ -133,6 +118,37 @@ def peer(
         logging_steps=1,
         disable_tqdm=True,
     )
+
+
+def peer(
+    loaded: LoadedModel,
+    problems: Sequence[Problem],
+    reward: Callable[[Sequence[str]], list[float]],
+    *,
+    prompts: int,
+    group_size: int,
+    tokens: int,
+    micro_batch: int,
+    steps: int,
+    learning_rate: float,
+    rollout_func: Callable[..., dict] | None = None,
+):
+    """The trainer and its `Turns`: DAPO's loss without a KL term, in float32, its own generation, as many tokens.
+
+    Every response has `tokens` tokens, unless `rollout_func` gives them. `micro_batch` rollouts go through a forward
+    and backward pass.
+    """
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    rows = [
+        {"prompt": [{"role": "user", "content": problem.question.replace("<image>", "").strip()}],
+         "image": problem.images[0]} for problem in problems
+    ]  # fmt: skip
+    config = settings(
+        prompts=prompts, group_size=group_size, tokens=tokens, micro_batch=micro_batch, steps=steps,
+        learning_rate=learning_rate,
+    )  # fmt: skip
 
     def score(completions, **_) -> list[float]:
         return reward([completion[0]["content"] for completion in completions])

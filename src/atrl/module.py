@@ -13,7 +13,6 @@ from torch import Tensor
 
 from atrl import parallel
 from atrl.alarms import clip_gradients
-from atrl.config import OptimizerSettings
 from atrl.credit.bound import BoundCredit, join_credit, spread_advantages
 from atrl.experience import build_experience
 from atrl.forward import Forward, ForwardPass, attention_maps
@@ -27,6 +26,7 @@ from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
 from atrl.schedule import optimizer_and_schedule
+from atrl.sections import OptimizerSettings
 from atrl.splitting import Split, join_rows
 from atrl.step import MicroBatch, Outcome, StepRecord
 from atrl.timing import PhaseTimer

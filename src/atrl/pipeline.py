@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from atrl.config import OptimizerSettings, RunSettings, SftSettings, TrainerSettings, check_config, read_section
+from atrl.config import check_config, read_section
 from atrl.launch import check_launch, main_process, place
 from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
+from atrl.sections import OptimizerSettings, RunSettings, SftSettings, TrainerSettings
 
 if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint

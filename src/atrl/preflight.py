@@ -9,9 +9,9 @@ from atrl.data.generated import examples
 from atrl.models.families import WITH_VIDEO
 
 if TYPE_CHECKING:
-    from atrl.config import TrainerSettings
     from atrl.models.load import PretrainedModel, ScratchModel
     from atrl.models.smollm2 import SmolLM2Model
+    from atrl.sections import TrainerSettings
     from atrl.types import Problem
 
 

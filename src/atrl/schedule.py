@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from atrl.config import OptimizerSettings
+from atrl.sections import OptimizerSettings
 
 
 def optimizer_and_schedule(

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from atrl import parallel
 from atrl.checkpoint import state_tensors
-from atrl.config import SftSettings
 from atrl.data.loader import PromptLoader
 from atrl.data.templates import padding_id
 from atrl.evaluation.score import score_together
 from atrl.experience import collate
 from atrl.forward import ForwardPass
 from atrl.prompt_module import PromptModule
+from atrl.sections import SftSettings
 from atrl.tracking import log_once
 from atrl.types import Experience, Prompt
 

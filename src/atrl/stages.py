@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from atrl.data.prompts import PromptBuilder
     from atrl.models.load import LoadedModel
     from atrl.rollout.base import Sampling
+    from atrl.types import Prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,27 +131,12 @@ def reinforce(
         seed=parts.run.seed,
     )
     module = policy_module(parts, loaded, more_prompts=loader.take)
-    record = RecordCallback(
-        parts.folder,
-        tokenizer=loaded.processor.tokenizer,
-        merge_size=getattr(loaded.processor.image_processor, "merge_size", 1),
-        max_steps=parts.trainer.max_steps,
-    )
+    record = record_callback(parts, loaded)
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
     handle = parts.rollout.handle(loaded, [*examples(data.train), *examples(data.test)])
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
-    evaluate, grounding, held_out = None, None, builder.build_all(data.test)
-    if parts.trainer.evaluate_samples:
-        evaluate = EvaluateCallback(
-            held_out.prompts,
-            samples=1,
-            every=parts.trainer.evaluate_every,
-            seed=parts.run.seed,
-            greedy=parts.trainer.evaluate_greedy,
-        )
-        controls = build_controls(held_out.prompts[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
-        if controls.true:
-            grounding = GroundingCallback(controls, evaluate, parts.folder)
+    held_out = builder.build_all(data.test)
+    evaluate, grounding = evaluation_callbacks(parts, held_out.prompts, builder)
     saving = CheckpointCallback(
         parts.folder,
         every=parts.trainer.checkpoint_every,
@@ -184,6 +170,36 @@ def reinforce(
 def training_sampling(parts: Parts) -> Sampling:
     """How training rollouts are drawn."""
     return replace(parts.rollout.sampling, separate_groups=parts.trainer.deterministic)
+
+
+def record_callback(parts: Parts, loaded: LoadedModel) -> RecordCallback:
+    """The callback that writes metrics and rollouts into the run's folder."""
+    return RecordCallback(
+        parts.folder,
+        tokenizer=loaded.processor.tokenizer,
+        merge_size=getattr(loaded.processor.image_processor, "merge_size", 1),
+        max_steps=parts.trainer.max_steps,
+    )
+
+
+def evaluation_callbacks(
+    parts: Parts, held_out: Sequence[Prompt], builder: PromptBuilder
+) -> tuple[EvaluateCallback | None, GroundingCallback | None]:
+    """The callbacks that score the `held_out` problems, with their own pictures and without.
+
+    None for one that the settings leave out, or that has no pictures to exchange.
+    """
+    if not parts.trainer.evaluate_samples:
+        return None, None
+    evaluate = EvaluateCallback(
+        held_out,
+        samples=1,
+        every=parts.trainer.evaluate_every,
+        seed=parts.run.seed,
+        greedy=parts.trainer.evaluate_greedy,
+    )
+    controls = build_controls(held_out[: parts.trainer.grounding_samples], builder, seed=parts.run.seed)
+    return evaluate, GroundingCallback(controls, evaluate, parts.folder) if controls.true else None
 
 
 def credit_callback(parts: Parts, data: Data, loaded: LoadedModel, builder: PromptBuilder) -> AnchorCreditCallback:

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from atrl.sharding import Sharding
 
 if TYPE_CHECKING:
-    from atrl.config import TrainerSettings
+    from atrl.sections import TrainerSettings
 
 
 def strategy_of(settings: TrainerSettings, processes: int) -> Strategy | str:

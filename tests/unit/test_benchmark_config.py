@@ -16,10 +16,11 @@ from atrl.benchmarks.mathvista import MathVista
 from atrl.benchmarks.mmmu import MMMU
 from atrl.benchmarks.source import OfficialRows, rows_of
 from atrl.benchmarks.vsibench import VsiBench
-from atrl.config import EvaluateSettings, check_config
+from atrl.config import check_config
 from atrl.data.geometry import GeometryProblems
 from atrl.data.rows import Row
 from atrl.data.tables import Table
+from atrl.evaluation.settings import EvaluateSettings
 from atrl.schema import locate
 from tests.unit.video_files import encode
 

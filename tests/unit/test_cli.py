@@ -28,7 +28,8 @@ PROGRAM = """
     from pathlib import Path
 
     from atrl.cli import run
-    from atrl.config import RunSettings, check_config
+    from atrl.config import check_config
+    from atrl.sections import RunSettings
 
 
     @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ FILES = {
     "conf/credit/ratio.yaml": "{_target_: program.Ratio, anchor_ratio: 0.15}",
     "conf/credit/uniform.yaml": "{_target_: parts.Uniform}",
     "conf/credit/faulty.yaml": "{_target_: parts.Faulty}",
-    "conf/credit/package.yaml": "{_target_: atrl.config.TrainerSettings, max_steps: 0}",
+    "conf/credit/package.yaml": "{_target_: atrl.sections.TrainerSettings, max_steps: 0}",
     "experiments/fine.yaml": """
         # @package _global_
         seed: 5

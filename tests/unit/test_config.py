@@ -19,14 +19,12 @@ from atrl.config import (
     COMPONENTS,
     ROOTS,
     SECTIONS,
-    OptimizerSettings,
-    RunSettings,
-    TrainerSettings,
     check_config,
     group_holds_a_comparison,
     read_section,
 )
 from atrl.process_checks import one_process_draws, processes_have_work, sharded_ranks_work_alike
+from atrl.sections import OptimizerSettings, RunSettings, TrainerSettings
 
 if TYPE_CHECKING:
     from nowhere_to_be_found import Tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atrl.config import EvaluateSettings, TrainerSettings
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
@@ -14,12 +13,14 @@ from atrl.credit.product import ProductCredit
 from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.data.geometry import GeometryProblems
 from atrl.data.moving_markers import MovingMarkersProblems
+from atrl.evaluation.settings import EvaluateSettings
 from atrl.models.load import PretrainedModel, ScratchModel
 from atrl.pipeline import processes
 from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
 from atrl.rollout.server import VllmServerSampler
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
+from atrl.sections import TrainerSettings
 from atrl.types import Problem, Video
 from tests.unit.refusals import refusal
 

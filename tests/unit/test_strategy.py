@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from atrl.config import TrainerSettings
+from atrl.sections import TrainerSettings
 from atrl.sharding import Sharding
 from atrl.strategy import ReplicatedStrategy, precision_of, sharding_of, strategy_of
 

@@ -17,8 +17,8 @@ from atrl.preflight import check_videos_taken
 from atrl.types import Problem
 
 if TYPE_CHECKING:
-    from atrl.config import EvaluateSettings
     from atrl.data.tables import Table
+    from atrl.evaluation.settings import EvaluateSettings
 
 _CHUNK = 64
 _FORMAT = RowFormat(id_column=None, choices_column=None)

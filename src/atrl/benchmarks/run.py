@@ -17,8 +17,9 @@ from atrl.benchmarks.result import make_stamp, summarise, table, write_result
 from atrl.benchmarks.rewarded import RewardedBenchmark
 from atrl.benchmarks.scoring import RecordFile, score_answers, scorer_for
 from atrl.benchmarks.source import rows_of
-from atrl.config import EvaluateSettings, check_config, read_section
+from atrl.config import check_config, read_section
 from atrl.data.base import uniform_hash
+from atrl.evaluation.settings import EvaluateSettings
 from atrl.models.asked import asked_as_trained
 
 if TYPE_CHECKING:

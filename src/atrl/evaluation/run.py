@@ -9,9 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from atrl.config import EvaluateSettings, check_config, read_section
+from atrl.config import check_config, read_section
 from atrl.evaluation.grounding import Controls, build_controls, swapped
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
+from atrl.evaluation.settings import EvaluateSettings
 from atrl.models.asked import asked_as_trained
 from atrl.preflight import check_videos_taken
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from atrl.config import OptimizerSettings, check_config, read_section
+from atrl.config import check_config, read_section
 from atrl.models.lora import WHOLE_MODELS
 from atrl.models.published import published_config
 from atrl.plan.hardware import Hardware
@@ -17,6 +17,7 @@ from atrl.plan.settings import PlannerSettings
 from atrl.plan.shape import ModelShape, shape_of
 from atrl.plan.table import render
 from atrl.schema import locate
+from atrl.sections import OptimizerSettings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.checkpoint import STATE, Checkpoint, read_checkpoint
-from atrl.config import ReplaySettings, check_config, read_section
+from atrl.config import check_config, read_section
+from atrl.replay.settings import ReplaySettings
 from atrl.replay.step_file import RecordedStep, read_step
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from atrl.config import TrainerSettings, read_section
+from atrl.config import read_section
+from atrl.sections import TrainerSettings
 from atrl.settings import plain
 from atrl.sweep import command as commands
 from atrl.sweep.child import last_words, run_child
