@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atrl.credit.attention import Block
+from atrl.credit.blocks import Block
 from tests.unit.fused_cases import (
     CASES,
     CAUSAL_ONLY,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest, Block
+from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
+from atrl.credit.blocks import Block
 from atrl.credit.regions import Regions
 
 CAUSAL_ONLY = "exactly two tiles"

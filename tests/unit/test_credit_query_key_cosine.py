@@ -183,11 +183,11 @@ def test_one_layer_and_its_image_rows(policy, batch):
 
 
 def test_chunks_change_nothing(policy, batch, monkeypatch):
-    from atrl.credit import attention
+    from atrl.credit import blocks
 
     requests = [QueryKeyRequest(pooling="mean"), QueryKeyRequest(detail=True)]
     whole = read(policy, batch, *requests)
-    monkeypatch.setattr(attention, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(blocks, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(query_key, "CHUNK_ELEMENTS", 1)
     cut = read(policy, batch, *requests)
     for request in requests:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from atrl.credit import attention as attention_module
-from atrl.credit.attention import AttentionReader, AttentionRequest, Block, blocks
+from atrl.credit import blocks as blocks_module
+from atrl.credit.attention import AttentionReader, AttentionRequest
+from atrl.credit.blocks import Block, blocks
 from atrl.credit.connectivity import remove_sinks
 from atrl.credit.probe import AttentionProbe
 from atrl.credit.regions import padded_regions
@@ -195,7 +196,7 @@ def test_chunks_change_nothing_and_bound_what_is_held(policy, batch, monkeypatch
     sizes = []
     original = Block._softmax_rows
     monkeypatch.setattr(Block, "_softmax_rows", lambda *args: sizes.append(original(*args)) or sizes[-1])
-    monkeypatch.setattr(attention_module, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", elements)
     chunked = read(policy, batch, request)
     assert max(mass.numel() for mass in sizes) <= max(elements, batch.input_ids.shape[1])
     for name in ("mass", "total", "peak", "image"):
@@ -207,7 +208,7 @@ def test_blocks_cover_every_head_of_every_response_once(policy, batch, monkeypat
     regions = padded_regions(batch, (policy.config.image_token_id,))
     columns = batch.input_ids.shape[1]
     for elements in (1, 5000, 20000, 10**7):
-        monkeypatch.setattr(attention_module, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", elements)
         seen = [
             (response, head)
             for part, first, last in blocks(regions, 4, columns)

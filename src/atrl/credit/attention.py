@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -11,15 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from atrl.credit.blocks import Block, blocks
 from atrl.credit.connectivity import remove_sinks
 from atrl.credit.regions import Regions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-CHUNK_ELEMENTS = 1 << 22
-"""Entries of one block of attention rows: 16 MiB of float32. A handful of such blocks exist at a time. Where a single
-head's image block (response tokens × image tokens) is larger than this, that block is the bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,63 +202,6 @@ class AttentionReader:
         return torch.cat(rows)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """Some heads of some responses in one layer."""
-
-    query: Float[Tensor, "row heads column width"]
-    key: Float[Tensor, "row kv_heads column width"]
-    heads: list[int]
-    regions: Regions
-    scaling: float
-    sliding_window: int | None
-    softcap: float | None
-
-    def masses(
-        self, *, with_response: bool
-    ) -> tuple[Float[Tensor, "response head token image"], Float[Tensor, "response token token"] | None]:
-        """Mass of every token's row on its image columns, and on its response columns summed over the heads."""
-        regions, heads = self.regions, len(self.heads)
-        size, tokens = regions.rows.shape
-        per_group = self.query.shape[1] // self.key.shape[1]
-        groups = torch.tensor([head // per_group for head in self.heads], device=self.key.device)
-        key = self.key[regions.source[:, None], groups].float()
-        image = key.new_empty(size, heads, tokens, regions.columns.shape[1])
-        response = key.new_empty(size, tokens, tokens) if with_response else None
-        step = max(1, CHUNK_ELEMENTS // max(1, size * heads * key.shape[2]))
-        for start in range(0, tokens, step):
-            part = slice(start, min(start + step, tokens))
-            mass = self._softmax_rows(key, regions.rows[:, part])
-            rows = mass.shape[2]
-            at_images = regions.columns[:, None, None, :].expand(-1, heads, rows, -1)
-            image[:, :, part] = mass.gather(-1, at_images) * regions.column_mask[:, None, None, :]
-            if response is not None:
-                at_tokens = regions.tokens[:, None, :].expand(-1, rows, -1)
-                response[:, part] = mass.sum(dim=1).gather(-1, at_tokens)
-        return image, response
-
-    def _softmax_rows(
-        self, key: Float[Tensor, "response head column width"], rows: Int[Tensor, "response token"]
-    ) -> Float[Tensor, "response head token column"]:
-        heads = torch.tensor(self.heads, device=key.device)
-        query = self.query[self.regions.source[:, None, None], heads[None, :, None], rows[:, None, :]].float()
-        scores = (query @ key.transpose(2, 3)).mul_(self.scaling)
-        if self.softcap is not None:
-            scores = (scores / self.softcap).tanh_().mul_(self.softcap)
-        # A row that belongs to padding may be allowed nothing, and then reads everything: it is masked in the end.
-        scores += self._bias(rows, key.shape[2])[:, None]
-        return scores.softmax(-1)
-
-    def _bias(self, rows: Int[Tensor, "response token"], columns: int) -> Float[Tensor, "response token column"]:
-        """0 where a row may look, and a number below any score where it may not."""
-        column = torch.arange(columns, device=rows.device)[None, None, :]
-        hidden = (column > rows[:, :, None]) | (column < self.regions.start[:, None, None])
-        if self.sliding_window is not None:
-            hidden |= column <= rows[:, :, None] - self.sliding_window
-        hidden |= ~self.regions.visible[self.regions.source][:, None, :]
-        return hidden.float() * torch.finfo(torch.float32).min
-
-
 def require_layers(asked: Sequence[int] | None, read: Collection[int]) -> None:
     """Raises ValueError where a layer that was asked for by number had no attention to read."""
     missing = sorted(set(asked or ()) - set(read))
@@ -275,20 +215,6 @@ def require_layers(asked: Sequence[int] | None, read: Collection[int]) -> None:
 def fused_available(device: torch.device) -> bool:
     """Whether the Triton kernels run on tensors of `device`."""
     return device.type == "cuda" and find_spec("triton") is not None
-
-
-def blocks(regions: Regions, heads: int, columns: int) -> Iterator[tuple[slice, int, int]]:
-    """(responses, first head, last head) such that neither the rows' scores nor the image block exceed a chunk,
-
-    as long as one head of one response fits; the rows of that head are cut further where its scores do not.
-    """
-    tokens, images = regions.rows.shape[1], regions.columns.shape[1]
-    fitting = max(1, CHUNK_ELEMENTS // max(1, tokens * max(columns, images)))
-    responses, heads_each = max(1, fitting // heads), min(heads, fitting)
-    for start in range(0, regions.size, responses):
-        part = slice(start, min(start + responses, regions.size))
-        for first in range(0, heads, heads_each):
-            yield part, first, min(first + heads_each, heads)
 
 
 def merge_captures(parts: Sequence[AttentionCapture]) -> AttentionCapture:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from atrl.credit.attention import Block
+    from atrl.credit.blocks import Block
 
 TILE_BYTES = 1 << 14
 """Queries or keys of one tile. Shared memory must hold one tile of queries and two of keys: 99 KiB on small GPUs."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from atrl.credit.attention import Block, blocks
+from atrl.credit.blocks import Block, blocks
 from atrl.credit.connectivity import remove_sinks
 from atrl.credit.regions import Regions
 

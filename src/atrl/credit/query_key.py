@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.attention import CHUNK_ELEMENTS, blocks, require_layers
+from atrl.credit.attention import require_layers
+from atrl.credit.blocks import CHUNK_ELEMENTS, blocks
 from atrl.credit.hidden import Pooling, largest
 from atrl.credit.regions import Regions, Row
 
