@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,8 +30,12 @@ from atrl.rollout.checks import groups_can_be_separate, kept_tokens_are_known
 from atrl.schema import UNSET, check_call, check_group, to_plain
 from atrl.suggest import did_you_mean
 
-Section = TypeVar("Section")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")
 Check = Callable[[DictConfig], str | None]
+Precision = Literal["32-true", "bf16-mixed"]
 
 MAX_SEED = 2**32 - 1
 
@@ -62,7 +66,7 @@ class TrainerSettings:
     devices: int | Literal["auto"] = 1  # processes on each node
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # auto is ddp: a whole policy in each process; fsdp divides it
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     cpu_offload: bool = False  # with fsdp, parameters and optimizer wait in host memory
     activation_checkpointing: bool = False  # activations are computed again for the backward pass
     deterministic: bool = False  # no bit of a prompt's rollouts and weights depends on batch, micro-batch or processes
