@@ -16,7 +16,7 @@ import reprlib
 import sys
 import typing
 from pathlib import PurePath
-from types import NoneType, SimpleNamespace, UnionType
+from types import GenericAlias, NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from omegaconf import Container
@@ -78,7 +78,7 @@ def _evaluated(annotation: Any, factory: Any, name: str) -> Any:
 
 def _namespace(factory: Any, name: str) -> dict[str, Any]:
     """The globals of the module that wrote the annotation of parameter `name`."""
-    if dataclasses.is_dataclass(factory):
+    if inspect.isclass(factory) and dataclasses.is_dataclass(factory):
         for owner in inspect.getmro(factory):
             if name in vars(owner).get("__annotations__", {}):
                 return vars(sys.modules[owner.__module__])
@@ -109,14 +109,14 @@ def _judgeable(annotation: Any) -> Any:
     if origin is Literal:
         return annotation
     if origin is tuple:
-        return tuple[tuple(item if item is Ellipsis else _judgeable(item) for item in arguments)]
+        return GenericAlias(tuple, tuple(item if item is Ellipsis else _judgeable(item) for item in arguments))
     container = origin or annotation
     if container in LISTS:
         return container[_judgeable(arguments[0])] if arguments else container
     if container in ABSTRACT_LISTS:
-        return list[_judgeable(arguments[0])] if arguments else list
+        return GenericAlias(list, (_judgeable(arguments[0]),)) if arguments else list
     if container in MAPPINGS:
-        return dict[tuple(_judgeable(argument) for argument in arguments)] if arguments else dict
+        return GenericAlias(dict, tuple(_judgeable(argument) for argument in arguments)) if arguments else dict
     if not inspect.isclass(annotation) or annotation in (Any, object, _Unknown):
         return Any
     return _judgeable_class(annotation)

@@ -262,7 +262,9 @@ def _random_states() -> dict[str, str]:
     import numpy
 
     version, internal, gauss = random.getstate()
-    kind, keys, *rest = numpy.random.get_state()
+    state = numpy.random.get_state()
+    assert isinstance(state, tuple), "numpy gives the state of its global generator as a tuple"
+    kind, keys, *rest = state
     return {
         "python": json.dumps([version, list(internal), gauss]),
         "numpy": json.dumps([kind, keys.tolist(), *rest]),

@@ -196,7 +196,7 @@ def _is_standard_library(file: Path) -> bool:
 
 def _raised_in_job(error: BaseException) -> bool:
     """Whether `error` is a job's: Hydra passes those on in one place, those of other processes included."""
-    raiser = JobReturn.return_value.fget.__code__
+    raiser = vars(JobReturn)["return_value"].fget.__code__
     return any(frame.f_code is raiser for frame, _ in traceback.walk_tb(error.__traceback__))
 
 

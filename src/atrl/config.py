@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,7 +32,10 @@ from atrl.schema import UNSET, check_call, check_group, to_plain
 from atrl.sections import OptimizerSettings, RunSettings, SftSettings, TrainerSettings
 from atrl.suggest import did_you_mean
 
-Section = TypeVar("Section")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")
 Check = Callable[[DictConfig], str | None]
 
 SECTIONS: dict[str, type] = {

@@ -80,7 +80,7 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
         "device": parts.trainer.accelerator if not torch.cuda.is_available() else torch.cuda.get_device_name(),
         "versions": versions(),
         "git_revision": git_revision(Path(__file__).parent),
-        "accuracy": _accuracy(scored and scored.before, scored and scored.after)
+        "accuracy": _accuracy(scored.before if scored else None, scored.after if scored else None)
         | {"greedy": _accuracy(*greedy) if any(greedy) else None},
         "seconds": {"total": time.time() - parts.started, **seconds},
         "tokens": {

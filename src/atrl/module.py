@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from atrl import parallel
@@ -25,7 +26,7 @@ from atrl.models.vision import frozen_vision_once
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
-from atrl.schedule import optimizer_and_schedule
+from atrl.schedule import optimizer_and_schedule, schedule_of
 from atrl.sections import OptimizerSettings
 from atrl.splitting import Split, join_rows
 from atrl.step import MicroBatch, Outcome, StepRecord
@@ -34,6 +35,7 @@ from atrl.types import CreditOutput, Evidence, Experience, Prompt, Reward, Rollo
 from atrl.weight_sync import named_parameters
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 SHOWN_GROUPS = 4
@@ -116,7 +118,7 @@ class PolicyModule(PromptModule):
     def on_fit_start(self) -> None:
         """Lightning moves only what is in the module tree, which the reference is kept out of."""
         if self.reference is not None:
-            self.reference.to(self.device)
+            cast("nn.Module", self.reference).to(self.device)  # transformers wraps `to` and loses its signature
 
     def training_step(self, prompts: list[Prompt], batch_index: int) -> None:
         """One batch of prompts, nine stages, one or more optimizer steps."""
@@ -150,14 +152,15 @@ class PolicyModule(PromptModule):
                     in_order = advantages.flatten()[order]
                     outcomes = list(self._learn(experience, in_order, credit, batches, totals, shown))  # 7
                     taken = self._optimizer_step(outcomes)  # 8: clip, optimizer step, schedule
-                    first = outcomes if update == 0 else first
+                    if update == 0:
+                        first = outcomes
 
         with phase("sync"):  # 9: new weights → sampler
             self.steps_done += 1
             self.rollouts.update_weights(named_parameters(self.policy), version=self.steps_done)
 
         names = list(outcomes[0].sums)
-        means = parallel.sums(sum(o.sums[name] for o in outcomes).item() / totals.tokens for name in names)
+        means = parallel.sums(float(sum(o.sums[name] for o in outcomes)) / totals.tokens for name in names)
         metrics = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
         width = experience.response_length
         credit = credit if credit is not None else join_credit([outcome.credit for outcome in first], width)
@@ -256,8 +259,7 @@ class PolicyModule(PromptModule):
                 with self.timer.phase("credit"):
                     begun = self.credit.scheme.begin(batch, forward.evidence)
             else:
-                known = None if credit is None else credit.rows(rows, batch.response_length)
-                begun = lambda known=known: known  # noqa: E731
+                begun = _known(None if credit is None else credit.rows(rows, batch.response_length))
             waiting.append(MicroBatch(rows, batch, forward, begun, shown))
             if len(waiting) > ahead:
                 yield self._backward(waiting.popleft(), advantages, totals)
@@ -296,13 +298,14 @@ class PolicyModule(PromptModule):
             NonFiniteStop: if a loss or gradient is not finite, before the weights change.
         """
         optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer), "a policy has one optimizer"
         self.gradients.finish(list(self.policy.parameters()))
         losses = [outcome.sums["policy"] for outcome in outcomes]
         norm = clip_gradients(self.policy, self.optimizer_settings.max_gradient_norm, losses)
         taken = {"loss/gradient_norm": norm, "loss/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
         optimizer.zero_grad()
-        self.lr_schedulers().step()
+        schedule_of(self).step()
         return taken
 
     def resume_at(self, step: int, seconds: dict[str, float]) -> None:
@@ -314,6 +317,10 @@ class PolicyModule(PromptModule):
         """AdamW on the policy's trainable parameters, with the learning rate of `learning_rate_factor`."""
         updates = self.max_steps * self.objective.updates_per_batch
         return optimizer_and_schedule(self.policy.parameters(), self.optimizer_settings, updates)
+
+
+def _known(credit: CreditOutput | None) -> Callable[[], CreditOutput | None]:
+    return lambda: credit
 
 
 def shown_rollouts(experience: Experience) -> list[int]:

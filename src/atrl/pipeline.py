@@ -19,7 +19,7 @@ from atrl.sections import OptimizerSettings, RunSettings, SftSettings, TrainerSe
 
 if TYPE_CHECKING:
     from atrl.checkpoint import Checkpoint
-    from atrl.data.base import ProblemSource
+    from atrl.data.base import Baseline, ProblemSource
     from atrl.loss.objective import Objective
     from atrl.models.load import LoadedModel, PretrainedModel, ScratchModel
     from atrl.models.smollm2 import SmolLM2Model
@@ -57,7 +57,7 @@ class Data:
     train: Sequence[Problem]
     selection: Sequence[Problem]
     test: Sequence[Problem]
-    baseline: dict[str, Any] | None
+    baseline: Baseline | None
 
 
 def prepare_process(parts: Parts) -> None:
@@ -84,10 +84,10 @@ def processes(settings: TrainerSettings) -> int:
     """How many processes the settings ask for, on all nodes together."""
     import torch
 
-    devices = settings.devices
-    if devices == "auto":  # every GPU; on the CPU one process
-        devices = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1
-    return devices * settings.num_nodes
+    if isinstance(settings.devices, int):
+        return settings.devices * settings.num_nodes
+    every = max(1, torch.cuda.device_count()) if settings.accelerator != "cpu" else 1  # on the CPU one process
+    return every * settings.num_nodes
 
 
 def work_folder(folder: Path) -> Path:

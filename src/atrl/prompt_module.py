@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lightning import LightningModule
 
 from atrl.sharding import Sharding, is_sharded, shard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PromptModule(LightningModule):
@@ -14,7 +19,8 @@ class PromptModule(LightningModule):
     the run has done.
     """
 
-    reference = None
+    policy: PreTrainedModel
+    reference: PreTrainedModel | None = None
     first_step = 0
     sharding = Sharding()
 

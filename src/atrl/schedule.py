@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lightning import LightningModule
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from atrl.sections import OptimizerSettings
 
@@ -16,13 +19,26 @@ def optimizer_and_schedule(
 ) -> dict[str, Any]:
     """AdamW on the trainable ones of `parameters`, with the learning rate of `learning_rate_factor`, for Lightning."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    first, second = settings.betas  # a list, where a config has them
     optimizer = torch.optim.AdamW(
-        trainable, lr=settings.learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay
+        trainable, lr=settings.learning_rate, betas=(first, second), weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda update: learning_rate_factor(update, settings, updates)
-    )
+    schedule = LambdaLR(optimizer, lambda update: learning_rate_factor(update, settings, updates))
     return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def optimizer_of(module: LightningModule) -> Optimizer:
+    """The one optimizer of a module in training, as torch knows it."""
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    assert isinstance(optimizer, Optimizer), f"a policy has one optimizer, got {type(optimizer).__name__}"
+    return optimizer
+
+
+def schedule_of(module: LightningModule) -> LambdaLR:
+    """The schedule of that optimizer's learning rate."""
+    schedule = module.lr_schedulers()
+    assert isinstance(schedule, LambdaLR), f"a policy has one schedule, a LambdaLR, got {type(schedule).__name__}"
+    return schedule
 
 
 def learning_rate_factor(update: int, settings: OptimizerSettings, updates: int) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Precision = Literal["32-true", "bf16-mixed"]
+
 MAX_SEED = 2**32 - 1
 
 
@@ -34,7 +36,7 @@ class TrainerSettings:
     devices: int | Literal["auto"] = 1  # processes on each node
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # auto is ddp: a whole policy in each process; fsdp divides it
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     cpu_offload: bool = False  # with fsdp, parameters and optimizer wait in host memory
     activation_checkpointing: bool = False  # activations are computed again for the backward pass
     deterministic: bool = False  # no bit of a prompt's rollouts and weights depends on batch, micro-batch or processes

@@ -62,17 +62,14 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, sharding: Sharding) -> None:
         register_fsdp_forward_method,
     )
 
-    options = {
-        "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=sharding.compute_dtype,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=sharding.compute_dtype is not None,
-        ),
-        "offload_policy": CPUOffloadPolicy() if sharding.offload else OffloadPolicy(),
-    }
-    for unit in [*_blocks(model), model]:
-        fully_shard(unit, **options)
+    precision = MixedPrecisionPolicy(
+        param_dtype=sharding.compute_dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=sharding.compute_dtype is not None,
+    )
+    offload = CPUOffloadPolicy() if sharding.offload else OffloadPolicy()
+    for part in [*_blocks(model), model]:
+        unit = fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # gloo knows no sum with a factor
     for name in ENCODERS:
@@ -86,10 +83,12 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
     All ranks enter and leave; within, entering again takes no other rank. A model that is not sharded is left as it is.
     """
-    if not is_sharded(model) or model in _GATHERED:
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(model, FSDPModule) or model in _GATHERED:
         yield
         return
-    units = [module for module in model.modules() if is_sharded(module)]
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     model.set_reshard_after_forward(False)
     _GATHERED.add(model)
     for unit in units:

@@ -159,10 +159,10 @@ def reinforce(
         module=module,
         record=record,
         credit=credit,
-        before=evaluate and evaluate.before,
-        after=evaluate and evaluate.after,
-        greedy=(evaluate and evaluate.greedy_before, evaluate and evaluate.greedy_after),
-        grounding=grounding and grounding.after,
+        before=evaluate.before if evaluate else None,
+        after=evaluate.after if evaluate else None,
+        greedy=(evaluate.greedy_before, evaluate.greedy_after) if evaluate else (None, None),
+        grounding=grounding.after if grounding else None,
         dropped=sorted({*loader.dropped, *held_out.dropped}),
     )
 

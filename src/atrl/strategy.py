@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from atrl.sharding import Sharding
 
 if TYPE_CHECKING:
-    from atrl.sections import TrainerSettings
+    from atrl.sections import Precision, TrainerSettings
 
 
 def strategy_of(settings: TrainerSettings, processes: int) -> Strategy | str:
@@ -29,7 +29,7 @@ def sharding_of(settings: TrainerSettings) -> Sharding:
     return Sharding(compute_dtype=compute_dtype, offload=settings.cpu_offload)
 
 
-def precision_of(settings: TrainerSettings) -> str:
+def precision_of(settings: TrainerSettings) -> Precision:
     """What Lightning is to do about `trainer.precision`.
 
     A divided model computes in bfloat16 by itself: under autocast whole float32 parameters would be gathered.

@@ -81,5 +81,5 @@ def _merged(weight: Tensor, adapter: LoraLayer) -> Tensor:
     if adapter.disable_adapters:
         return weight
     merged = weight.clone()
-    merged += whole(adapter.get_delta_weight(ADAPTER))
+    merged += whole(adapter.get_delta_weight(ADAPTER))  # type: ignore[attr-defined]  # only its subclasses name it
     return merged

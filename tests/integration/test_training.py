@@ -64,7 +64,7 @@ def test_real_loop_with_vllm(train) -> None:
 
 @needs_vllm
 def test_without_the_sync_the_log_probs_come_apart_and_the_run_says_so(train, monkeypatch, caplog) -> None:
-    from atrl.callbacks.rollout import BoundRollouts
+    from atrl.rollout.bound import BoundRollouts
 
     options = ("trainer.max_steps=2", "optimizer.learning_rate=1e-3", "trainer.evaluate_samples=0")
     train(*options, "rollout.check_sync_every=1", name="honest")
@@ -85,7 +85,7 @@ def test_without_the_sync_the_log_probs_come_apart_and_the_run_says_so(train, mo
 
 
 def test_the_sampler_rests_from_the_last_rollouts_to_the_sync(train, monkeypatch) -> None:
-    from atrl.callbacks.rollout import BoundRollouts
+    from atrl.rollout.bound import BoundRollouts
     from atrl.rollout.watch import WatchedSampler
 
     called = []

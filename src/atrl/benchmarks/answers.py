@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +72,7 @@ def read_answers(
     return Recorded(answers, left_out, unanswered)
 
 
-def _answer(row: Row, extract_again: bool, seen: Collection[str]) -> Answer:
+def _answer(row: Row, extract_again: bool, seen: Counter[str]) -> Answer:
     answer_id = row.values.get("id")
     if not isinstance(answer_id, str | int | float) or isinstance(answer_id, bool):
         raise ValueError(f"{row.place}: id {answer_id!r} names no problem: write the benchmark's own id")

@@ -100,7 +100,7 @@ def scorer_for(benchmark: Benchmark, judge: Judge | None, *, workers: int | None
     if isinstance(benchmark, RewardedBenchmark):
         return RewardScorer(benchmark)
     rule = RuleScorer(benchmark, workers=workers or os.cpu_count() or 1)
-    return rule if judge is None else JudgeScorer(benchmark, judge, rule)
+    return JudgeScorer(benchmark, judge, rule) if judge is not None and isinstance(benchmark, Judged) else rule
 
 
 def _load_sympy() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 
 from atrl import parallel
@@ -42,7 +42,7 @@ class AnchorCreditCallback(Callback):
         self._recalls: list[float] = []
         self._heads: Heads | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:
         """Attach the probe if something is to be read, start what the scheme needs, and bind.
 
         A scheme whose heads are still to be found is bound when training starts, by when the sampler is.
@@ -50,7 +50,6 @@ class AnchorCreditCallback(Callback):
         Raises:
             ValueError: if it needs a calibration and has none; if ranks can't share what it reads.
         """
-        assert isinstance(pl_module, PolicyModule)
         searching = self.scheme.head_search is not None and self._calibration is not None
         if (searching or self.scheme.requests) and self.scheme.scope == "batch":
             compares = f"credit={self.scheme.name} compares rollouts and reads layers, which works "
@@ -73,7 +72,7 @@ class AnchorCreditCallback(Callback):
         self._fractions, self._recalls = list(state["fractions"]), list(state["recalls"])
         self._heads = None if state["heads"] is None else tuple(tuple(pair) for pair in state["heads"])
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         """Find the heads, if they are still to be found, with the policy that training starts from."""
         search = self.scheme.head_search
         if search is not None:
@@ -89,15 +88,15 @@ class AnchorCreditCallback(Callback):
         self.scheme.open()
         pl_module.credit = BoundCredit(self.scheme, probe, self._scale, self._tokenizer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:
         """Give the model its attention kernel back, and unbind."""
         self._close(pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: PolicyModule, exception: BaseException) -> None:
         """Leave no process behind."""
         self._close(pl_module)
 
-    def _close(self, pl_module: LightningModule) -> None:
+    def _close(self, pl_module: PolicyModule) -> None:
         if pl_module.credit is not None and pl_module.credit.probe is not None:
             pl_module.credit.probe.detach()
         pl_module.credit = None
@@ -155,9 +154,8 @@ def weight_statistics(
     weights = credit.weights[mask].double()
     anchors = torch.zeros_like(mask) if credit.anchors is None else credit.anchors & mask
     reading = torch.zeros_like(mask) if reading is None else reading & mask
-    counts = [weights.numel(), weights.sum(), weights.square().sum(), anchors.sum(), reading.sum()]
-    counts.append((anchors & reading).sum())
-    tokens, total, squares, chosen, read, both = parallel.sums(float(count) for count in counts)
+    counts = [weights.sum(), weights.square().sum(), anchors.sum(), reading.sum(), (anchors & reading).sum()]
+    tokens, total, squares, chosen, read, both = parallel.sums([weights.numel(), *map(float, counts)])
     variance = max(0.0, squares / tokens - (total / tokens) ** 2)
     metrics = {
         "credit/weight_max": max(parallel.gather(float(weights.max()))),

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, Trainer
 
@@ -18,6 +18,7 @@ from atrl.callbacks.evaluate import EvaluateCallback
 from atrl.checkpoint import Checkpoint, write_checkpoint
 from atrl.data.loader import PromptLoader
 from atrl.module import PolicyModule
+from atrl.schedule import optimizer_of, schedule_of
 from atrl.sharding import is_sharded
 from atrl.tracking import KeepsFiles
 
@@ -114,8 +115,7 @@ class CheckpointCallback(Callback):
         """
         with self._rescuing:  # an error here and the end of another process may come together
             if self._trainer is not None and parallel.rank() == 0:
-                module = self._trainer.lightning_module
-                done = self._finished_step()
+                module, done = self._module, self._finished_step()
                 if done is not None and done > self._saved and not is_sharded(module.policy):
                     self._write(self._trainer, module, still=lambda: self._finished_step() == done)
         last = self._root / f"step_{self._saved:06d}"
@@ -128,10 +128,14 @@ class CheckpointCallback(Callback):
         except Exception as error:  # the first one matters more
             log.error("the run broke off; its last finished step can't be saved: %s: %s", type(error).__name__, error)
 
+    @property
+    def _module(self) -> PolicyModule:
+        assert self._trainer is not None, "training has not begun"
+        return cast(PolicyModule, self._trainer.lightning_module)
+
     def _finished_step(self) -> int | None:
         """The step whose state policy and optimizer are in; None in the middle of an update."""
-        assert self._trainer is not None
-        done, (last, updates), taken = self._trainer.lightning_module.steps_done, self._at_rest, _updates(self._trainer)
+        done, (last, updates), taken = self._module.steps_done, self._at_rest, _updates(self._trainer)
         if taken.ready != taken.completed or (done == last and taken.completed != updates):
             return None
         return done
@@ -156,12 +160,11 @@ class CheckpointCallback(Callback):
             "seconds": time.time() - self._started,
             "phases": pl_module.timer.total,
             "loader": self._loader.state_after(done),
-            "schedule": pl_module.lr_schedulers().state_dict(),
+            "schedule": schedule_of(pl_module).state_dict(),
             "callbacks": {name: state for name, state in callbacks.items() if state},
             "scores": self._scores,
         }
-        optimizer = pl_module.optimizers(use_pl_optimizer=False)
-        if not write_checkpoint(self._root, state, pl_module.policy, optimizer, still=still):
+        if not write_checkpoint(self._root, state, pl_module.policy, optimizer_of(pl_module), still=still):
             return
         self._saved = done
         if parallel.rank() == 0 and not keep_others:
@@ -200,9 +203,8 @@ def _before_lightning_kills(announce: Callable[[str], None]) -> None:
     Private names: where Lightning started the other processes, a thread of it looks after them, and kills all with
     SIGKILL and hardly a word when one fails. Other launchers have none.
     """
-    for thread in threading.enumerate():
-        if thread.name != "child-process-observer":
-            continue
+    observers: list[Any] = [thread for thread in threading.enumerate() if thread.name == "child-process-observer"]
+    for thread in observers:
 
         def end(thread=thread, kill=thread._terminate_all) -> None:
             codes = {rank: process.returncode for rank, process in enumerate(thread._child_processes, start=1)}

@@ -9,6 +9,7 @@ from lightning import Callback
 
 from atrl.evaluation.score import Score, held_out_sampling, score_together
 from atrl.module import PolicyModule
+from atrl.rollout.bound import BoundRollouts
 from atrl.tracking import log_once
 from atrl.types import Prompt
 
@@ -77,6 +78,7 @@ class EvaluateCallback(Callback):
         precision = pl_module.trainer.precision_plugin.forward_context()  # as in a training step
         with pl_module.timer.phase("evaluate"), precision:
             rollouts = pl_module.rollouts
+            assert isinstance(rollouts, BoundRollouts), "no sampler is bound: add the rollout callback to the trainer"
             sampling = held_out_sampling(rollouts.sampling, samples=1 if greedy else self._samples, greedy=greedy)
             seed = f"{self._seed}/held-out"
             return score_together(rollouts.sampler, prompts, pl_module.reward, sampling, seed=seed)

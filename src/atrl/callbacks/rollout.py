@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from atrl.metrics import SamplerGap, sampler_gap
 from atrl.module import PolicyModule
-from atrl.rollout.base import ModelHandle, Sampler, Sampling
+from atrl.rollout.base import ModelHandle, Sampling
+from atrl.rollout.bound import BoundRollouts
 from atrl.rollout.memory import training_bytes
 from atrl.rollout.settings import RolloutSettings
-from atrl.types import Prompt, RolloutGroup
 from atrl.weight_sync import named_parameters
 
 log = logging.getLogger(__name__)
@@ -27,30 +27,6 @@ tiny model already moves it by more than this."""
 
 LARGEST_KL = 1e-2
 """Of the sampler from the trainer, in nats a token, where one of them rounds to 16 bits; 1e-3 is usual."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoundRollouts:
-    """A started sampler together with how the run samples."""
-
-    sampler: Sampler
-    sampling: Sampling
-
-    def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]:
-        """A group of rollouts for every prompt."""
-        groups = self.sampler.generate(prompts, self.sampling, seed=seed)
-        assert not self.sampling.truncates or all(rollout.kept for group in groups for rollout in group.rollouts), (
-            f"rollout={self.sampler.name} left tokens out without saying which, though says_what_it_keeps promises it"
-        )
-        return groups
-
-    def rest(self) -> None:
-        """No more rollouts until the weights are updated."""
-        self.sampler.rest()
-
-    def update_weights(self, parameters, version: int) -> None:
-        """Hand the policy's parameters to the sampler."""
-        self.sampler.update_weights(parameters, version)
 
 
 class RolloutCallback(Callback):
@@ -82,9 +58,8 @@ class RolloutCallback(Callback):
         self._settings, self._sampling, self._handle = settings, sampling, handle
         self.sampler = settings.watched_sampler(folder, rescue)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:
         """Start and bind. The policy isn't on its device yet: an engine starts on an empty one."""
-        assert isinstance(pl_module, PolicyModule)
         self.sampler.start(replace(self._handle, training_bytes=held_bytes(trainer, pl_module)))
         self.sampler.update_weights(named_parameters(pl_module.policy), version=pl_module.steps_done)
         pl_module.rollouts = BoundRollouts(self.sampler, self._sampling)
@@ -97,15 +72,15 @@ class RolloutCallback(Callback):
             if problem is not None:
                 log.warning("step %d, rollout=%s: %s", pl_module.steps_done, self.sampler.name, problem)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:
         """Unbind and close."""
         self._close(pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: PolicyModule, exception: BaseException) -> None:
         """Close the engine, so that a failed run leaves no process behind."""
         self._close(pl_module)
 
-    def _close(self, pl_module: LightningModule) -> None:
+    def _close(self, pl_module: PolicyModule) -> None:
         pl_module.rollouts = None
         self.sampler.close()
 

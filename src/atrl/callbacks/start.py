@@ -7,6 +7,7 @@ from lightning import Callback
 from atrl.checkpoint import Checkpoint, load_tensors
 from atrl.data.loader import PromptLoader
 from atrl.module import PolicyModule
+from atrl.schedule import optimizer_of, schedule_of
 from atrl.weight_sync import named_parameters
 
 
@@ -29,8 +30,8 @@ class StartCallback(Callback):
         state = self._start.state
         pl_module.resume_at(self._start.step, state["phases"])
         trainer.fit_loop.epoch_loop.on_load_checkpoint({"_batches_that_stepped": self._start.step})
-        load_tensors(self._start, pl_module.policy, pl_module.optimizers(use_pl_optimizer=False))
-        schedule = pl_module.lr_schedulers()
+        load_tensors(self._start, pl_module.policy, optimizer_of(pl_module))
+        schedule = schedule_of(pl_module)
         schedule.load_state_dict(dict(state["schedule"]))
         for group, rate in zip(schedule.optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
             group["lr"] = rate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -81,7 +81,7 @@ class AttentionReader:
     def __init__(self, request: AttentionRequest, regions: Regions, *, fused: bool | None = None) -> None:
         self._request, self._regions = request, regions
         self._fused = fused_available(regions.rows.device) if fused is None else fused
-        self._masses = Block.masses
+        self._masses: Callable[..., tuple[Tensor, Tensor | None]] = Block.masses
         if self._fused:
             from atrl.credit.fused import fused_masses
 

@@ -32,15 +32,14 @@ class Background:
 
     def open(self, prepare: Callable[[], object]) -> None:
         """Start the processes, and `prepare` each: the first batch should not wait for its imports."""
-        if self.workers == "auto":
-            self.workers = min(4, spare_cores())
-        if self.workers and self._pool is None:
+        self.workers = workers = min(4, spare_cores()) if self.workers == "auto" else self.workers
+        if workers and self._pool is None:
             import multiprocessing
 
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, _enter_worker, (prepare,))
+            self._pool = ProcessPoolExecutor(workers, context, _enter_worker, (prepare,))
             try:
-                list(self._pool.map(abs, range(self.workers)))
+                list(self._pool.map(abs, range(workers)))
             except BrokenExecutor as error:
                 self.close()
                 raise RuntimeError(
@@ -70,6 +69,7 @@ class Background:
         if self._pool is None or not items:
             done = function(items, *arguments)
             return lambda: done
+        assert isinstance(self.workers, int), "an open pool has a number of processes"
         size = -(-len(items) // self.workers)
         shares = [list(items[start : start + size]) for start in range(0, len(items), size)]
         futures = [self._pool.submit(function, share, *arguments) for share in shares]

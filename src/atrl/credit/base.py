@@ -29,7 +29,7 @@ class Reader(Protocol):
         ...
 
 
-class Request(Protocol):
+class Request(Hashable, Protocol):
     """What a scheme wants read; equal requests are read once. Implementations are frozen dataclasses."""
 
     def reader(self, model: PreTrainedModel, regions: Regions) -> Reader:
@@ -84,7 +84,7 @@ class CreditScheme(ABC):
     """Whether it looks at a prompt's hidden states beside its response's, so that one pass must run both."""
 
     @property
-    def requests(self) -> tuple[Hashable, ...]:
+    def requests(self) -> tuple[Request, ...]:
         """What must be read from the policy's layers (see `Request`)."""
         return ()
 

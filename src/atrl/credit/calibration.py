@@ -19,13 +19,14 @@ from atrl.credit.heads import calibrate, choose_heads
 from atrl.data.loader import PromptLoader
 from atrl.evaluation.grounding import blanked
 from atrl.experience import build_experience
+from atrl.rollout.bound import BoundRollouts
 from atrl.sharding import gathered
 from atrl.types import Problem, Prompt
 
 if TYPE_CHECKING:
     from atrl.data.prompts import PromptBuilder
     from atrl.module import PolicyModule
-    from atrl.rollout.base import Sampling
+    from atrl.rollout.base import ResponseSource, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +85,16 @@ class HeadCalibration:
         return found
 
     def _choose(self, search: HeadSearch, module: PolicyModule) -> Heads:
-        assert module.rollouts is not None, "no sampler is bound: add the rollout callback to the trainer"
-        sampling = replace(module.rollouts.sampling, group_size=1)
+        rollouts = module.rollouts
+        assert isinstance(rollouts, BoundRollouts), "no sampler is bound: add the rollout callback to the trainer"
+        sampling = replace(rollouts.sampling, group_size=1)
         text = module.policy.config.get_text_config()
         path = cache_folder() / f"{cache_key(module.policy, search, self.prompts, sampling)}.json"
         scores = load_scores(path, (text.num_hidden_layers, text.num_attention_heads))
         source = f"the cache ({path}), no response was sampled"
         cached = scores is not None
         if scores is None:
-            scores = self._measure(search, module, sampling)
+            scores = self._measure(search, module, rollouts.sampler, sampling)
             source = f"{len(self.prompts)} responses"
         heads = choose_heads(scores, search.count, layers=search.layers)
         content = {"criterion": search.criterion, "scores": scores.tolist()}
@@ -106,8 +108,10 @@ class HeadCalibration:
         (self.folder / "heads.json").write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
         return heads
 
-    def _measure(self, search: HeadSearch, module: PolicyModule, sampling: Sampling) -> Float[Tensor, "layer head"]:
-        groups = module.rollouts.sampler.generate(self.prompts, sampling, seed=SEED)
+    def _measure(
+        self, search: HeadSearch, module: PolicyModule, sampler: ResponseSource, sampling: Sampling
+    ) -> Float[Tensor, "layer head"]:
+        groups = sampler.generate(self.prompts, sampling, seed=SEED)
         batch = build_experience(groups, pad_id=module.pad_id, device=module.device, seed=SEED)
         blank = [{name: tensor.to(module.device) for name, tensor in prompt.pixels.items()} for prompt in self.blank]
         size = module.optimizer_settings.micro_batch_size

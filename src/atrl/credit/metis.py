@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Integers = Sequence[int] | np.ndarray
 
 
-def partition(
-    starts: Sequence[int], targets: Sequence[int], weights: Sequence[int], *, num_clusters: int, seed: int = 0
-) -> list[int]:
+def partition(starts: Integers, targets: Integers, weights: Integers, *, num_clusters: int, seed: int = 0) -> list[int]:
     """A cluster id for every node: about equal sizes, least weight of the edges cut.
 
     METIS: Karypis & Kumar, SIAM J. Sci. Comput. 20(1), 1998. Recursive bisection is asked for explicitly: pymetis

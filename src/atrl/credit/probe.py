@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import pad
 
 from atrl.credit.base import Reader, Request
-from atrl.credit.regions import Regions, padded_regions, visual_token_ids
+from atrl.credit.regions import Regions, Row, padded_regions, visual_token_ids
 from atrl.models.attention import register_attention, set_text_attention, text_attention
 from atrl.models.prompt_states import prompts_alone
 from atrl.types import Experience
@@ -54,8 +54,8 @@ class AttentionProbe:
         `requests` are read in the place of the probe's own.
         """
         asked = self._requests if requests is None else requests
-        rows = {getattr(request, "row", "predicting") for request in asked}
-        regions = {row: padded_regions(batch, self._image_token_ids, row) for row in rows}
+        rows: set[Row] = {getattr(request, "row", "predicting") for request in asked}
+        regions: dict[str, Regions] = {row: padded_regions(batch, self._image_token_ids, row) for row in rows}
         with self.capture_regions(regions, asked) as recorder:
             yield recorder
 
@@ -79,7 +79,7 @@ class AttentionProbe:
         finally:
             _RECORDER.reset(token)
 
-    def merge(self, results: Sequence[dict[Hashable, Any]]) -> dict[Hashable, Any]:
+    def merge(self, results: Sequence[Mapping[Hashable, Any]]) -> dict[Hashable, Any]:
         """The results of consecutive micro-batches as those of one batch."""
         return {request: request.merge([result[request] for result in results]) for request in self._requests}
 

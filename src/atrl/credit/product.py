@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import prod
+from functools import reduce
+from operator import mul
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from atrl.credit.base import CreditScheme, Heads, HeadSearch, PictureMask, normalise, normalise_batch
+from atrl.credit.base import CreditScheme, Heads, HeadSearch, PictureMask, Request, normalise, normalise_batch
 from atrl.types import CreditOutput, Evidence, Experience
 
 
@@ -56,7 +58,7 @@ class ProductCredit(CreditScheme):
         return any(scheme.needs_whole_rows for scheme in self.schemes)
 
     @property
-    def requests(self) -> tuple[Hashable, ...]:
+    def requests(self) -> tuple[Request, ...]:
         """What any of them wants read, once."""
         return tuple(dict.fromkeys(request for scheme in self.schemes for request in scheme.requests))
 
@@ -129,14 +131,15 @@ class ProductCredit(CreditScheme):
         self, logprobs: Float[Tensor, "rollout response"], evidence: Evidence
     ) -> Float[Tensor, "rollout response"]:
         """The sum of theirs."""
-        return sum(scheme.auxiliary_loss(logprobs, evidence) for scheme in self.schemes)
+        losses = (scheme.auxiliary_loss(logprobs, evidence) for scheme in self.schemes)
+        return sum(losses, start=torch.zeros_like(logprobs))
 
     def _multiplied(self, batch: Experience, parts: list[CreditOutput]) -> CreditOutput:
         scales = [part.trajectory_scale for part in parts if part.trajectory_scale is not None]
         scaled = normalise_batch if self.normalised_over == "batch" else normalise
         return CreditOutput(
-            scaled(prod(part.weights for part in parts), batch.response_mask),
+            scaled(reduce(mul, (part.weights for part in parts)), batch.response_mask),
             anchors=next((part.anchors for part in parts if part.anchors is not None), None),
             density=next((part.density for part in parts if part.density is not None), None),
-            trajectory_scale=prod(scales) if scales else None,
+            trajectory_scale=reduce(mul, scales) if scales else None,
         )

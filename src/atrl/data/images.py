@@ -84,9 +84,9 @@ def _opened(image: Path | Image.Image, problem_id: str, max_pixels: int) -> Iter
     """The picture with its header read and its size checked; a file is closed afterwards."""
     if not isinstance(image, Image.Image):
         picture = _open_file(image, problem_id)
-    elif isinstance(getattr(image, "fp", None), BytesIO):
+    elif isinstance(file := getattr(image, "fp", None), BytesIO):
         # Decoding would keep the pixels in the data set's own object for good: decode a second one instead.
-        picture = image_from_bytes(image.fp.getvalue(), problem_id=problem_id)
+        picture = image_from_bytes(file.getvalue(), problem_id=problem_id)
     else:
         picture = image
     try:
@@ -144,10 +144,10 @@ def _scale_16_bits(pixels: np.ndarray) -> Image.Image:
 
 def _scale_32_bits(picture: Image.Image) -> Image.Image:
     """Pillow opens 16-bit PGM files as 32-bit integers; outside their range black and white are unknown."""
-    low, high = picture.getextrema()
-    if picture.mode == "F" or low < 0 or high > 65535:
+    pixels = np.asarray(picture)
+    if picture.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
         raise ValueError("its 32-bit pixels have no known range; save it with 8 or 16 bits a channel")
-    return _scale_16_bits(np.asarray(picture))
+    return _scale_16_bits(pixels)
 
 
 def _unreadable(image: Path | Image.Image | BytesIO, problem_id: str, error: Exception) -> ValueError:

@@ -34,6 +34,7 @@ class PromptLoader:
         self._cursor = 0
         self._done = 0
         self._starts: list[int] = []
+        self._ordered: tuple[int, Sequence[int]] | None = None  # an epoch and its order
         self.dropped: set[str] = set()
 
     def __len__(self) -> int:
@@ -73,7 +74,7 @@ class PromptLoader:
         return self._problems[self._order(epoch)[position]]
 
     def _order(self, epoch: int) -> Sequence[int]:
-        if getattr(self, "_ordered", None) is None or self._ordered[0] != epoch:
+        if self._ordered is None or self._ordered[0] != epoch:
             order = list(range(len(self._problems)))
             random.Random(f"{self._seed}/{epoch}").shuffle(order)
             self._ordered = (epoch, order)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atrl.data.frames import FrameSampler, frame_array, frame_metadata
 from atrl.data.images import open_image
-from atrl.data.templates import feature_token_id, missing_bos, render, special_tokens
+from atrl.data.templates import feature_token_id, missing_bos, placeholder, placeholder_id, render, special_tokens
 from atrl.data.videos import sample_video
 from atrl.types import Frames, Problem, Prompt, Turn
 
@@ -119,8 +119,7 @@ class PromptBuilder:
         return {"role": turn.role, "content": content}
 
     def _check_text(self, problem_id: str, pieces: Sequence[str]) -> None:
-        video_token = getattr(self.processor, "video_token", None)
-        placeholders = [self.processor.image_token, *([video_token] if video_token else [])]
+        placeholders = [token for kind in ("image", "video") if (token := placeholder(self.processor, kind))]
         for token in (*special_tokens(self.processor.tokenizer), *placeholders):
             if any(token in piece for piece in pieces):
                 raise ValueError(
@@ -130,9 +129,10 @@ class PromptBuilder:
 
     def _check_placeholders(self, prompt: Prompt) -> None:
         processor, things = self.processor, {"image": "pictures", "video": "videos"}
-        tokens = {"image": (processor.image_token_id, feature_token_id(processor))}
+        tokens = {"image": (placeholder_id(processor, "image"), feature_token_id(processor))}
         if prompt.videos:
-            tokens["video"] = (processor.video_token_id, processor.video_token_id)
+            video = placeholder_id(processor, "video")
+            tokens["video"] = (video, video)
         for kind, (mark, feature) in tokens.items():
             marks, wanted = prompt.engine_token_ids.count(mark), len(getattr(prompt, f"{kind}s"))
             if marks != wanted:

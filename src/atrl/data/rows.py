@@ -140,9 +140,9 @@ class RowFormat:
         images = tuple(media.image(value) for value in _listed(row, self.images_column, "an image", where))
         videos = tuple(media.video(value) for value in _listed(row, self.videos_column, "a video", where))
         turns = _with_marks([*history, Turn("user", question)], VIDEO_MARK, len(videos), where)
-        *history, last = _with_marks(turns, IMAGE_MARK, len(images), where)
+        *before, last = _with_marks(turns, IMAGE_MARK, len(images), where)
         return Problem(
-            id=problem_id, question=last.text, answer=answer, images=images, videos=videos, history=tuple(history)
+            id=problem_id, question=last.text, answer=answer, images=images, videos=videos, history=tuple(before)
         )
 
     def _conversation(self, row: Row, where: str) -> tuple[tuple[Turn, ...], str]:

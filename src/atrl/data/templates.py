@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -32,8 +32,9 @@ def render(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]], *, 
     Raises:
         Exception: whatever the template raises of messages that it does not admit.
     """
+    turns: list[Any] = list(messages)  # transformers' annotation knows no content in parts
     return processor.apply_chat_template(
-        list(messages), chat_template=chat_template(processor), add_generation_prompt=prompt, tokenize=False
+        turns, chat_template=chat_template(processor), add_generation_prompt=prompt, tokenize=False
     )
 
 
@@ -52,13 +53,25 @@ def missing_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Every token that is taken for a control token wherever a text spells it out, by its text."""
     added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
+    return added | {
+        token: cast("int", tokenizer.convert_tokens_to_ids(token)) for token in tokenizer.all_special_tokens
+    }
+
+
+def placeholder(processor: ProcessorMixin, kind: Literal["image", "video"]) -> str | None:
+    """What stands for a picture or a video in a rendered text; None where the processor knows none."""
+    return getattr(processor, f"{kind}_token", None)
+
+
+def placeholder_id(processor: ProcessorMixin, kind: Literal["image", "video"]) -> int | None:
+    """The token of `placeholder`."""
+    return getattr(processor, f"{kind}_token_id", None)
 
 
 def feature_token_id(processor: ProcessorMixin) -> int:
     """The token that a picture's features take the place of; Gemma's mark in the text is another."""
     found = getattr(processor.tokenizer, "image_token_id", None)
-    return processor.image_token_id if found is None else found
+    return placeholder_id(processor, "image") if found is None else found
 
 
 def banned_token_ids(processor: ProcessorMixin) -> tuple[int, ...]:
@@ -130,10 +143,11 @@ def _template(processor: ProcessorMixin) -> str | None:
         opened, closed = render(processor, [question]), render(processor, [question], prompt=False)
     except Exception as error:  # templates are programs
         return f"its chat template fails on a question with a picture ({type(error).__name__}: {_line(error)})"
-    if opened.count(_QUESTION) != 1 or opened.count(processor.image_token) != 1:
+    picture = placeholder(processor, "image")
+    if opened.count(_QUESTION) != 1 or opened.count(picture) != 1:
         return (
             f"its chat template makes {opened!r} of a picture and {_QUESTION!r}, which must hold "
-            f"{processor.image_token} and the words once each: take the template of the model's own processor, whose "
+            f"{picture} and the words once each: take the template of the model's own processor, whose "
             "messages have parts"
         )
     try:

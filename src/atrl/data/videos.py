@@ -173,6 +173,7 @@ def _opened(video: Video, problem_id: str) -> Iterator[tuple[InputContainer, Vid
     import av
 
     source = video.source
+    assert not isinstance(source, tuple), "frames of their own have no file to open"
     where = f"video {source}" if isinstance(source, Path) else "a video in the data itself"
     if isinstance(source, Path) and not source.is_file():
         raise ValueError(f"problem {problem_id}: {where} is missing: restore it, or leave the problem out")
@@ -180,9 +181,10 @@ def _opened(video: Video, problem_id: str) -> Iterator[tuple[InputContainer, Vid
         raise ValueError(f"problem {problem_id}: {where} is an empty file: restore it, or leave the problem out")
     try:
         options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
-        with av.open(str(source) if isinstance(source, Path) else BytesIO(source), options=options) as container:
+        file = str(source) if isinstance(source, Path) else BytesIO(source)
+        with av.open(file, mode="r", options=options) as container:
             stream = container.streams.best("video")
-            if stream is None:
+            if not isinstance(stream, av.VideoStream):
                 raise ValueError("it has no video stream; restore it")
             _check_size(stream.codec_context.width, stream.codec_context.height)
             stream.thread_type = "AUTO"

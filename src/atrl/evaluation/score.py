@@ -13,7 +13,7 @@ from atrl.types import Prompt, Reward, RolloutGroup, Status
 
 if TYPE_CHECKING:
     from atrl.rewards.weighted import WeightedReward
-    from atrl.rollout.base import Sampler, Sampling
+    from atrl.rollout.base import ResponseSource, Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ class Score:
 
 
 def score(
-    sampler: Sampler, prompts: Sequence[Prompt], reward: WeightedReward, sampling: Sampling, *, seed: str
+    sampler: ResponseSource, prompts: Sequence[Prompt], reward: WeightedReward, sampling: Sampling, *, seed: str
 ) -> Score:
     """Sample `sampling.group_size` responses to each prompt and score them; the interval is over problems.
 
@@ -52,7 +52,7 @@ def score(
 
 
 def score_together(
-    sampler: Sampler, prompts: Sequence[Prompt], reward: WeightedReward, sampling: Sampling, *, seed: str
+    sampler: ResponseSource, prompts: Sequence[Prompt], reward: WeightedReward, sampling: Sampling, *, seed: str
 ) -> Score:
     """The same, each rank answering its share of `prompts`; every rank gets the whole score."""
     if parallel.world_size() == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig
 
@@ -12,7 +12,7 @@ from atrl.export.settings import ExportSettings
 from atrl.export.source import Source, find_source, gather, skeleton
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -88,16 +88,17 @@ def _weights(source: Source, settings: ExportSettings) -> tuple[PreTrainedModel,
 
         from atrl.weight_sync import whole_state
 
-        model = AutoModelForImageTextToText.from_pretrained(
+        loaded = AutoModelForImageTextToText.from_pretrained(
             source.form, dtype=wanted or "auto", trust_remote_code=settings.trust_remote_code
         )
-        return model, whole_state(model)
+        return loaded, whole_state(loaded)
     model = skeleton(source.form, trust_remote_code=settings.trust_remote_code)
     if source.lora is None:
         state = gather(source.checkpoint, model, converted)
     else:
         state = {name: converted(tensor) for name, tensor in merged(source, settings).items()}
-    return model.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())), state
+    cast("nn.Module", model).to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
+    return model, state
 
 
 def merged(source: Source, settings: ExportSettings) -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ def merged(source: Source, settings: ExportSettings) -> dict[str, Tensor]:
     from atrl.models.load import PretrainedModel
     from atrl.weight_sync import whole_state
 
-    options = {name: source.model[name] for name in ("dtype", "quantization") if name in source.model}
+    options: dict[str, Any] = {name: source.model[name] for name in ("dtype", "quantization") if name in source.model}
     options |= {"lora": source.lora, "trust_remote_code": settings.trust_remote_code}
     model = PretrainedModel(path=source.form, **options).load(source.checkpoint.folder).model
     load_tensors(source.checkpoint, model, None)

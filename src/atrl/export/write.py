@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from atrl.models.quantization import full_form
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from torch import Tensor
     from transformers import PreTrainedModel, ProcessorMixin
 
@@ -64,5 +65,5 @@ def write_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path
 
     folder.mkdir(exist_ok=True)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = model.peft_config[ADAPTER]
-    replace(settings, base_model_name_or_path=model.name_or_path, inference_mode=True).save_pretrained(folder)
+    settings = cast("PeftConfig", model.peft_config[ADAPTER])
+    replace(settings, base_model_name_or_path=model.name_or_path, inference_mode=True).save_pretrained(str(folder))

@@ -94,7 +94,7 @@ class Lora:
 
         settings = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft says int, and takes any number
             lora_dropout=self.dropout,
             target_modules=self.layers(model),
             init_lora_weights=True if self.init == "kaiming" else self.init,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -80,7 +80,7 @@ def idle_vision(model: PreTrainedModel) -> Float[Tensor, ""]:
         grid = torch.tensor([[1, side, side]], device=model.device)
         inputs = {"pixel_values": patch.to(model.device), "image_grid_thw": grid}
     with encoding(model, ()):
-        encoded = model.get_image_features(**inputs, return_dict=True)
+        encoded = _features(model, **inputs)
     outputs = [*encoded.pooler_output, *(part for layer in _deepest(encoded) for part in layer)]
     return 0.0 * sum(part.float().sum() for part in outputs)
 
@@ -106,9 +106,9 @@ def picture_inputs(
     parts = {(id(entry), kind): part for entry in rows for kind, part in _parts(entry).items()}
     tensors = {name: torch.cat([part[name] for part in parts.values()]) for name in next(iter(parts.values()))}
     with encoding(model, tuple(parts)):
-        encoded = model.get_image_features(tensors.pop("pixel_values"), **tensors, return_dict=True)
+        encoded = _features(model, **tensors)
 
-    def dealt(features: Sequence[Tensor], kind: str) -> list[Tensor]:
+    def dealt(features: Iterable[Tensor], kind: str) -> list[Tensor]:
         each = iter(features)
         by_part = {key: [next(each) for _ in range(_encodings(part))] for key, part in parts.items()}
         return [feature for entry in rows for feature in by_part.get((id(entry), kind), ())]
@@ -146,6 +146,12 @@ def token_kinds(
     asked = inspect.signature(model.forward).parameters
     kinds = token_types(model, input_ids)
     return {name: kinds for name in ("mm_token_type_ids", "token_type_ids") if name in asked}
+
+
+def _features(model: PreTrainedModel, pixel_values: Tensor, **shapes: Tensor) -> Any:
+    """What the model's vision tower makes of pictures."""
+    encode = cast("Callable[..., Any]", model.get_image_features)  # of models with pictures alone, so of no base class
+    return encode(pixel_values, **shapes, return_dict=True)
 
 
 def _deepest(encoded: Any) -> Sequence[Sequence[Tensor]]:

@@ -44,11 +44,12 @@ def position_ids(
         grids: of all rows, in order: ``image_grid_thw``, ``video_grid_thw``, ``second_per_grid_ts``; without those
             that there are none of.
     """
-    if not hasattr(model.base_model, "get_rope_index"):
+    rope_index = getattr(model.base_model, "get_rope_index", None)
+    if rope_index is None:
         return (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
     types = token_types(model, input_ids)
     seconds = grids.get("second_per_grid_ts")
-    positions, _ = model.base_model.get_rope_index(
+    positions, _ = rope_index(
         input_ids,
         mm_token_type_ids=types,
         image_grid_thw=grids.get("image_grid_thw"),

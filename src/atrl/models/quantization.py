@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 HEAD = "lm_head"
+_OTHER_KERNEL = "support_avx512bf16_for_cpu"
+"""What bitsandbytes calls a layer's leave to use its other kernel."""
 
 
 def check_quantization(kind: str) -> None:
@@ -51,8 +53,8 @@ def use_one_kernel(model: PreTrainedModel) -> None:
     takes no width that is not a multiple of 64.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, _OTHER_KERNEL):
+            setattr(module, _OTHER_KERNEL, False)
 
 
 def full_weight(layer: nn.Module) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
@@ -56,9 +56,10 @@ def _qwen_tokenizer(learned: str) -> PreTrainedTokenizerBase:
     from transformers import Qwen2Tokenizer
 
     model = json.loads(learned)["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]  # transformers' annotation has them as text alone
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
@@ -109,10 +110,11 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Qwen2_5_VL
     learns the wording but never to read the picture.
     """
     import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
     token = tokenizer.convert_tokens_to_ids
-    config = Qwen2_5_VLConfig(
+    config = AutoConfig.for_model(
+        "qwen2_5_vl",
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": 128,

@@ -131,7 +131,7 @@ def build_model(
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
     )
-    words = language.get_input_embeddings().weight.detach().square().mean().sqrt().item()
+    words = language.model.embed_tokens.weight.detach().square().mean().sqrt().item()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)

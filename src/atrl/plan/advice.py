@@ -64,7 +64,7 @@ def remedies(job: Job) -> Iterator[Remedy]:
     for factor in (2, 4, 8):
         nodes = factor * max(1, job.gpus // job.gpus_per_node)
         if factor * job.gpus <= job.prompts and job.gpus >= job.gpus_per_node:
-            yield Remedy(f"trainer.num_nodes={nodes}", lambda job, factor=factor: replace(job, gpus=factor * job.gpus))
+            yield _more_gpus(f"trainer.num_nodes={nodes}", factor)
 
 
 def advice(job: Job, hardware: Hardware) -> list[str]:
@@ -113,6 +113,10 @@ def _micro_batch(job: Job, rollouts: int) -> Remedy:
         f"optimizer.micro_batch_tokens={tokens}",
         lambda job: replace(job, micro_batch=rollouts, micro_batch_tokens=tokens),
     )
+
+
+def _more_gpus(setting: str, factor: int) -> Remedy:
+    return Remedy(setting, lambda job: replace(job, gpus=factor * job.gpus))
 
 
 def _engine(setting: str, **change) -> Remedy:

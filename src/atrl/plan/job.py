@@ -8,6 +8,9 @@ from typing import Literal
 
 from atrl.plan.shape import ModelShape
 
+MaskedPass = Literal["no", "forward", "gradient"]
+Strategy = Literal["ddp", "fsdp"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
@@ -61,7 +64,7 @@ class CreditCost:
     """Whether the attention of responses on themselves is read too."""
     clusters: bool = False
     """Whether each response is cut into clusters, on the CPU."""
-    masked: Literal["no", "forward", "gradient"] = "no"
+    masked: MaskedPass = "no"
     """Whether the policy also sees a masked picture, and whether that pass has a gradient."""
     scores_first: bool = False
     """Whether the whole batch is scored before it is trained on."""
@@ -101,7 +104,7 @@ class Job:
     credit: CreditCost = CreditCost()
     gpus: int = 1
     gpus_per_node: int = 1
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Strategy = "ddp"
     cpu_offload: bool = False
     checkpointing: bool = False
     flash_attention: bool = False

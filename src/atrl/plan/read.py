@@ -12,7 +12,7 @@ from atrl.config import check_config, read_section
 from atrl.models.lora import WHOLE_MODELS
 from atrl.models.published import published_config
 from atrl.plan.hardware import Hardware
-from atrl.plan.job import CreditCost, Engine, Job, Lengths, Precision
+from atrl.plan.job import CreditCost, Engine, Job, Lengths, MaskedPass, Precision, Strategy
 from atrl.plan.settings import PlannerSettings
 from atrl.plan.shape import ModelShape, shape_of
 from atrl.plan.table import render
@@ -48,7 +48,7 @@ def job_of(config: DictConfig) -> Job:
     settings, hardware = read_section(config.planner, PlannerSettings), hardware_of(config)
     node = hardware.per_node if config.trainer.devices == "auto" else config.trainer.devices
     gpus = node * config.trainer.num_nodes
-    strategy = "fsdp" if config.trainer.strategy == "fsdp" and gpus > 1 else "ddp"
+    strategy: Strategy = "fsdp" if config.trainer.strategy == "fsdp" and gpus > 1 else "ddp"
     attention = OmegaConf.select(config, "model.attention") or "sdpa"
     if attention == "eager":
         raise ValueError("model.attention=eager keeps whole rows of attention and is not planned: use sdpa")
@@ -99,7 +99,7 @@ def model_shape(model: DictConfig) -> ModelShape:
     """The shape of the model that the group `model` names, of its configuration alone."""
     path = OmegaConf.select(model, "path")
     if path is None:  # built here, in a shape that its class knows
-        built = locate(model["_target_"])
+        built: Any = locate(model["_target_"])
         return shape_of(built.configuration(), built.name)
     return shape_of(_configuration(path), path)
 
@@ -191,7 +191,9 @@ def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
     scheme = instantiate(config.credit)
     if scheme.head_search is not None:  # any will do: they cost the same
         scheme = scheme.with_heads(tuple((0, head) for head in range(scheme.head_search.count)))
-    masked = "no" if scheme.picture_mask is None else "gradient" if scheme.needs_masked_gradient else "forward"
+    masked: MaskedPass = (
+        "no" if scheme.picture_mask is None else "gradient" if scheme.needs_masked_gradient else "forward"
+    )
     clusters = [part for part in getattr(scheme, "schemes", (scheme,)) if hasattr(part, "num_clusters")]
     return CreditCost(
         name=scheme.name,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lightning import Callback
 
-from atrl.callbacks.rollout import BoundRollouts
 from atrl.module import PolicyModule
 from atrl.replay.compare import Difference, compare_lists, compare_steps
 from atrl.replay.step_file import RecordedStep, read_step
 from atrl.rollout.base import ModelHandle
+from atrl.rollout.bound import BoundRollouts
 from atrl.rollout.transformers import rollout_group
 from atrl.types import Prompt, Rollout, RolloutGroup
 from atrl.weight_sync import named_parameters

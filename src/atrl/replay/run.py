@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,11 +57,11 @@ def _compute(
     from atrl import stages
     from atrl.callbacks.anchor_credit import AnchorCreditCallback
     from atrl.callbacks.progress import StepProgressBar
-    from atrl.callbacks.rollout import BoundRollouts
     from atrl.callbacks.start import StartCallback
     from atrl.data.loader import PromptLoader
     from atrl.replay.compare import compare_with_text
     from atrl.replay.rollouts import RecordedRollouts, ReplayCallback
+    from atrl.rollout.bound import BoundRollouts
 
     loaded = parts.model.load(parts.folder / "initial_model")
     if parts.run.stage != "rl":
@@ -107,7 +107,7 @@ def _settings_of(run: Path, facts: dict[str, Any]) -> DictConfig:
         },
     }
     config.logger = {}  # a merge would keep what is in it
-    return OmegaConf.merge(config, changes)
+    return cast("DictConfig", OmegaConf.merge(config, changes))
 
 
 def _checkpoint_before(run: Path, step: int) -> Checkpoint | None:

@@ -36,12 +36,12 @@ _NOT_IN_WORDS = re.compile(r"[0-9\\$^_=+*/<>|{}]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _PROSE_WORDS = 3
 
-_SIGNS = {
+_SIGNS = str.maketrans({
     "−": "-", "–": "-", "，": ",", "：": ":", "；": ";", "（": "(", "）": ")", "′": "'",
     "²": "^{2}", "³": "^{3}",
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ",
     "π": r"\pi ", "∞": r"\infty ", "∅": r"\emptyset ", "∠": r"\angle ",
-}  # fmt: skip
+})  # fmt: skip
 _SYNONYMS = (
     (r"\\leq\b", r"\\le"),
     (r"\\geq\b", r"\\ge"),
@@ -169,7 +169,7 @@ def to_latex(answer: str) -> str | None:
 
 
 def _spell_signs(text: str) -> str:
-    return text.translate(str.maketrans(_SIGNS))
+    return text.translate(_SIGNS)
 
 
 def _has_variable(latex: str) -> bool:

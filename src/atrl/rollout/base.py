@@ -87,18 +87,16 @@ class ModelHandle:
     training_bytes: int = 0
 
 
-class Sampler(Protocol):
+KeptKnown = Literal["always", "within top_k", "never"]
+"""When a sampler's rollouts hold the tokens that top-k, top-p and min-p left."""
+
+
+class ResponseSource(Protocol):
     """Draws responses. `start` comes first, `close` last; `rest` before an update, `update_weights` after it."""
 
-    name: str
-    takes_videos: bool
-    says_what_it_keeps: Literal["always", "within top_k", "never"]
-    """Whether its rollouts hold the tokens that top-k, top-p and min-p left."""
-    separates_groups: bool
-    """Whether it heeds `Sampling.separate_groups`."""
-
-    def check(self, model_type: str) -> None:
-        """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""
+    @property
+    def name(self) -> str:
+        """The value of `rollout` that chooses it."""
         ...
 
     def start(self, handle: ModelHandle) -> None:
@@ -119,6 +117,19 @@ class Sampler(Protocol):
 
     def close(self) -> None:
         """Free everything; a sampler that never started can be closed too."""
+        ...
+
+
+class Sampler(ResponseSource, Protocol):
+    """What a config chooses as `rollout.sampler`: it also says what it can do, before anything starts."""
+
+    takes_videos: bool
+    says_what_it_keeps: KeptKnown
+    separates_groups: bool
+    """Whether it heeds `Sampling.separate_groups`."""
+
+    def check(self, model_type: str) -> None:
+        """Raise ValueError, in one line, for what can be seen to be missing before a model of `model_type` loads."""
         ...
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.schema import locate
@@ -53,6 +56,6 @@ def groups_can_be_separate(config: DictConfig) -> str | None:
     )
 
 
-def _sampler(config: DictConfig) -> type | None:
+def _sampler(config: DictConfig) -> Callable[..., Any] | None:
     target = OmegaConf.select(config, "rollout.sampler._target_")
     return None if target is None else locate(target)

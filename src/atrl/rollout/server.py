@@ -8,13 +8,13 @@ and the version of the weights that sampled them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, get_args
 
 from atrl import parallel
 from atrl.models.families import check_vllm
-from atrl.rollout.base import ModelHandle, Sampling, check_prompt
+from atrl.rollout.base import KeptKnown, ModelHandle, Sampling, check_prompt
 from atrl.rollout.connection import START_COMMAND, ServerConnection
 from atrl.rollout.transformers import end_token_ids, rollout_group
 from atrl.rollout.vllm_sampling import check_temperature
@@ -53,7 +53,7 @@ class VllmServerSampler:
 
     name = "server"
     takes_videos = False  # `/inference/v1/generate` has parts for pictures alone
-    says_what_it_keeps = "never"
+    says_what_it_keeps: KeptKnown = "never"
     separates_groups = False
 
     def __init__(
@@ -84,7 +84,10 @@ class VllmServerSampler:
             connections=max_concurrent_requests,
         )
         self.wait_seconds = wait_seconds
-        self._transfers = {"folder": lambda: SharedFolder(weights_folder), "nccl": lambda: NcclBroadcast(address)}
+        self._transfers: dict[Transfer, Callable[[], WeightTransfer]] = {
+            "folder": lambda: SharedFolder(weights_folder),
+            "nccl": lambda: NcclBroadcast(address),
+        }
         self._weight_transfer = weight_transfer
         self._handle: ModelHandle | None = None
         self._transfer: WeightTransfer | None = None

@@ -12,7 +12,7 @@ import torch
 
 from atrl.data.templates import padding_id
 from atrl.models.policy import evaluating, picture_inputs
-from atrl.rollout.base import ModelHandle, Sampling, check_rollout, request_seed
+from atrl.rollout.base import KeptKnown, ModelHandle, Sampling, check_rollout, request_seed
 from atrl.rollout.decoding import decoding_attention, growing_cache
 from atrl.rollout.truncation import collect, kept_tokens
 from atrl.sharding import gathered
@@ -36,7 +36,7 @@ class TransformersSampler:
 
     name = "transformers"
     takes_videos = True
-    says_what_it_keeps = "always"
+    says_what_it_keeps: KeptKnown = "always"
     separates_groups = True
 
     def __init__(self, *, max_batch_sequences: int = 256) -> None:

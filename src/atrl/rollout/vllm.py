@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from atrl.data.frames import frame_array, frame_metadata
 from atrl.models.families import check_vllm
-from atrl.rollout.base import ModelHandle, Sampling, check_prompt
+from atrl.rollout.base import KeptKnown, ModelHandle, Sampling, check_prompt
 from atrl.rollout.transformers import end_token_ids, rollout_group
 from atrl.rollout.truncation import collect
 from atrl.rollout.vllm_engine import EngineOptions, cause, shut_down, start_engine
@@ -31,7 +31,7 @@ class VllmSampler(EngineOptions):
     _asleep = False
     _version = 0
     takes_videos = True
-    says_what_it_keeps = "within top_k"
+    says_what_it_keeps: KeptKnown = "within top_k"
     separates_groups = True
 
     def check(self, model_type: str) -> None:
@@ -214,7 +214,7 @@ def _gather(requests: list[Any]) -> tuple[int, list[Any]]:
 
 def _load(model: nn.Module, parameters: Iterable[tuple[str, Tensor]]) -> set[str]:
     """Names of the engine's parameters that vLLM's own loader, which knows how names map, wrote nothing to."""
-    written = model.load_weights(parameters)
+    written = cast("Callable[..., set[str]]", model.load_weights)(parameters)  # vLLM's models have it, torch's not
     return {name for name, _ in model.named_parameters()} - set(written)
 
 

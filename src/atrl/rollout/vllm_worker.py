@@ -17,6 +17,9 @@ from atrl.rollout.weight_transfer import model_shape
 class WeightReceiver:
     """Mixed into vLLM's worker class; `self` is the worker. Answers are JSON."""
 
+    vllm_config: Any  # this and the next are the worker's own
+    model_runner: Any
+
     def atrl_describe(self) -> dict[str, Any]:
         """How the server was started, as far as rollouts and weights depend on it."""
         model, scheduler = self.vllm_config.model_config, self.vllm_config.scheduler_config

@@ -30,7 +30,7 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls it in the process that the user started, before any job."""
         folder = Path(config.hydra.sweep.dir)
-        baseline = OmegaConf.to_container(self.baseline) if OmegaConf.is_config(self.baseline) else self.baseline
+        baseline: Any = OmegaConf.to_container(self.baseline) if OmegaConf.is_config(self.baseline) else self.baseline
         plan_sweep(
             list(config.hydra.overrides.task),
             config.hydra.sweeper.get("params") or {},

@@ -54,11 +54,13 @@ def probability(value: float | None) -> str:
 
 def columns(table: Table) -> list[Column]:
     """The columns of every form of the table, settings first."""
-    settings = [
-        Column(printable(axis), lambda row, i=i: "–" if row.values[i] is None else printable(row.values[i]),
-               {"": lambda row, i=i: row.values[i]})
-        for i, axis in enumerate(table.axes)
-    ]  # fmt: skip
+
+    def setting(title: str, place: int) -> Column:
+        return Column(
+            title,
+            lambda row: "–" if row.values[place] is None else printable(row.values[place]),
+            {"": lambda row: row.values[place]},
+        )
 
     def spread(title: str, get: Callable[[Row], Estimate | None], *, sign: bool = False) -> Column:
         return Column(
@@ -80,7 +82,7 @@ def columns(table: Table) -> list[Column]:
         return None if row.compared is None else row.compared.sign_p
 
     return [
-        *settings,
+        *(setting(printable(axis), place) for place, axis in enumerate(table.axes)),
         Column("seeds", seeds, {"": lambda row: len(row.seeds)}),
         spread("before, %", lambda row: row.before),
         spread("after, %", lambda row: row.after),
