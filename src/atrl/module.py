@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float
@@ -25,11 +25,12 @@ from atrl.models.policy import evaluating
 from atrl.models.vision import frozen_vision_once
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
+from atrl.rollout.bound import RolloutSource
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
 from atrl.schedule import optimizer_and_schedule, schedule_of
 from atrl.sections import OptimizerSettings
 from atrl.splitting import Split, join_rows
-from atrl.step import MicroBatch, Outcome, StepRecord
+from atrl.step import MicroBatch, Outcome, StepRecord, shown_rollouts
 from atrl.timing import PhaseTimer
 from atrl.types import CreditOutput, Evidence, Experience, Prompt, Reward, RolloutGroup
 from atrl.weight_sync import named_parameters
@@ -37,17 +38,6 @@ from atrl.weight_sync import named_parameters
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
-
-SHOWN_GROUPS = 4
-"""The first rollouts of so many groups keep their attention on the picture, for the report."""
-
-
-class RolloutSource(Protocol):
-    """What the rollout callback binds: rollouts for prompts, from the newest weights that it was given."""
-
-    def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]: ...
-    def rest(self) -> None: ...
-    def update_weights(self, parameters, version: int) -> None: ...
 
 
 class PolicyModule(PromptModule):
@@ -321,8 +311,3 @@ class PolicyModule(PromptModule):
 
 def _known(credit: CreditOutput | None) -> Callable[[], CreditOutput | None]:
     return lambda: credit
-
-
-def shown_rollouts(experience: Experience) -> list[int]:
-    """The first rollout of each of the first groups."""
-    return [row for row, key in enumerate(experience.keys) if key.endswith("/0")][:SHOWN_GROUPS]

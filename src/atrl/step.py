@@ -11,6 +11,9 @@ from torch import Tensor
 from atrl.forward import Forward
 from atrl.types import CreditOutput, Experience, Reward, RolloutGroup
 
+SHOWN_GROUPS = 4
+"""The first rollouts of so many groups keep their attention on the picture, for the report."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRecord:
@@ -60,3 +63,8 @@ class Outcome:
     losses: Float[Tensor, "rollout response"]
     credit: CreditOutput | None
     attention: dict[int, Float[Tensor, "response image"]]
+
+
+def shown_rollouts(experience: Experience) -> list[int]:
+    """The first rollout of each of the first groups."""
+    return [row for row, key in enumerate(experience.keys) if key.endswith("/0")][:SHOWN_GROUPS]

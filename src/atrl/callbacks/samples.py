@@ -19,9 +19,9 @@ from atrl.credit.base import CreditScheme
 from atrl.credit.head_maps import HeadMapRequest
 from atrl.credit.reading import reading_mask
 from atrl.models.policy import response_logits
-from atrl.module import PolicyModule, shown_rollouts
+from atrl.module import PolicyModule
 from atrl.report.heatmaps import MAX_SIDE, MAX_VALUES, heaviest, pool, quantised
-from atrl.step import StepRecord
+from atrl.step import StepRecord, shown_rollouts
 
 HEAD_VALUES = 128 * 1024
 """Cells of all heads' maps of a rollout."""

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from atrl.rollout.base import ResponseSource, Sampling
 from atrl.types import Prompt, RolloutGroup
+
+
+class RolloutSource(Protocol):
+    """What the rollout callback binds: rollouts for prompts, from the newest weights that it was given."""
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]: ...
+    def rest(self) -> None: ...
+    def update_weights(self, parameters, version: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
