@@ -88,7 +88,6 @@ TASKS = {
         rates=(2e-4, 4e-4),
         rate_seeds=(100,),
         seeds=3,
-        more_seeds=(),
         variants=(),
     ),
 }
