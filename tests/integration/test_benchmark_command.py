@@ -108,6 +108,12 @@ def test_a_checkpoint_answers_a_benchmark_and_goes_on_where_it_stopped(tmp_path:
     again = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
     assert again[0]["response"] == r"\boxed{kept}"
     assert sorted(map(json.dumps, again[1:])) == sorted(lines[1:])
+    done = run("evaluate.py", *arguments, "benchmark.geometry.instruction='Be brief.'", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    other = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in other] == [row["id"] for row in again], "each problem is answered once"
+    assert not {row["asked"] for row in other} & {row["asked"] for row in again}, "another question, another answer"
+    assert r"\boxed{kept}" not in {row["response"] for row in other}
 
 
 def test_a_checkpoint_answers_questions_about_videos(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from atrl.benchmarks import hallusionbench
 from atrl.benchmarks.base import Item
 from atrl.benchmarks.endpoint import EndpointJudge
+from atrl.benchmarks.generate import weights_of
 from atrl.benchmarks.hallusionbench import HallusionBench
 from atrl.benchmarks.judge import prompt_hash
 from atrl.benchmarks.local import LocalProblems
@@ -93,3 +95,19 @@ def finished(folder: Path, content: dict) -> None:
     result = {"benchmark": "hallusionbench", "headline": {"name": "aAcc", "value": 100.0}, "stamp": content}
     (folder / "evaluation.json").write_text(json.dumps(result))
     (folder / "records.jsonl").write_text(json.dumps({"id": "x", "correct": True, "score": 1.0}) + "\n")
+
+
+def test_answers_belong_to_the_weights_that_gave_them(tmp_path):
+    """Not to the name: `outputs/latest` is a link to the newest run, and a run can be done again in its folder."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    latest = tmp_path / "latest"
+    latest.symlink_to(tmp_path / "one")
+    before = weights_of(latest)
+    assert before == weights_of(tmp_path / "one")
+    latest.unlink()
+    latest.symlink_to(tmp_path / "two")
+    assert weights_of(latest) != before
+    os.utime(tmp_path / "one" / "model.safetensors", ns=(1, 1))
+    assert weights_of(tmp_path / "one") != before

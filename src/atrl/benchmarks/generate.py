@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Session:
         self._problems: dict[str, list[Problem]] = {}
         self._builder: Any = None
         self.pixels: dict[str, Any] = {}
+        self._weights: dict[str, Any] = {}
         samples = max(1, settings.samples)
         self._sampling = held_out_sampling(rollout.sampling, samples=samples, greedy=not settings.samples)
 
@@ -82,6 +84,7 @@ class Session:
         loaded = self._model.load(self._folder)
         self._builder = self._rollout.prompt_builder(loaded, "")
         self.pixels = pixel_limits(loaded.processor.image_processor)
+        self._weights = weights_of(loaded.folder)
         everything = [problem for listed in self._problems.values() for problem in listed]
         self._sampler.start(self._rollout.handle(loaded, everything))
         return self
@@ -92,15 +95,20 @@ class Session:
     def answer(self, benchmark: Benchmark, table: Table, items: Sequence[Item], folder: Path) -> list[Answer]:
         """Every problem's answers, in order; those in `folder`'s `responses.jsonl` are not drawn again.
 
+        Unless they answer another question, or another checkpoint gave them: what was asked of a problem goes with its
+        answers, and with all of them what drew them and how.
+
         A prompt that is longer than ``rollout.max_prompt_tokens`` is not asked: its answers are empty, so that it
         counts as wrong, and the figures are still of the whole benchmark.
         """
         from tqdm import tqdm
 
         path = folder / "responses.jsonl"
-        job = {"benchmark": benchmark.name, "decoding": self.decoding, "checkpoint": self._settings.checkpoint}
-        done = _finished(path, job | {"seed": self._settings.seed}, self._sampling.group_size)
+        job: dict[str, Any] = {"benchmark": benchmark.name, "decoding": self.decoding, "weights": self._weights}
+        job |= {"seed": self._settings.seed, "frames": self.frames, "pixels": self.pixels}
         listed = self._problems[benchmark.name]
+        asked = {problem.id: _digest(problem) for problem in listed}
+        done = _finished(path, job, asked, self._sampling.group_size)
         waiting = [problem for problem in listed if problem.id not in done]
         with tqdm(
             total=len(listed), initial=len(listed) - len(waiting), desc=f"answering {benchmark.name}", disable=None
@@ -109,7 +117,7 @@ class Session:
                 chunk = waiting[start : start + _CHUNK]
                 fresh = self._draw(chunk)
                 with path.open("a", encoding="utf-8") as file:
-                    file.write("".join(_line(problem.id, text) for problem in chunk for text in fresh[problem.id]))
+                    file.write("".join(_rows(problem.id, fresh[problem.id], asked[problem.id]) for problem in chunk))
                 done |= fresh
                 progress.update(len(chunk))
         return [
@@ -168,23 +176,37 @@ def pixel_limits(processor: Any) -> dict[str, Any]:
     }
 
 
-def _line(problem_id: str, text: str) -> str:
-    return json.dumps({"id": problem_id, "response": text}) + "\n"
+def weights_of(folder: Path) -> dict[str, Any]:
+    """What tells the checkpoint in `folder` from another that is put in its place, or in that of a link to it."""
+    files = sorted(folder.resolve().glob("*.safetensors"))
+    return {"folder": str(folder.resolve()), "changed": {file.name: file.stat().st_mtime_ns for file in files}}
 
 
-def _finished(path: Path, job: dict[str, Any], samples: int) -> dict[str, list[str]]:
-    """The complete answers of an interrupted evaluation by problem; the file is made to hold these alone."""
+def _digest(problem: Problem) -> str:
+    return hashlib.sha256(problem.question.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _rows(problem_id: str, texts: Sequence[str], digest: str) -> str:
+    return "".join(json.dumps({"id": problem_id, "response": text, "asked": digest}) + "\n" for text in texts)
+
+
+def _finished(path: Path, job: dict[str, Any], asked: Mapping[str, str], samples: int) -> dict[str, list[str]]:
+    """The complete answers of an interrupted evaluation by problem; the file is made to hold these alone.
+
+    Those to what is `asked` now, and those to problems that are not asked this time.
+    """
     note = path.with_name("responses.job.json")
     wanted = json.dumps(job, sort_keys=True)
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[dict[str, str]]] = {}
     if path.is_file() and note.is_file() and note.read_text(encoding="utf-8") == wanted:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
             except ValueError:
                 break  # the line that was being written
-            found.setdefault(row["id"], []).append(row["response"])
-    whole = {problem_id: texts for problem_id, texts in found.items() if len(texts) == samples}
+            if asked.get(row["id"], row["asked"]) == row["asked"]:
+                found.setdefault(row["id"], []).append(row)
+    whole = {problem_id: rows for problem_id, rows in found.items() if len(rows) == samples}
     note.write_text(wanted, encoding="utf-8")
-    path.write_text("".join(_line(name, text) for name, texts in whole.items() for text in texts), encoding="utf-8")
-    return whole
+    path.write_text("".join(json.dumps(row) + "\n" for rows in whole.values() for row in rows), encoding="utf-8")
+    return {problem_id: [row["response"] for row in rows] for problem_id, rows in whole.items()}
