@@ -164,6 +164,14 @@ def test_key_facts_hold_speed_and_step_time():
     assert facts["Peak memory"] == ("2.31 GB", "host")
 
 
+@pytest.mark.parametrize(("count", "said"), [(8, "8 clusters"), ("auto", "clusters by length"), (None, None)])
+def test_key_facts_say_how_many_clusters(count, said):
+    given = summary()
+    given["credit"]["num_clusters"] = count
+    facts = [fact.detail for fact in figures.key_facts(Summary.model_validate(given))]
+    assert [detail for detail in facts if "cluster" in detail] == ([said] if said else [])
+
+
 # --- Curves
 
 

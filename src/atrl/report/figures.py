@@ -125,7 +125,8 @@ def key_facts(summary: Summary) -> list[Fact]:
     tokens, credit, peak = summary.tokens, summary.credit, summary.peak_memory_bytes
     total, sampling = summary.seconds.get("total"), summary.seconds.get("rollout")
     drawn = sum(summary.rewards.model_dump().values())
-    clusters = "" if credit.num_clusters is None else f"{credit.num_clusters} clusters"
+    counted = "clusters by length" if credit.num_clusters == "auto" else f"{credit.num_clusters} clusters"
+    clusters = "" if credit.num_clusters is None else counted
     target = "" if credit.anchor_ratio is None else f"target {percent(credit.anchor_ratio, 0)}"
     step_time = f"{duration(total / summary.steps)} a step" if total and summary.steps else ""
     speed = f"{number(round(tokens.generated / sampling))} tokens/s" if sampling else ""

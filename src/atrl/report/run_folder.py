@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -52,7 +52,7 @@ class Credit(Record):
 
     scheme: str
     anchor_ratio: float | None
-    num_clusters: int | None
+    num_clusters: int | Literal["auto"] | None
     anchor_fraction: float | None
     overhead_fraction: float | None
     anchor_recall: float | None
