@@ -39,7 +39,7 @@ def finish_run(
     state, adapter = whole_state(loaded.model), adapter_state(loaded.model)
     if not main_process():
         return
-    write_model(loaded.model, loaded.processor, state, parts.folder / "model")
+    write_model(loaded.model, loaded.processor, state, parts.folder / "model", instruction=parts.model.instruction)
     if adapter:
         write_adapter(loaded.model, adapter, parts.folder / "adapter")
     summary = summarise(parts, warmed_up, trained)

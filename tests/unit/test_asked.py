@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from atrl.models.asked import MARK_ANSWER, asked_as_trained, trained_instruction
+from atrl.models.asked import MARK_ANSWER, NOTE, asked_as_trained, note_instruction, trained_instruction
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -31,10 +31,24 @@ def test_a_run_says_what_it_asked_and_so_does_its_model(run: Path) -> None:
     assert trained_instruction("tiny") == ""
     assert trained_instruction(str(run.parent)) is None
     assert trained_instruction("owner/name") is None
+    assert trained_instruction(str(run / "checkpoints" / "step_000002")) == "Box it."
     (run / "config.yaml").write_text("model: {path: x}")
     assert trained_instruction(str(run)) is None
     (run / "config.yaml").write_text("- a list")
     assert trained_instruction(str(run)) is None
+
+
+def test_a_model_that_was_written_says_it_wherever_it_goes(run: Path, tmp_path: Path) -> None:
+    note_instruction(run / "model", "Say it.")
+    assert trained_instruction(str(run)) == trained_instruction(str(run / "model")) == "Say it."
+    elsewhere = (run / "model").rename(tmp_path / "elsewhere")
+    assert trained_instruction(str(elsewhere)) == "Say it."
+    note_instruction(run, None)
+    assert not (run / NOTE).exists()
+    for broken in ("{", "[]", "{}", '{"instruction": 1}'):
+        (elsewhere / NOTE).write_text(broken)
+        with pytest.raises(ValueError, match=r"asked\.json must hold"):
+            trained_instruction(str(elsewhere))
 
 
 @pytest.mark.parametrize("benchmark", ["jsonl", "geometry", "easy_vqa"])

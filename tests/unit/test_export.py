@@ -21,6 +21,7 @@ from atrl.export.command import check_place, export
 from atrl.export.settings import ExportSettings
 from atrl.export.source import find_source, gather, skeleton
 from atrl.export.write import write_model
+from atrl.models.asked import trained_instruction
 from atrl.weight_sync import whole_state
 from tests.unit.hub import running_hub
 from tests.unit.live_bytes import LiveBytes
@@ -97,10 +98,12 @@ def test_the_exported_policy_is_the_trained_one_to_the_bit(policy, processor, ch
 
 def test_what_a_run_leaves_and_what_is_exported_are_the_same_files(policy, processor, checkpoint, tmp_path) -> None:
     trained(policy, checkpoint, tmp_path / "run")
-    write_model(policy, processor, whole_state(policy), tmp_path / "left")
+    (tmp_path / "run" / "config.yaml").write_text("model: {instruction: Box it.}")
+    write_model(policy, processor, whole_state(policy), tmp_path / "left", instruction="Box it.")
     exported = run_export(checkpoint=tmp_path / "run" / "checkpoints" / "last", path=tmp_path / "out")
     for file in (tmp_path / "left").iterdir():
         assert file.read_bytes() == (exported / file.name).read_bytes(), file.name
+    assert trained_instruction(str(exported)) == "Box it."
 
 
 def test_a_policy_divided_among_two_ranks(divided, checkpoint: Path, tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_a_killed_export_leaves_nothing_half(run: Path, policy, processor, tmp_p
     for place in (tmp_path / "out", tmp_path / "new"):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(type(processor), "save_pretrained", killed)
-            write_model(policy, processor, whole_state(policy), place)
+            write_model(policy, processor, whole_state(policy), place, instruction=None)
     assert {file.name: file.read_bytes() for file in before.iterdir()} == kept
     assert not (tmp_path / "new").exists()
     run_export(checkpoint=run, path=tmp_path / "new", dtype="bfloat16")

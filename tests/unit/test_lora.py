@@ -234,7 +234,7 @@ def exported(checkpoint: Path, processor, tmp_path: Path) -> tuple[object, Path]
     """A policy with adapters, and the folder that it was left in."""
     policy = adapted(checkpoint).eval()
     loaded = LoadedModel(policy, processor, checkpoint)
-    write_model(policy, loaded.processor, whole_state(policy), tmp_path / "model")
+    write_model(policy, loaded.processor, whole_state(policy), tmp_path / "model", instruction=None)
     write_adapter(policy, adapter_state(policy), tmp_path / "adapter")
     return policy, tmp_path
 

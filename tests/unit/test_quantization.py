@@ -60,7 +60,7 @@ def test_gradients_reach_the_adapters_alone(loaded) -> None:
 def test_training_and_evaluation_compute_alike_and_so_does_what_is_left(loaded, tmp_path: Path) -> None:
     training = loaded.model.train()(input_ids=IDS).logits
     assert torch.equal(loaded.model.eval()(input_ids=IDS).logits, training)
-    write_model(loaded.model, loaded.processor, whole_state(loaded.model), tmp_path / "model")
+    write_model(loaded.model, loaded.processor, whole_state(loaded.model), tmp_path / "model", instruction=None)
     assert "quantization" not in (tmp_path / "model" / "config.json").read_text()
     left = PretrainedModel(path=str(tmp_path / "model")).load(tmp_path).model.eval()
     torch.testing.assert_close(left(input_ids=IDS).logits, training, rtol=0, atol=1e-4)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from atrl.models.asked import note_instruction
 from atrl.models.quantization import full_form
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def write_model(
     state: dict[str, Tensor],
     folder: Path,
     *,
+    instruction: str | None,
     max_shard_size: str = SHARD_SIZE,
 ) -> None:
     """Write safetensors, configuration, tokenizer, processor, chat template and generation configuration to `folder`.
@@ -35,6 +37,7 @@ def write_model(
         processor: of the model.
         state: every parameter and buffer once, by its name in `model`, in host memory.
         folder: where to.
+        instruction: that questions ended in while it was trained; None where that is not known.
         max_shard_size: weights beyond it go to several files, with an index.
     """
     beside, before = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.before")
@@ -43,6 +46,7 @@ def write_model(
         shutil.rmtree(leftover, ignore_errors=True)
     full_form(model).save_pretrained(beside, state_dict=dict(state), max_shard_size=max_shard_size)
     processor.save_pretrained(beside)
+    note_instruction(beside, instruction)
     if folder.exists():
         folder.rename(before)
     beside.rename(folder)

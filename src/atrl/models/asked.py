@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,18 +10,48 @@ from omegaconf import DictConfig, OmegaConf
 MARK_ANSWER = "Think step by step and put the final answer in \\boxed{}."
 """What models that know many ways of answering are asked, where nothing else is known."""
 
+NOTE = "asked.json"
+"""In the folder of a model that atrl wrote."""
+TINY = Path(__file__).parent / "tiny"
+
 
 def trained_instruction(checkpoint: str) -> str | None:
-    """`model.instruction` of the run that left `checkpoint` (its folder, or `model/` in it); None where none did.
+    """What `checkpoint` was trained to see at the end of a question; None where nobody wrote it down.
 
-    The model that comes with atrl was trained without one.
+    A model that atrl wrote says so itself. Of a run, or of a checkpoint in it, it is the run's `model.instruction`.
+
+    Args:
+        checkpoint: the folder of a run, of a model or of a checkpoint, "tiny", or a hub name.
+
+    Raises:
+        ValueError: if a model's note is not what atrl writes.
     """
-    if checkpoint == "tiny":
-        return ""
-    folder = Path(checkpoint).expanduser()
-    file = (folder.parent if folder.name == "model" else folder) / "config.yaml"
+    folder = TINY if checkpoint == "tiny" else Path(checkpoint).expanduser()
+    for note in (folder / NOTE, folder / "model" / NOTE):
+        if note.is_file():
+            return _noted(note)
+    run = folder.parent if folder.name == "model" else folder
+    if folder.parent.name == "checkpoints":
+        run = folder.parent.parent
+    file = run / "config.yaml"
     settings = OmegaConf.load(file) if file.is_file() else None
     return OmegaConf.select(settings, "model.instruction") if isinstance(settings, DictConfig) else None
+
+
+def note_instruction(folder: Path, instruction: str | None) -> None:
+    """Write into a model's `folder` what it was trained with, if that is known."""
+    if instruction is not None:
+        (folder / NOTE).write_text(json.dumps({"instruction": instruction}) + "\n", encoding="utf-8")
+
+
+def _noted(note: Path) -> str:
+    try:
+        instruction = json.loads(note.read_text(encoding="utf-8"))["instruction"]
+    except (ValueError, KeyError, TypeError):
+        instruction = None
+    if not isinstance(instruction, str):
+        raise ValueError(f'{note} must hold {{"instruction": "…"}}: mend it, or delete it and set model.instruction')
+    return instruction
 
 
 def asked_as_trained(config: DictConfig) -> DictConfig:
