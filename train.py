@@ -25,15 +25,15 @@ def main(config: DictConfig) -> float | None:
         print(plan(config))
         return None
 
+    from atrl.models.asked import asked_as_trained
     from atrl.sweep import job
 
+    config = asked_as_trained(config)  # before a sweep compares it with what its finished jobs were run with
     if job.in_sweep():
         return job.run_job(config, Path(__file__).resolve())
 
     from atrl import pipeline
-    from atrl.models.asked import asked_as_trained
 
-    config = asked_as_trained(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     parts = pipeline.instantiate_parts(config, folder)
     pipeline.prepare_process(parts)

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from atrl.models.asked import MARK_ANSWER, NOTE, asked_as_trained, note_instruction, trained_instruction
+from atrl.sweep import job
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -31,7 +32,6 @@ def test_a_run_says_what_it_asked_and_so_does_its_model(run: Path) -> None:
     assert trained_instruction("tiny") == ""
     assert trained_instruction(str(run.parent)) is None
     assert trained_instruction("owner/name") is None
-    assert trained_instruction(str(run / "checkpoints" / "step_000002")) == "Box it."
     (run / "config.yaml").write_text("model: {path: x}")
     assert trained_instruction(str(run)) is None
     (run / "config.yaml").write_text("- a list")
@@ -88,3 +88,17 @@ def test_a_run_goes_on_in_the_words_of_the_run_before(run: Path) -> None:
     assert asked("model=pretrained", "model.path=owner/name") == asked("model=qwen2_5_vl_7b") == MARK_ANSWER
     assert asked("model=pretrained", f"model.path='{run}'", "model.instruction='Say it.'") == "Say it."
     assert asked() == ""
+
+
+def test_a_sweep_compares_its_jobs_in_the_words_that_they_are_asked_in(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished job's `config.yaml` holds them; next to a null it would look like a job of other settings."""
+    compared: list[DictConfig] = []
+    monkeypatch.syspath_prepend(str(CONF.parent))
+    monkeypatch.setattr(job, "in_sweep", lambda: True)
+    monkeypatch.setattr(job, "run_job", lambda config, script: compared.append(config))
+    import train
+
+    train.main(composed("train", "model=pretrained", f"model.path='{run}'"))
+    assert [config.model.instruction for config in compared] == ["Box it."]

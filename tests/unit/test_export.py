@@ -21,7 +21,7 @@ from atrl.export.command import check_place, export
 from atrl.export.settings import ExportSettings
 from atrl.export.source import find_source, gather, skeleton
 from atrl.export.write import write_model
-from atrl.models.asked import trained_instruction
+from atrl.models.asked import NOTE, trained_instruction
 from atrl.weight_sync import whole_state
 from tests.unit.hub import running_hub
 from tests.unit.live_bytes import LiveBytes
@@ -48,7 +48,7 @@ def trained(policy, checkpoint: Path, run: Path) -> Path:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     sum(parameter.sum() for parameter in policy.parameters()).backward()  # every parameter moves
     optimizer.step()
-    state = {"step": 7, "config": {"model": {"path": str(checkpoint)}}}
+    state = {"step": 7, "config": {"model": {"path": str(checkpoint), "instruction": "Box it."}}}
     return write_checkpoint(run / "checkpoints", state, policy, optimizer)
 
 
@@ -88,7 +88,7 @@ def test_the_exported_policy_is_the_trained_one_to_the_bit(policy, processor, ch
     trained(policy, checkpoint, tmp_path / "run")
     folder = run_export(checkpoint=tmp_path / "run", path=tmp_path / "out" / "model")
     assert folder == tmp_path / "out" / "model"
-    assert {entry.name for entry in folder.iterdir()} == {*FORM, "model.safetensors", "tokenizer_config.json"}
+    assert {entry.name for entry in folder.iterdir()} == {*FORM, NOTE, "model.safetensors", "tokenizer_config.json"}
     loaded, its_processor = policy_of(folder), AutoProcessor.from_pretrained(folder)
     logits = logits_of(loaded, its_processor)
     assert torch.equal(logits, logits_of(policy, processor)) and not torch.equal(logits, before)
@@ -98,7 +98,6 @@ def test_the_exported_policy_is_the_trained_one_to_the_bit(policy, processor, ch
 
 def test_what_a_run_leaves_and_what_is_exported_are_the_same_files(policy, processor, checkpoint, tmp_path) -> None:
     trained(policy, checkpoint, tmp_path / "run")
-    (tmp_path / "run" / "config.yaml").write_text("model: {instruction: Box it.}")
     write_model(policy, processor, whole_state(policy), tmp_path / "left", instruction="Box it.")
     exported = run_export(checkpoint=tmp_path / "run" / "checkpoints" / "last", path=tmp_path / "out")
     for file in (tmp_path / "left").iterdir():

@@ -63,7 +63,6 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> None:
     from transformers import AutoProcessor
 
     from atrl.export.write import write_model
-    from atrl.models.asked import trained_instruction
 
     options = {"trust_remote_code": settings.trust_remote_code}
     try:
@@ -72,8 +71,8 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> None:
     except OSError as error:  # transformers' own, for a folder or hub name that lacks a file
         cause = str(error).splitlines()[0]
         raise ValueError(f"{source.form} can't be read ({cause}): name a model by form=FOLDER") from error
-    asked = trained_instruction(settings.checkpoint)
-    write_model(model, processor, state, folder, instruction=asked, max_shard_size=settings.max_shard_size)
+    size = settings.max_shard_size
+    write_model(model, processor, state, folder, instruction=source.instruction, max_shard_size=size)
 
 
 def _weights(source: Source, settings: ExportSettings) -> tuple[PreTrainedModel, dict[str, Tensor]]:

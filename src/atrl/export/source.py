@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrl.checkpoint import LAST, STATE, Checkpoint, model_tensors, newest_checkpoint, read_checkpoint, state_tensors
+from atrl.models.asked import trained_instruction
 from atrl.models.load import resolve_checkpoint
 from atrl.models.lora import Lora
 from atrl.suggest import did_you_mean
@@ -31,6 +32,11 @@ class Source:
     def model(self) -> dict[str, Any]:
         """The settings of `model` that the checkpoint's run had."""
         return {} if self.checkpoint is None else (self.checkpoint.state.get("config") or {}).get("model") or {}
+
+    @property
+    def instruction(self) -> str | None:
+        """What questions ended in while the weights were trained; None where that is not known."""
+        return trained_instruction(self.form) if self.checkpoint is None else self.model.get("instruction")
 
     @property
     def lora(self) -> Lora | None:

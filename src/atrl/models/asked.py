@@ -18,10 +18,10 @@ TINY = Path(__file__).parent / "tiny"
 def trained_instruction(checkpoint: str) -> str | None:
     """What `checkpoint` was trained to see at the end of a question; None where nobody wrote it down.
 
-    A model that atrl wrote says so itself. Of a run, or of a checkpoint in it, it is the run's `model.instruction`.
+    A model that atrl wrote says so itself; of a run it is otherwise its `model.instruction`.
 
     Args:
-        checkpoint: the folder of a run, of a model or of a checkpoint, "tiny", or a hub name.
+        checkpoint: the folder of a run or of a model, "tiny", or a hub name.
 
     Raises:
         ValueError: if a model's note is not what atrl writes.
@@ -30,10 +30,7 @@ def trained_instruction(checkpoint: str) -> str | None:
     for note in (folder / NOTE, folder / "model" / NOTE):
         if note.is_file():
             return _noted(note)
-    run = folder.parent if folder.name == "model" else folder
-    if folder.parent.name == "checkpoints":
-        run = folder.parent.parent
-    file = run / "config.yaml"
+    file = (folder.parent if folder.name == "model" else folder) / "config.yaml"
     settings = OmegaConf.load(file) if file.is_file() else None
     return OmegaConf.select(settings, "model.instruction") if isinstance(settings, DictConfig) else None
 
