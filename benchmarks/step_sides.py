@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import resource
 import statistics
 import tempfile
@@ -17,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning import Callback
 from step import LEARNING_RATE, MEMORY_STEPS, WARM_UP, speedup
+from transformers import AutoModelForImageTextToText
 from trl_peer import Turns, peer
 
 from atrl import pipeline, stages
@@ -133,13 +133,19 @@ def train(arguments: argparse.Namespace, steps: int, beside: Callable[..., Calla
 
 def trl_steps(arguments: argparse.Namespace, loaded: LoadedModel, problems: Sequence[Problem], steps: int) -> Turns:
     """TRL's trainer of a policy with the same weights, before its first step."""
-    own = LoadedModel(copy.deepcopy(loaded.model), loaded.processor, loaded.folder)
+    own = as_its_users_load_it(loaded)
     trainer, turns = peer(
         own, problems, letter_share, prompts=arguments.prompts, group_size=arguments.group_size,
         tokens=arguments.tokens, micro_batch=arguments.micro_batch, steps=steps, learning_rate=LEARNING_RATE,
     )  # fmt: skip
     turns.start(trainer.train)
     return turns
+
+
+def as_its_users_load_it(loaded: LoadedModel) -> LoadedModel:
+    """The same weights in transformers' own model, in which nothing is atrl's."""
+    model = AutoModelForImageTextToText.from_pretrained(loaded.folder, dtype=torch.float32)
+    return LoadedModel(model.train(), loaded.processor, loaded.folder)
 
 
 def times(arguments: argparse.Namespace) -> dict[str, object]:
@@ -253,7 +259,7 @@ def trl_gradients(
         def on_pre_optimizer_step(self, args, state, control, model=None, **options) -> None:
             found.append(flat_gradient(model))
 
-    own = LoadedModel(copy.deepcopy(loaded.model), loaded.processor, loaded.folder)
+    own = as_its_users_load_it(loaded)
     trainer, turns = peer(
         own, problems, letter_share, prompts=arguments.prompts, group_size=arguments.group_size,
         tokens=arguments.tokens, micro_batch=arguments.micro_batch, steps=1, learning_rate=LEARNING_RATE,

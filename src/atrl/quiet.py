@@ -6,6 +6,8 @@ import logging
 import os
 from collections.abc import MutableMapping
 
+from atrl.allocator import keep_freed_memory
+
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # forked workers would otherwise deadlock or warn
     "VLLM_NO_USAGE_STATS": "1",
@@ -31,8 +33,9 @@ CHATTY_LIBRARIES = ("datasets", "filelock", "fsspec", "httpx", "lightning", "tor
 
 
 def set_environment() -> None:
-    """What every program of atrl sets."""
+    """What every program of atrl sets, for itself and for the processes that it starts."""
     _set_defaults(os.environ, ENVIRONMENT)
+    keep_freed_memory()
 
 
 def quieten_libraries() -> None:

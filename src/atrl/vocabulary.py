@@ -77,8 +77,8 @@ class _Scores(torch.autograd.Function):
         def scores(part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
             log_distribution = distributions.log(rows, weight, part)
             logprobs = log_distribution.gather(-1, token_ids[part, None]).squeeze(-1)
-            probabilities = log_distribution.exp_()
-            return logprobs, token_entropy(probabilities), probabilities if keeps else None
+            probabilities = log_distribution.exp()
+            return logprobs, token_entropy(log_distribution, probabilities), probabilities if keeps else None
 
         logprobs, entropies, probabilities = zip(*map(scores, parts), strict=True)
         ctx.distributions, ctx.parts = distributions, parts

@@ -65,7 +65,8 @@ def test_gradient_stays_finite_where_a_banned_token_is_masked_out():
 )
 def test_entropy(logits, banned, expected):
     rows = torch.tensor([logits])
-    entropy = token_entropy(process_logits(rows, temperature=1.0, banned_ids=banned).softmax(-1))
+    log_p = process_logits(rows, temperature=1.0, banned_ids=banned).log_softmax(-1)
+    entropy = token_entropy(log_p.clone(), log_p.exp())
     assert entropy.item() == pytest.approx(expected, abs=1e-6)
     distributions = TokenDistributions(temperature=1.0, banned_ids=banned)
     assert token_scores(rows, None, torch.tensor([1]), distributions)[1].item() == pytest.approx(expected, abs=1e-6)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from atrl.data.templates import check_processor
 from atrl.models.families import check_family, freeze, projectors, vision_tower
 from atrl.models.lora import Lora
+from atrl.models.patches import project_patches
 from atrl.models.quantization import check_quantization, quantized, use_one_kernel
 from atrl.suggest import did_you_mean
 
@@ -106,6 +107,7 @@ class PretrainedModel:
             **options,
         )
         use_one_kernel(model)
+        project_patches(model)
         freeze(model, vision=self.freeze_vision, projector=self.freeze_projector)
         if self.lora is not None:
             self._check_adapted(model)

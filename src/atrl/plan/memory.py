@@ -151,9 +151,8 @@ def _engine(job: Job, hardware: Hardware) -> tuple[Part, ...]:
         return ()
     if engine.name == "transformers":  # it generates with the policy itself
         rows = min(max(engine.sequences // job.group, 1) * job.group, job.rank_rollouts)
-        drawn = rows * job.model.text.vocabulary * (2 * FLOAT + 2 * DOUBLE)
-        columns = room_at_the_end(job.lengths.prompt, job.lengths.total)
-        return (Part(name="sampler cache", rollout=rows * columns * cache_per_token(job) + drawn),)
+        drawn = rows * job.model.text.vocabulary * (3 * FLOAT + DOUBLE)
+        return (Part(name="sampler cache", rollout=_sampled_columns(job, rows) * cache_per_token(job) + drawn),)
     held = job.base_parameters * engine.weights / engine.tensor_parallel
     # vLLM takes its share of the device whole: what weights leave is its cache, less what a forward pass needs.
     cache = (
@@ -163,6 +162,13 @@ def _engine(job: Job, hardware: Hardware) -> tuple[Part, ...]:
     parts = {"vLLM weights": held, "vLLM cache": max(cache, 0.0), "vLLM scratch": scratch}
     awake = 0.0 if engine.sleeps else 1.0
     return tuple(Part(name=name, rollout=size, update=awake * size, step=awake * size) for name, size in parts.items())
+
+
+def _sampled_columns(job: Job, rows: int) -> int:
+    """Of the transformers sampler, for `rows` responses at a time; in float32 a group has its prompt in common."""
+    if job.group > 1 and job.engine.weights == FLOAT and not job.precision.autocast:
+        return rows // job.group * job.lengths.prompt + rows * room_at_the_end(1, job.lengths.response)
+    return rows * room_at_the_end(job.lengths.prompt, job.lengths.total)
 
 
 def _always(name: str, size: float, step: float = 0.0) -> Part:

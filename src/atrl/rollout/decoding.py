@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,15 @@ from atrl.rollout.room import room_for
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+GROUPED = "atrl_grouped_sdpa"
+"""What transformers calls `grouped_attention`."""
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""Layer, query, key, value and scaling → [row, new, head, width]."""
+
+_ATTEND: ContextVar[Attend | None] = ContextVar("atrl_attend", default=None)
 
 
 class GrowingLayer(DynamicLayer):
@@ -79,8 +89,12 @@ def grouped_attention(
     """`sdpa`, which repeats keys and values for every head, but for a single new token.
 
     Heads that share their keys and values (grouped-query attention, Ainslie et al., arXiv 2305.13245) then also share
-    their mask, and are to the kernel as many tokens of one head.
+    their mask, and are to the kernel as many tokens of one head. Inside `attending` that takes the kernel's place.
     """
+    attend = _ATTEND.get()
+    if attend is not None:
+        assert attention_mask is None, "rows that have their prompts in common need no mask"
+        return attend(module.layer_idx, query, key, value, scaling or query.shape[-1] ** -0.5), None
     heads, kv_heads = query.shape[1], key.shape[1]
     if query.shape[2] != 1 or heads == kv_heads or options.get("position_bias") is not None:
         options |= {"dropout": dropout, "scaling": scaling}
@@ -99,11 +113,21 @@ def decoding_attention(model: PreTrainedModel) -> Iterator[None]:
     if not kernel.endswith("sdpa"):
         yield
         return
-    set_text_attention(model, register_attention("atrl_grouped_sdpa", grouped_attention, masks_of="sdpa"))
+    set_text_attention(model, register_attention(GROUPED, grouped_attention, masks_of="sdpa"))
     try:
         yield
     finally:
         set_text_attention(model, kernel)
+
+
+@contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """Meanwhile `attend` works out the attention of models that are inside `decoding_attention`."""
+    token = _ATTEND.set(attend)
+    try:
+        yield
+    finally:
+        _ATTEND.reset(token)
 
 
 def _with_room(tensor: Float[Tensor, "row head column width"], columns: int) -> Float[Tensor, "row head room width"]:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from atrl.data.templates import padding_id
+from atrl.logprobs import process_logits
 from atrl.models.policy import evaluating, picture_inputs
 from atrl.rollout.base import KeptKnown, ModelHandle, Sampling, check_rollout, request_seed
+from atrl.rollout.continuing import Continuation, continue_prompts
 from atrl.rollout.decoding import decoding_attention, growing_cache
 from atrl.rollout.truncation import collect, kept_tokens
 from atrl.sharding import gathered
@@ -115,18 +117,16 @@ def processed_logprobs(
     logits: Float[Tensor, "row vocabulary"], banned_ids: Sequence[int], temperature: float
 ) -> Float[Tensor, "row vocabulary"]:
     """float32 log-probabilities of what is sampled from: softmax(logits / temperature) without the banned tokens."""
-    logits = logits.float() / (temperature or 1.0)
-    logits[:, list(banned_ids)] = -torch.inf
-    return logits.log_softmax(dim=-1)
+    return process_logits(logits, temperature=temperature or 1.0, banned_ids=banned_ids).log_softmax(dim=-1)
 
 
 def draw(logprobs: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, "row"]) -> Int[Tensor, "row"]:
     """One token a row by inverting the cumulative distribution at `uniforms` in [0, 1).
 
-    In float64, because a float32 sum over a large vocabulary loses the tail. A token of probability 0 can't be
+    Summed in float64, because a float32 sum over a large vocabulary loses the tail. A token of probability 0 can't be
     drawn: the token is the first whose cumulative probability *exceeds* the threshold, and there it has grown.
     """
-    cumulative = logprobs.double().exp_().cumsum(dim=-1)
+    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
     threshold = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
 
@@ -151,16 +151,14 @@ def _sample(
 ) -> list[Rollout]:
     model, ends = handle.model, torch.tensor(end_token_ids(handle), device=handle.model.device)
     logits, cache, mask, positions = _prefill(handle, prompts)
-    cache.batch_repeat_interleave(sampling.group_size)
-    logits, mask, positions = (
-        tensor.repeat_interleave(sampling.group_size, dim=0) for tensor in (logits, mask, positions)
-    )
+    rows = continue_prompts(model, cache, mask, sampling.group_size)
+    logits, positions = (tensor.repeat_interleave(sampling.group_size, dim=0) for tensor in (logits, positions))
     uniforms = uniforms.to(model.device)
     tokens = torch.full(uniforms.shape, -1, device=model.device)
     logprobs = torch.zeros(uniforms.shape, device=model.device)
     kept: list[list[Tensor]] = [[] for _ in uniforms]
     batch = torch.arange(len(uniforms), device=model.device)  # which rollout each row of the batch is
-    going = torch.ones_like(batch, dtype=torch.bool)  # which rows of the batch have not ended
+    going = torch.ones_like(batch, dtype=torch.bool)  # which of these have not ended
     for step in range(sampling.max_response_tokens):
         scores = processed_logprobs(logits, handle.banned_ids, sampling.temperature)
         if sampling.truncates:
@@ -175,11 +173,10 @@ def _sample(
         if step + 1 == sampling.max_response_tokens or not going.any():
             break
         if going.sum() < (1 - _KEEP_FINISHED) * len(going):
-            cache.batch_select_indices(going.nonzero().squeeze(1))
-            batch, token, mask, positions = (tensor[going] for tensor in (batch, token, mask, positions))
+            rows.keep(going)
+            batch, token, positions = (tensor[going] for tensor in (batch, token, positions))
             going = going[going]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = _decode(model, token, cache, mask, positions + step)
+        logits = _decode(model, token, rows, positions + step)
     found = collect(kept) if sampling.truncates else [None] * len(kept)
     return [_rollout(*row, ends.tolist()) for row in zip(tokens.tolist(), logprobs.tolist(), found, strict=True)]
 
@@ -215,14 +212,12 @@ def _prefill(
 def _decode(
     model: PreTrainedModel,
     token: Int[Tensor, "row"],
-    cache: DynamicCache,
-    mask: Int[Tensor, "row column"],
+    rows: Continuation,
     position: Int[Tensor, "row"],
 ) -> Float[Tensor, "row vocabulary"]:
     """The logits that follow `token`; a text token's position is the same in all dimensions of multimodal RoPE."""
     positions = position[:, None]
     if hasattr(model.base_model, "get_rope_index"):
         positions = positions.expand(3, -1, -1)
-    return model(
-        input_ids=token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    ).logits[:, -1]
+    with rows.next_column() as inputs:
+        return model(input_ids=token[:, None], position_ids=positions, use_cache=True, **inputs).logits[:, -1]
