@@ -19,7 +19,7 @@ if {kept}:
     set_environment()
 def make():
     torch.ones(1 << 22)  # 16 MiB, or 4096 pages
-for _ in range(50):  # an aligned block takes a little more than one that was freed before it, so the first ones don't fit
+for _ in range(50):  # an aligned block takes a little more than one that was freed, so the first ones do not fit
     make()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,14 @@ def test_other_types_are_refused():
     block = build(Case(dtype=torch.float64))
     with pytest.raises(AssertionError, match="no fused attention mass of"):
         fused_masses(block, with_response=False)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.window is None and case.softcap is None])
+def test_torch_makes_the_same_of_a_given_log_sum_exp(name):
+    """Whatever hides a column: the future, padding, another sequence of the row."""
+    plain = build(CASES[name])
+    given = replace(plain, lse=reference_lse(plain))
+    image, response = given.masses(with_response=True)
+    assert_same(image, response, plain)
+    assert (image[~plain.regions.column_mask[:, None, None].expand_as(image)] == 0).all()
+    assert (response[~plain.regions.row_mask] == 0).all()

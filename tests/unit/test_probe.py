@@ -142,6 +142,38 @@ def test_the_training_pass_is_not_changed_either(policy, batch):
     torch.testing.assert_close(capture.mass, expected.mass, atol=1e-6, rtol=0)
 
 
+def test_the_training_pass_takes_what_its_kernel_keeps(policy, batch, monkeypatch):
+    """No row of scores over all columns is made; where layers run again for their gradients, they all are."""
+    attention, seen = eager_attention(policy, batch), []
+    original = Block._softmax_rows
+    monkeypatch.setattr(Block, "_softmax_rows", lambda *args: seen.append(1) or original(*args))
+    request = replace(FULL, neighbours=5)
+    probe = AttentionProbe(policy, [request])
+    with probe.capture(batch) as recorder:
+        response_logits(policy, batch)
+    assert not seen
+    assert_agrees(recorder.results()[request], attention, policy, batch)
+    assert_close(recorder.results()[request].edges.strengths, read(policy, batch, request).edges.strengths)
+    policy.train()
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    seen.clear()
+    with probe.capture(batch) as recorder:
+        response_logits(policy, batch)
+    assert len(seen) == recorder.results()[request].mass.shape[1]
+
+
+def test_a_window_hides_the_picture_in_training_too(policy, batch):
+    config = copy.deepcopy(policy.config)
+    text = config.get_text_config()
+    text.use_sliding_window, text.sliding_window, text.layer_types = True, 6, ["sliding_attention"] * 3
+    windowed = type(policy)._from_config(config, attn_implementation="sdpa").eval()
+    windowed.load_state_dict(policy.state_dict())
+    probe = AttentionProbe(windowed, [FULL])
+    with probe.capture(batch) as recorder:
+        response_logits(windowed, batch)
+    assert_agrees(recorder.results()[FULL], eager_attention(windowed, batch), windowed, batch)
+
+
 def test_gradient_checkpointing_reads_the_same(policy, batch):
     """The backward pass runs every layer a second time, inside or outside the capture."""
     expected = read(policy, batch)
@@ -296,7 +328,7 @@ def test_several_requests_are_read_in_one_pass(policy, batch):
 def test_a_model_without_the_interface_is_noticed(batch):
     config = SimpleNamespace(image_token_id=7, _attn_implementation="sdpa", sub_configs={})
     config.get_text_config = lambda: config
-    model = SimpleNamespace(config=config, set_attn_implementation=lambda names: None)
+    model = SimpleNamespace(config=config, set_attn_implementation=lambda names: None, training=False)
     with AttentionProbe(model, [FULL]).capture(batch) as recorder:
         pass
     with pytest.raises(AssertionError, match="does this model use transformers' attention interface"):

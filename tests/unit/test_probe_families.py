@@ -92,10 +92,11 @@ def intern_vl():
     return InternVLForConditionalGeneration(config), inputs
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["scored", "trained"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("family", [qwen3_vl, llava_mistral, gemma3, intern_vl])
-def test_agrees_with_the_models_own_attention(family, padding):
-    """Rows 15 … 24 are read as those of a response; one row of the batch is padded."""
+def test_agrees_with_the_models_own_attention(family, padding, training):
+    """Rows 15 … 24 are read as those of a response; one row of the batch is padded. With gradients and without."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, inputs = family()
@@ -125,7 +126,7 @@ def test_agrees_with_the_models_own_attention(family, padding):
     )
     assert visual_token_ids(model.config)[0] == IMAGE
     probe = AttentionProbe(model, [FULL])
-    with torch.no_grad():
+    with torch.set_grad_enabled(training):
         attention = torch.stack(eager(**inputs, output_attentions=True).attentions, dim=1)
         with probe.capture_regions({"predicting": regions}) as recorder:
             logits = model(**inputs).logits

@@ -121,14 +121,11 @@ class AtrlCredit(DensityCredit):
         weighed = self._background.submit(weigh_all, rows, self.settings)
 
         def finish() -> CreditOutput:
-            weights, anchors = (
-                batch.response_mask.float().cpu(),
-                torch.zeros(batch.response_mask.shape, dtype=torch.bool),
-            )
+            weights = batch.response_mask.float().cpu().numpy()
+            anchors = np.zeros(weights.shape, bool)
             for row, (own_weights, own_anchors) in zip(reading, weighed(), strict=True):
-                weights[row, : len(own_weights)] = torch.from_numpy(own_weights)
-                anchors[row, : len(own_anchors)] = torch.from_numpy(own_anchors)
-            weights, anchors = weights.to(density.device), anchors.to(density.device)
+                weights[row, : len(own_weights)], anchors[row, : len(own_anchors)] = own_weights, own_anchors
+            weights, anchors = (torch.from_numpy(array).to(density.device) for array in (weights, anchors))
             return CreditOutput(normalise(weights, batch.response_mask), anchors=anchors, density=density)
 
         return finish

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from atrl.credit.regions import Regions
 CHUNK_ELEMENTS = 1 << 22
 """Entries of one block of attention rows: 16 MiB of float32. A handful of such blocks exist at a time. Where a single
 head's image block (response tokens × image tokens) is larger than this, that block is the bound."""
+
+MassAt = Callable[[Tensor, Tensor], Tensor]
+"""Columns [response column] and which of them are real → mass [response head token column], 0 where they are not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +30,9 @@ class Block:
     scaling: float
     sliding_window: int | None
     softcap: float | None
+    lse: Float[Tensor, "row heads column"] | None = None
+    """Natural log-sum-exp of every row of the batch under the same mask, scaling and softcap, where the kernel kept it:
+    then only the columns that are asked for are looked at. None works it out from the scores of all columns."""
 
     def masses(
         self, *, with_response: bool
@@ -34,29 +40,56 @@ class Block:
         """Mass of every token's row on its image columns, and on its response columns summed over the heads."""
         regions, heads = self.regions, len(self.heads)
         size, tokens = regions.rows.shape
-        per_group = self.query.shape[1] // self.key.shape[1]
-        groups = torch.tensor([head // per_group for head in self.heads], device=self.key.device)
-        key = self.key[regions.source[:, None], groups].float()
-        image = key.new_empty(size, heads, tokens, regions.columns.shape[1])
-        response = key.new_empty(size, tokens, tokens) if with_response else None
-        step = max(1, CHUNK_ELEMENTS // max(1, size * heads * key.shape[2]))
+        image = self.key.new_empty(size, heads, tokens, regions.columns.shape[1], dtype=torch.float32)
+        response = image.new_empty(size, tokens, tokens) if with_response else None
+        at_rows = self._softmax_at if self.lse is None else self._exponentials_at
+        real = torch.ones_like(regions.tokens, dtype=torch.bool)
+        step = max(1, CHUNK_ELEMENTS // max(1, size * heads * self.key.shape[2]))
         for start in range(0, tokens, step):
             part = slice(start, min(start + step, tokens))
-            mass = self._softmax_rows(key, regions.rows[:, part])
-            rows = mass.shape[2]
-            at_images = regions.columns[:, None, None, :].expand(-1, heads, rows, -1)
-            image[:, :, part] = mass.gather(-1, at_images) * regions.column_mask[:, None, None, :]
+            mass = at_rows(part)
+            image[:, :, part] = mass(regions.columns, regions.column_mask)
             if response is not None:
-                at_tokens = regions.tokens[:, None, :].expand(-1, rows, -1)
-                response[:, part] = mass.sum(dim=1).gather(-1, at_tokens)
+                response[:, part] = mass(regions.tokens, real).sum(dim=1)
         return image, response
+
+    def _softmax_at(self, part: slice) -> MassAt:
+        """By the softmax of the tokens `part` over all columns."""
+        key = self._keys(torch.arange(self.key.shape[2], device=self.key.device).expand(self.regions.size, -1))
+        mass = self._softmax_rows(key, self.regions.rows[:, part])
+
+        def at(columns: Tensor, real: Tensor) -> Tensor:
+            return mass.gather(-1, columns[:, None, None, :].expand(-1, *mass.shape[1:3], -1)) * real[:, None, None, :]
+
+        return at
+
+    def _exponentials_at(self, part: slice) -> MassAt:
+        """By ``exp(score − lse)`` of the tokens `part` at the wanted columns alone."""
+        regions, rows = self.regions, self.regions.rows[:, part]
+        source, heads = regions.source[:, None, None], torch.tensor(self.heads, device=rows.device)[None, :, None]
+        query, lse = self._queries(rows), self.lse[source, heads, rows[:, None, :]].float()[..., None]
+
+        def at(columns: Tensor, real: Tensor) -> Tensor:
+            mass = (query @ self._keys(columns).mT).mul_(self.scaling).sub_(lse).exp_()
+            seen = real & (columns >= regions.start[:, None]) & regions.visible[regions.source[:, None], columns]
+            seen = seen[:, None, :] & (columns[:, None, :] <= rows[:, :, None]) & regions.row_mask[:, part, None]
+            return torch.where(seen[:, None], mass, 0.0)
+
+        return at
+
+    def _queries(self, rows: Int[Tensor, "response token"]) -> Float[Tensor, "response head token width"]:
+        heads = torch.tensor(self.heads, device=rows.device)
+        return self.query[self.regions.source[:, None, None], heads[None, :, None], rows[:, None, :]].float()
+
+    def _keys(self, columns: Int[Tensor, "response column"]) -> Float[Tensor, "response head column width"]:
+        per_group = self.query.shape[1] // self.key.shape[1]
+        groups = torch.tensor([head // per_group for head in self.heads], device=columns.device)
+        return self.key[self.regions.source[:, None, None], groups[None, :, None], columns[:, None, :]].float()
 
     def _softmax_rows(
         self, key: Float[Tensor, "response head column width"], rows: Int[Tensor, "response token"]
     ) -> Float[Tensor, "response head token column"]:
-        heads = torch.tensor(self.heads, device=key.device)
-        query = self.query[self.regions.source[:, None, None], heads[None, :, None], rows[:, None, :]].float()
-        scores = (query @ key.transpose(2, 3)).mul_(self.scaling)
+        scores = (self._queries(rows) @ key.transpose(2, 3)).mul_(self.scaling)
         if self.softcap is not None:
             scores = (scores / self.softcap).tanh_().mul_(self.softcap)
         # A row that belongs to padding may be allowed nothing, and then reads everything: it is masked in the end.

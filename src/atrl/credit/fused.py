@@ -23,22 +23,21 @@ TILE_BYTES = 1 << 14
 
 
 def fused_masses(
-    block: Block, *, with_response: bool, lse: Float[Tensor, "row heads column"] | None = None
+    block: Block, *, with_response: bool
 ) -> tuple[Float[Tensor, "response head token image"], Float[Tensor, "response token token"] | None]:
-    """What `Block.masses` returns, in float32, except that a row which may look nowhere reads 0: only padding may not.
-
-    Args:
-        lse: natural log-sum-exp of every row of the batch under the same mask, scaling and softcap, where the attention
-            kernel returned it; read from queries and keys otherwise.
-    """
+    """What `Block.masses` returns, in float32, but a row which may look nowhere reads 0: only padding may not."""
     regions, heads = block.regions, _head_index(tuple(block.heads), block.query.device)
     size, tokens = regions.rows.shape
     image = block.query.new_empty(size, len(heads), tokens, regions.columns.shape[1], dtype=torch.float32)
     response = image.new_empty(size, tokens, tokens) if with_response else None
-    if lse is None:
+    if block.lse is None:
         wanted = log_sum_exp(block)
     else:
-        wanted = lse[regions.source[:, None, None], heads[None, :, None], regions.rows[:, None, :]].float().contiguous()
+        wanted = (
+            block.lse[regions.source[:, None, None], heads[None, :, None], regions.rows[:, None, :]]
+            .float()
+            .contiguous()
+        )
     _fill(image, block, wanted, regions.columns, regions.column_mask)
     if response is not None:
         _fill(response[:, None], block, wanted, regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool))

@@ -36,12 +36,13 @@ def similarity_strengths(image: Float[np.ndarray, "token image"]) -> Float[np.nd
 
 def combined(parts: list[Float[np.ndarray, "token token"]]) -> Float[np.ndarray, "token token"]:
     """The mean of the strengths, each without self-edges and over its largest entry, so that none drowns another."""
-    total = np.zeros_like(parts[0])
+    scaled = []
     for part in parts:
         part = part.copy()
         np.fill_diagonal(part, 0)
-        total += part / max(part.max(initial=0), _TINY)
-    return total / len(parts)
+        part /= max(part.max(initial=0), _TINY)
+        scaled.append(part)
+    return scaled[0] if len(scaled) == 1 else sum(scaled) / len(scaled)
 
 
 def nearest_neighbours(

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from atrl.credit.base import Reader, Request
 from atrl.credit.regions import Regions, Row, padded_regions, visual_token_ids
-from atrl.models.attention import register_attention, set_text_attention, text_attention
+from atrl.models.attention import kept_logsumexp, register_attention, set_text_attention, text_attention
 from atrl.models.prompt_states import prompts_alone
 from atrl.types import Experience
 
@@ -68,7 +68,7 @@ class AttentionProbe:
             request: request.reader(self._model, regions[getattr(request, "row", "predicting")])
             for request in (self._requests if requests is None else requests)
         }
-        recorder = Recorder(readers)
+        recorder = Recorder(readers, layers_run_again=self._model.training and self._model.is_gradient_checkpointing)
         token = _RECORDER.set(recorder)
         try:
             with ExitStack() as hooks:
@@ -85,10 +85,10 @@ class AttentionProbe:
 
 
 class Recorder:
-    """Hands what passes by to the readers that want it."""
+    """Hands what passes by to the readers that want it. `layers_run_again` says that activations are checkpointed."""
 
-    def __init__(self, readers: dict[Request, Reader]) -> None:
-        self._readers = readers
+    def __init__(self, readers: dict[Request, Reader], *, layers_run_again: bool = False) -> None:
+        self._readers, self.layers_run_again = readers, layers_run_again
         self._attentive = [reader for reader in readers.values() if hasattr(reader, "read_attention")]
         self._seconds = 0.0
 
@@ -126,10 +126,12 @@ def _register_tap(kernel: str) -> str:
         if recorder is not None:
             assert options.get("s_aux") is None, "the attention probe can't read kernels with learned sinks (s_aux)"
             behind = key.shape[2] - query.shape[2]  # columns of prompts that were run before
+            kept = None if recorder.layers_run_again else kept_logsumexp(output[0])
             recorder.read(
                 module.layer_idx,
                 pad(query, (0, 0, behind, 0)),
                 key,
+                logsumexp=None if kept is None else pad(kept, (behind, 0)),
                 scaling=options.get("scaling") or query.shape[-1] ** -0.5,
                 sliding_window=options.get("sliding_window"),
                 softcap=options.get("softcap"),

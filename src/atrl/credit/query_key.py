@@ -82,9 +82,9 @@ class QueryKeyReader:
         key: Float[Tensor, "row kv_heads column width"],
         *,
         sliding_window: int | None = None,
-        **of_scores: float | None,
+        **of_scores: object,
     ) -> None:
-        """Add layer `layer`: queries and keys after rotary embedding. A cosine needs neither scaling nor softcap."""
+        """Add layer `layer`: queries and keys after rotary embedding. A cosine needs no more of a softmax."""
         wanted = self._request.layers is None or layer in self._request.layers
         if not wanted or layer in self._scores:
             return

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from jaxtyping import Float
+from torch import Tensor
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -28,3 +31,21 @@ def register_attention(name: str, function: Callable, *, masks_of: str) -> str:
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[masks_of])
     return name
+
+
+def kept_logsumexp(output: Float[Tensor, "row column heads width"]) -> Float[Tensor, "row heads column"] | None:
+    """Natural log of each row's softmax denominator, which torch's CPU kernel keeps for its backward pass.
+
+    None where `output` has no gradient or another kernel made it. Reading what a node saved is documented with torch's
+    autograd; while a block of activation checkpointing runs it must not be done, since there it runs the block again.
+    """
+    node = output.grad_fn
+    while node is not None and node.name() in _LAYOUT:
+        node = node.next_functions[0][0]
+    if node is None or node.name() != "ScaledDotProductFlashAttentionForCpuBackward0":
+        return None
+    return node._saved_logsumexp.detach()
+
+
+_LAYOUT = ("CloneBackward0", "TransposeBackward0")
+"""What transformers does to the kernel's output: heads change places with columns."""

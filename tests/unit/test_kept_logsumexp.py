@@ -1,0 +1,46 @@
+"""What torch's attention kernel keeps for its backward pass is the logarithm of each row's softmax denominator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from atrl.models.attention import kept_logsumexp
+
+
+class Layer(torch.nn.Module):
+    """What transformers' kernel asks a layer for: two heads that share keys and values."""
+
+    num_key_value_groups, is_causal = 2, True
+
+
+def attended(*, gradient: bool = True, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel's output for random states, and the scores behind it, [row heads query key]."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 5, 8, generator=generator, requires_grad=gradient)
+    key, value = (torch.randn(2, 2, 7, 8, generator=generator) for _ in range(2))
+    output, _ = sdpa_attention_forward(Layer(), query, key, value, scaling=0.3, **options)
+    return output, 0.3 * query @ key.repeat_interleave(2, dim=1).mT
+
+
+def test_it_is_that_of_the_scores_where_the_mask_lets_a_row_look() -> None:
+    mask = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(1)) > 0.4
+    mask[..., 0] = True
+    output, scores = attended(attention_mask=mask)
+    found = kept_logsumexp(output)
+    assert found is not None and not found.requires_grad
+    torch.testing.assert_close(found, scores.masked_fill(~mask, -torch.inf).logsumexp(-1).detach())
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        attended(attention_mask=None, gradient=False)[0],
+        attended(attention_mask=None)[0] * 2,  # not the kernel's own any more
+        torch.zeros(2, 5, 4, 8),
+    ],
+    ids=["no gradient", "another operation", "no graph"],
+)
+def test_there_is_none_elsewhere(output: torch.Tensor) -> None:
+    assert kept_logsumexp(output) is None
