@@ -125,8 +125,11 @@ class AtrlCredit(DensityCredit):
             anchors = np.zeros(weights.shape, bool)
             for row, (own_weights, own_anchors) in zip(reading, weighed(), strict=True):
                 weights[row, : len(own_weights)], anchors[row, : len(own_anchors)] = own_weights, own_anchors
-            weights, anchors = (torch.from_numpy(array).to(density.device) for array in (weights, anchors))
-            return CreditOutput(normalise(weights, batch.response_mask), anchors=anchors, density=density)
+            return CreditOutput(
+                normalise(torch.from_numpy(weights).to(density.device), batch.response_mask),
+                anchors=torch.from_numpy(anchors).to(density.device),
+                density=density,
+            )
 
         return finish
 

@@ -42,7 +42,7 @@ def combined(parts: list[Float[np.ndarray, "token token"]]) -> Float[np.ndarray,
         np.fill_diagonal(part, 0)
         part /= max(part.max(initial=0), _TINY)
         scaled.append(part)
-    return scaled[0] if len(scaled) == 1 else sum(scaled) / len(scaled)
+    return scaled[0] if len(scaled) == 1 else np.mean(scaled, axis=0)
 
 
 def nearest_neighbours(

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     Integers = Sequence[int] | np.ndarray
 
 REFINEMENTS = 1
-"""Passes over the cut at each level, METIS's `niter`. Its default of 10 finds cuts half a percent smaller, in half as much
-time again (`docs/benchmarks.md`)."""
+"""Passes over the cut at each level, METIS's `niter`. Its default of 10 finds cuts half a percent smaller, in half as
+much time again (`docs/benchmarks.md`)."""
 
 
 def partition(starts: Integers, targets: Integers, weights: Integers, *, num_clusters: int, seed: int = 0) -> list[int]:

@@ -44,7 +44,8 @@ def kept_logsumexp(output: Float[Tensor, "row column heads width"]) -> Float[Ten
         node = node.next_functions[0][0]
     if node is None or node.name() != "ScaledDotProductFlashAttentionForCpuBackward0":
         return None
-    return node._saved_logsumexp.detach()
+    kept: Tensor = getattr(node, "_saved_logsumexp")  # noqa: B009  nodes have such attributes by what they saved
+    return kept.detach()
 
 
 _LAYOUT = ("CloneBackward0", "TransposeBackward0")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,8 +58,10 @@ class SharedPrompts(Continuation):
     arXiv 2402.05099, section 3.1, which joins two softmaxes where we take one).
     """
 
-    def __init__(self, cache: DynamicCache, mask: Int[Tensor, "prompt column"], group_size: int, config: Any) -> None:
-        self._prompts = [(layer.keys, layer.values) for layer in cache.layers]
+    def __init__(
+        self, layers: Sequence[GrowingLayer], mask: Int[Tensor, "prompt column"], group_size: int, config: Any
+    ) -> None:
+        self._prompts = [(layer.keys, layer.values) for layer in layers]
         self._bias = torch.where(mask.bool(), 0.0, -torch.inf)[:, None, None, :]
         self._source = torch.arange(len(mask), device=mask.device).repeat_interleave(group_size)
         self._place = Places(self._source, len(mask))
@@ -132,8 +134,8 @@ def continue_prompts(
     It can with plain layers, where a row sees all that is before it, and in float32: the products here would be rounded
     to half precision before the softmax, which kernels do not do.
     """
-    plain = all(type(layer) is GrowingLayer for layer in cache.layers)
+    plain = [layer for layer in cache.layers if isinstance(layer, GrowingLayer)]
     single = model.dtype == torch.float32 and not torch.is_autocast_enabled(mask.device.type)
-    if group_size > 1 and plain and single and text_attention(model) == GROUPED:
-        return SharedPrompts(cache, mask, group_size, model.config)
+    if group_size > 1 and len(plain) == len(cache.layers) and single and text_attention(model) == GROUPED:
+        return SharedPrompts(plain, mask, group_size, model.config)
     return RepeatedPrompts(cache, mask, group_size)

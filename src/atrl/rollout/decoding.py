@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -94,7 +94,7 @@ def grouped_attention(
     attend = _ATTEND.get()
     if attend is not None:
         assert attention_mask is None, "rows that have their prompts in common need no mask"
-        return attend(module.layer_idx, query, key, value, scaling or query.shape[-1] ** -0.5), None
+        return attend(cast("int", module.layer_idx), query, key, value, scaling or query.shape[-1] ** -0.5), None
     heads, kv_heads = query.shape[1], key.shape[1]
     if query.shape[2] != 1 or heads == kv_heads or options.get("position_bias") is not None:
         options |= {"dropout": dropout, "scaling": scaling}
