@@ -197,7 +197,7 @@ def test_divided_among_two_ranks_killed_and_finished_by_one(whole: Path, tmp_pat
         folder, 2, "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true",
         "trainer.checkpoint_every=2", "trainer.evaluate_samples=8", "trainer.grounding_samples=4",
     )  # fmt: skip
-    parts = [load_file(folder / "checkpoints" / "last" / f"rank_{rank:05d}.safetensors") for rank in range(2)]
+    parts = [load_file(folder / "checkpoints" / "step_000002" / f"rank_{rank:05d}.safetensors") for rank in range(2)]
     whole_parts = load_file(whole / "checkpoints" / "last" / "rank_00000.safetensors")
     for name, value in whole_parts.items():
         if value.ndim and not name.startswith("random/"):
