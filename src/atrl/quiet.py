@@ -33,7 +33,7 @@ CHATTY_LIBRARIES = ("datasets", "filelock", "fsspec", "httpx", "lightning", "tor
 
 
 def set_environment() -> None:
-    """What every program of atrl sets, for itself and for the processes that it starts."""
+    """What every program of atrl sets: variables, which the processes that it starts inherit, and its own heap."""
     _set_defaults(os.environ, ENVIRONMENT)
     keep_freed_memory()
 

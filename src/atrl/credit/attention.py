@@ -106,7 +106,7 @@ class AttentionReader:
     ) -> None:
         """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding.
 
-        `logsumexp` is each row's over all columns that it sees, if the kernel kept it.
+        `logsumexp` is each row's over all columns before it, if the kernel kept it; not of a window, nor of a softcap.
         """
         heads = self._wanted_heads(layer, query.shape[1])
         if not heads or layer in self._total:
@@ -117,11 +117,12 @@ class AttentionReader:
         if self._image is None:
             self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
             self._response = total.new_zeros(regions.size, shape[2], shape[2]) if self._request.neighbours else None
-        lse = logsumexp if sliding_window is None and softcap is None else None
         held = shape[2] if self._fused else key.shape[2]  # fused, nothing is as wide as a row of scores
         for part, first, last in blocks(regions, len(heads), held):
             here = regions.part(part)
-            block = Block(query.detach(), key.detach(), heads[first:last], here, scaling, sliding_window, softcap, lse)
+            block = Block(
+                query.detach(), key.detach(), heads[first:last], here, scaling, sliding_window, softcap, logsumexp
+            )
             image, response = self._masses(block, with_response=self._response is not None)
             if self._request.sink_factor > 0:
                 image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -42,7 +43,7 @@ class Block:
         size, tokens = regions.rows.shape
         image = self.key.new_empty(size, heads, tokens, regions.columns.shape[1], dtype=torch.float32)
         response = image.new_empty(size, tokens, tokens) if with_response else None
-        at_rows = self._softmax_at if self.lse is None else self._exponentials_at
+        at_rows = self._exponentials_at if self.lse is not None else partial(self._softmax_at, self._every_key())
         real = torch.ones_like(regions.tokens, dtype=torch.bool)
         step = max(1, CHUNK_ELEMENTS // max(1, size * heads * self.key.shape[2]))
         for start in range(0, tokens, step):
@@ -53,9 +54,11 @@ class Block:
                 response[:, part] = mass(regions.tokens, real).sum(dim=1)
         return image, response
 
-    def _softmax_at(self, part: slice) -> MassAt:
+    def _every_key(self) -> Float[Tensor, "response head column width"]:
+        return self._keys(torch.arange(self.key.shape[2], device=self.key.device).expand(self.regions.size, -1))
+
+    def _softmax_at(self, key: Float[Tensor, "response head column width"], part: slice) -> MassAt:
         """By the softmax of the tokens `part` over all columns."""
-        key = self._keys(torch.arange(self.key.shape[2], device=self.key.device).expand(self.regions.size, -1))
         mass = self._softmax_rows(key, self.regions.rows[:, part])
 
         def at(columns: Tensor, real: Tensor) -> Tensor:

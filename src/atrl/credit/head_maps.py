@@ -64,11 +64,10 @@ class HeadMapReader:
     ) -> None:
         """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding."""
         regions, heads = self._regions, query.shape[1]
-        lse = logsumexp if sliding_window is None and softcap is None else None
         found = query.new_zeros(regions.size, heads, regions.columns.shape[1], dtype=torch.float32)
         for part, first, last in blocks(regions, heads, key.shape[2]):
             here = regions.part(part)
-            block = Block(query, key, list(range(first, last)), here, scaling, sliding_window, softcap, lse)
+            block = Block(query, key, list(range(first, last)), here, scaling, sliding_window, softcap, logsumexp)
             image, _ = block.masses(with_response=False)
             if self._request.sink_factor > 0:
                 image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)

@@ -126,7 +126,8 @@ def _register_tap(kernel: str) -> str:
         if recorder is not None:
             assert options.get("s_aux") is None, "the attention probe can't read kernels with learned sinks (s_aux)"
             behind = key.shape[2] - query.shape[2]  # columns of prompts that were run before
-            kept = None if recorder.layers_run_again else kept_logsumexp(output[0])
+            whole = options.get("sliding_window") is None and options.get("softcap") is None
+            kept = kept_logsumexp(output[0]) if whole and not recorder.layers_run_again else None
             recorder.read(
                 module.layer_idx,
                 pad(query, (0, 0, behind, 0)),

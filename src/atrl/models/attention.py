@@ -11,6 +11,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_LAYOUT = ("CloneBackward0", "TransposeBackward0")
+"""What transformers does to the kernel's output: heads change places with columns."""
+
 
 def text_attention(model: PreTrainedModel) -> str:
     """What transformers calls the kernel of the language half."""
@@ -46,7 +49,3 @@ def kept_logsumexp(output: Float[Tensor, "row column heads width"]) -> Float[Ten
         return None
     kept: Tensor = getattr(node, "_saved_logsumexp")  # noqa: B009  nodes have such attributes by what they saved
     return kept.detach()
-
-
-_LAYOUT = ("CloneBackward0", "TransposeBackward0")
-"""What transformers does to the kernel's output: heads change places with columns."""

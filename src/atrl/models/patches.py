@@ -11,8 +11,8 @@ class PatchProjection(nn.Conv3d):
     """A convolution over patches that are cut out already: each is one place of its kernel, so one row of a product.
 
     Qwen's processors hand over patches, [patch, channels · frames · height · width] after flattening, and the model
-    makes a convolution of each. That is three times as slow on a CPU (`docs/benchmarks.md`), and in bfloat16 on some
-    GPUs takes far more memory (PyTorch issue 166122). Parameters, their names and shapes stay those of `nn.Conv3d`.
+    makes a convolution of each, which is three times as slow on a CPU (`docs/benchmarks.md`). Parameters, their names
+    and shapes stay those of `nn.Conv3d`.
     """
 
     def forward(self, input: Float[Tensor, "patch channels frames height width"]) -> Float[Tensor, "patch out 1 1 1"]:
