@@ -26,7 +26,7 @@ from atrl.plan.duration import (
 )
 from atrl.plan.hardware import GIB, Hardware
 from atrl.plan.job import CreditCost, Engine, Job, Lengths, Precision
-from atrl.plan.memory import cache_per_token, gradients, plan_memory
+from atrl.plan.memory import _sampled_columns, cache_per_token, gradients, plan_memory
 from atrl.plan.read import hardware_of, job_of, plan
 from atrl.plan.shape import shape_of
 
@@ -140,6 +140,17 @@ def test_lora_trains_adapters_alone() -> None:
 def test_the_cache_of_a_token() -> None:
     assert cache_per_token(seven()) == 2 * 28 * 4 * 128 * 2  # keys and values, layers, heads, width, bytes
     assert cache_per_token(seven(engine=replace(seven().engine, tensor_parallel=2))) == 28 * 4 * 128 * 2
+
+
+def test_the_transformers_sampler_keeps_a_groups_prompt_once_in_float32() -> None:
+    """Two groups of four: columns of prompts, and room for a response, 66 columns from the second token on."""
+    lengths = replace(seven().lengths, prompt=100, response=50)
+    job = seven(group=4, lengths=lengths, engine=Engine(name="transformers", weights=4))
+    assert _sampled_columns(job, rows=8) == 2 * 100 + 8 * 66
+    alone = 8 * 200  # a prompt's own columns, and as many again
+    assert _sampled_columns(replace(job, group=1), rows=8) == alone
+    assert _sampled_columns(replace(job, engine=replace(job.engine, weights=2)), rows=8) == alone
+    assert _sampled_columns(replace(job, precision=replace(job.precision, autocast=True)), rows=8) == alone
 
 
 def test_what_a_block_saves_for_a_token() -> None:
