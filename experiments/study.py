@@ -8,7 +8,8 @@ learning rate is chosen on the selection split (`rates`, two seeds of three valu
 own rate and is scored on the test split (`main`, five seeds; ten of uniform and atrl), and so do the `controls` and the
 `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
 answers, most tokens of which the reward does not depend on; its checkpoint is trained first, if it is not there. Its
-runs take several times as long, so it has fewer: four schemes, one seed of two values for the rates, three seeds.
+runs take several times as long, so it has fewer: five schemes, one seed of two values for the rates, three seeds, six of
+those that might win.
 """
 
 from __future__ import annotations
@@ -84,10 +85,11 @@ TASKS = {
     "geometry": Task(),
     "wordy": Task(
         overrides=("experiment=wordy", f"model.path={WORDY}"),
-        schemes=("uniform", "atrl", "anchor_only", "oracle"),
+        schemes=("uniform", "atrl", "token_level", "anchor_only", "oracle"),
         rates=(2e-4, 4e-4),
         rate_seeds=(100,),
         seeds=3,
+        more_seeds=("uniform", "atrl", "token_level", "oracle"),
         variants=(),
     ),
 }
