@@ -8,8 +8,8 @@ learning rate is chosen on the selection split (`rates`, two seeds of three valu
 own rate and is scored on the test split (`main`, five seeds; ten of uniform and atrl), and so do the `controls` and the
 `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
 answers, most tokens of which the reward does not depend on; its checkpoint is trained first, if it is not there. Its
-runs take several times as long, so it has fewer: five schemes, one seed of two values for the rates, three seeds, six of
-those that might win.
+runs take several times as long, so it has fewer: five schemes, one seed of two values for the rates, three seeds,
+six of those that might win.
 """
 
 from __future__ import annotations

@@ -54,13 +54,15 @@ def test_the_rate_with_the_best_mean_over_seeds_is_chosen(study):
 
 
 def test_a_task_may_run_a_part(study):
-    """Two rates of four schemes on one seed; three seeds of each that has its rate, six of two; no variants."""
+    """Two rates of five schemes on one seed; of those that have their rate three seeds, or six; no variants."""
     cells = study.rate_cells("wordy")
-    assert len(cells) == 4 * 2 and {cell.seed for cell in cells} == {100}
-    for cell in cells[:4]:
-        write(cell, 0.5)
+    assert len(cells) == 5 * 2 and {cell.seed for cell in cells} == {100}
+    for cell in cells:
+        if cell.scheme in ("uniform", "anchor_only"):
+            write(cell, 0.5)
     main = study.main_cells("wordy")
-    assert [(cell.scheme, cell.seed) for cell in main] == [(s, n) for n in range(6) for s in ("uniform", "atrl")]
+    both = [(scheme, seed) for seed in range(3) for scheme in ("uniform", "anchor_only")]
+    assert [(cell.scheme, cell.seed) for cell in main] == [*both, *(("uniform", seed) for seed in (3, 4, 5))]
     assert study.variant_cells("wordy") == []
     assert len(study.variant_cells("geometry")) == 0  # no rate is chosen there
 

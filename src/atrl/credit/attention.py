@@ -96,17 +96,19 @@ class AttentionReader:
     def read_attention(
         self,
         layer: int,
-        query: Float[Tensor, "row heads column width"],
+        query: Float[Tensor, "row heads query width"],
         key: Float[Tensor, "row kv_heads column width"],
         *,
         scaling: float,
+        behind: int = 0,
         sliding_window: int | None = None,
         softcap: float | None = None,
-        logsumexp: Float[Tensor, "row heads column"] | None = None,
+        logsumexp: Float[Tensor, "row heads query"] | None = None,
     ) -> None:
         """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding.
 
-        `logsumexp` is each row's over all columns before it, if the kernel kept it; not of a window, nor of a softcap.
+        `behind` columns have keys and no query, since they were run before. `logsumexp` is each query's over all
+        columns before it, if the kernel kept it; not of a window, nor of a softcap.
         """
         heads = self._wanted_heads(layer, query.shape[1])
         if not heads or layer in self._total:
@@ -121,7 +123,15 @@ class AttentionReader:
         for part, first, last in blocks(regions, len(heads), held):
             here = regions.part(part)
             block = Block(
-                query.detach(), key.detach(), heads[first:last], here, scaling, sliding_window, softcap, logsumexp
+                query.detach(),
+                key.detach(),
+                heads[first:last],
+                here,
+                scaling,
+                sliding_window,
+                softcap,
+                logsumexp,
+                behind,
             )
             image, response = self._masses(block, with_response=self._response is not None)
             if self._request.sink_factor > 0:

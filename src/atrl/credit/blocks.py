@@ -24,16 +24,18 @@ MassAt = Callable[[Tensor, Tensor], Tensor]
 class Block:
     """Some heads of some responses in one layer."""
 
-    query: Float[Tensor, "row heads column width"]
+    query: Float[Tensor, "row heads query width"]
     key: Float[Tensor, "row kv_heads column width"]
     heads: list[int]
     regions: Regions
     scaling: float
     sliding_window: int | None
     softcap: float | None
-    lse: Float[Tensor, "row heads column"] | None = None
-    """Natural log-sum-exp of every row of the batch under the same mask, scaling and softcap, where the kernel kept it:
-    then only the columns that are asked for are looked at. None works it out from the scores of all columns."""
+    lse: Float[Tensor, "row heads query"] | None = None
+    """Natural log-sum-exp of every query under the same mask, scaling and softcap, where the kernel kept it: then only
+    the columns that are asked for are looked at. None works it out from the scores of all columns."""
+    behind: int = 0
+    """Columns before the first query: of prompts that were run before, only keys are there."""
 
     def masses(
         self, *, with_response: bool
@@ -69,20 +71,29 @@ class Block:
     def _exponentials_at(self, part: slice) -> MassAt:
         """By ``exp(score − lse)`` of the tokens `part` at the wanted columns alone."""
         regions, rows = self.regions, self.regions.rows[:, part]
-        source, heads = regions.source[:, None, None], torch.tensor(self.heads, device=rows.device)[None, :, None]
-        query, lse = self._queries(rows), self.lse[source, heads, rows[:, None, :]].float()[..., None]
+        query, lse = self._queries(rows).flatten(0, 1), self.of_rows(self.lse, rows).float().flatten(0, 1)
 
         def at(columns: Tensor, real: Tensor) -> Tensor:
-            mass = (query @ self._keys(columns).mT).mul_(self.scaling).sub_(lse).exp_()
+            key = self._keys(columns).flatten(0, 1)
+            mass = torch.baddbmm(lse[..., None], query, key.mT, beta=-1, alpha=self.scaling).exp_()
             seen = real & (columns >= regions.start[:, None]) & regions.visible[regions.source[:, None], columns]
             seen = seen[:, None, :] & (columns[:, None, :] <= rows[:, :, None]) & regions.row_mask[:, part, None]
-            return torch.where(seen[:, None], mass, 0.0)
+            return torch.where(seen[:, None], mass.unflatten(0, (regions.size, -1)), 0.0)
 
         return at
 
     def _queries(self, rows: Int[Tensor, "response token"]) -> Float[Tensor, "response head token width"]:
-        heads = torch.tensor(self.heads, device=rows.device)
-        return self.query[self.regions.source[:, None, None], heads[None, :, None], rows[:, None, :]].float()
+        return self.of_rows(self.query, rows).float()
+
+    def of_rows(
+        self, tensor: Float[Tensor, "row heads query *entry"], rows: Int[Tensor, "response token"]
+    ) -> Float[Tensor, "response head token *entry"]:
+        """What `tensor` holds of the heads of this block for the queries that stand in `rows`."""
+        queries = tensor.shape[2]
+        places = self.regions.source[:, None] * queries + rows - self.behind
+        # By one index: copying whole queries is several times as fast as looking up entries by two.
+        chosen = tensor.transpose(1, 2).flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
+        return (chosen if self.heads == list(range(tensor.shape[1])) else chosen[:, :, self.heads]).transpose(1, 2)
 
     def _keys(self, columns: Int[Tensor, "response column"]) -> Float[Tensor, "response head column width"]:
         per_group = self.query.shape[1] // self.key.shape[1]

@@ -31,8 +31,8 @@ def remove_sinks(
     paper's, the rule is ours.
     """
     columns = image_mask.sum(dim=1).clamp_min(1)[:, None, None, None]
-    above = image > factor * image.sum(dim=-1, keepdim=True) / columns
-    above &= response_mask[:, None, :, None]
+    limit = factor * image.sum(dim=-1, keepdim=True) / columns
+    above = image > limit.masked_fill(~response_mask[:, None, :, None], torch.inf)
     rows = response_mask.sum(dim=1)[:, None, None, None]
     sink = 2 * above.sum(dim=2, keepdim=True) > rows
     sink_mass = (image * sink).sum(dim=-1, keepdim=True)

@@ -30,17 +30,10 @@ def fused_masses(
     size, tokens = regions.rows.shape
     image = block.query.new_empty(size, len(heads), tokens, regions.columns.shape[1], dtype=torch.float32)
     response = image.new_empty(size, tokens, tokens) if with_response else None
-    if block.lse is None:
-        wanted = log_sum_exp(block)
-    else:
-        wanted = (
-            block.lse[regions.source[:, None, None], heads[None, :, None], regions.rows[:, None, :]]
-            .float()
-            .contiguous()
-        )
-    _fill(image, block, wanted, regions.columns, regions.column_mask)
+    lse = log_sum_exp(block) if block.lse is None else block.of_rows(block.lse, regions.rows).float().contiguous()
+    _fill(image, block, lse, regions.columns, regions.column_mask)
     if response is not None:
-        _fill(response[:, None], block, wanted, regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool))
+        _fill(response[:, None], block, lse, regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool))
     return image, response
 
 
@@ -89,6 +82,7 @@ def _options(block: Block) -> dict:
         "start": regions.start.contiguous(),
         "visible": regions.visible.contiguous(),
         "rows": regions.rows.contiguous(),
+        "behind": block.behind,
         "tokens": regions.rows.shape[1],
         "columns": key.shape[2],
         "window": key.shape[2] if block.sliding_window is None else block.sliding_window,
@@ -113,10 +107,10 @@ def _head_index(heads: tuple[int, ...], device: torch.device) -> Int[Tensor, "he
 
 
 # Lengths of sequences, responses and pictures differ in every batch: kernels aren't compiled anew for round ones.
-@triton.jit(do_not_specialize=["tokens", "columns", "window"])
+@triton.jit(do_not_specialize=["behind", "tokens", "columns", "window"])
 def _log_sum_exp_kernel(
-    out, query, key, heads, source, start, visible, rows, tokens, columns, window, scaling, softcap, per_group, width,
-    q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
+    out, query, key, heads, source, start, visible, rows, behind, tokens, columns, window, scaling, softcap, per_group,
+    width, q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
     CAPPED: tl.constexpr, INTERPRETED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of tokens of one head of one response."""
@@ -125,7 +119,7 @@ def _log_sum_exp_kernel(
     token = tl.program_id(0) * TILE + tl.arange(0, TILE)
     real = token < tokens
     row = tl.load(rows + response * tokens + token, mask=real, other=0)
-    queries = _vectors(query + place * q_row + head * q_head, row, real, q_column, q_width, width, WIDTH)
+    queries = _vectors(query + place * q_row + head * q_head, row - behind, real, q_column, q_width, width, WIDTH)
     base = key + place * k_row + head // per_group * k_head
     top = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
@@ -144,11 +138,11 @@ def _log_sum_exp_kernel(
     tl.store(out + (response * tl.num_programs(1) + number) * tokens + token, top + tl.log(total), mask=real)
 
 
-@triton.jit(do_not_specialize=["wanted", "tokens", "columns", "window"])
+@triton.jit(do_not_specialize=["wanted", "behind", "tokens", "columns", "window"])
 def _mass_kernel(
     out, lse, at, at_mask, wanted, heads_each,
-    query, key, heads, source, start, visible, rows, tokens, columns, window, scaling, softcap, per_group, width,
-    q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
+    query, key, heads, source, start, visible, rows, behind, tokens, columns, window, scaling, softcap, per_group,
+    width, q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
     CAPPED: tl.constexpr, INTERPRETED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of tokens × wanted columns of one response, summed over `heads_each` heads."""
@@ -166,7 +160,7 @@ def _mass_kernel(
     # Above the diagonal, or outside the window, a tile is 0 in every head: none is read.
     for number in range(group * heads_each, group * heads_each + heads_each * tl.max(seen.to(tl.int32))):
         head = tl.load(heads + number)
-        queries = _vectors(query + place * q_row + head * q_head, row, real, q_column, q_width, width, WIDTH)
+        queries = _vectors(query + place * q_row + head * q_head, row - behind, real, q_column, q_width, width, WIDTH)
         base = key + place * k_row + head // per_group * k_head
         keys = _vectors(base, column, there, k_column, k_width, width, WIDTH)
         scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)

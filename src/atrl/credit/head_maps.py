@@ -54,20 +54,22 @@ class HeadMapReader:
     def read_attention(
         self,
         layer: int,
-        query: Float[Tensor, "row heads column width"],
+        query: Float[Tensor, "row heads query width"],
         key: Float[Tensor, "row kv_heads column width"],
         *,
         scaling: float,
+        behind: int = 0,
         sliding_window: int | None = None,
         softcap: float | None = None,
-        logsumexp: Float[Tensor, "row heads column"] | None = None,
+        logsumexp: Float[Tensor, "row heads query"] | None = None,
     ) -> None:
         """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding."""
         regions, heads = self._regions, query.shape[1]
         found = query.new_zeros(regions.size, heads, regions.columns.shape[1], dtype=torch.float32)
         for part, first, last in blocks(regions, heads, key.shape[2]):
             here = regions.part(part)
-            block = Block(query, key, list(range(first, last)), here, scaling, sliding_window, softcap, logsumexp)
+            chosen = list(range(first, last))
+            block = Block(query, key, chosen, here, scaling, sliding_window, softcap, logsumexp, behind)
             image, _ = block.masses(with_response=False)
             if self._request.sink_factor > 0:
                 image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    import pymetis
 
     Integers = Sequence[int] | np.ndarray
 
@@ -38,6 +40,13 @@ def partition(starts: Integers, targets: Integers, weights: Integers, *, num_clu
         adjacency=pymetis.CSRAdjacency(starts, targets),
         eweights=weights,
         recursive=True,
-        options=pymetis.Options(seed=seed, niter=REFINEMENTS),
+        options=_options(seed),
     )
-    return list(membership)
+    return membership
+
+
+@cache  # filling in the forty of them takes a twentieth of a short response's time
+def _options(seed: int) -> pymetis.Options:
+    import pymetis
+
+    return pymetis.Options(seed=seed, niter=REFINEMENTS)

@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import pad
 
 from atrl.credit.base import Reader, Request
 from atrl.credit.regions import Regions, Row, padded_regions, visual_token_ids
@@ -125,14 +124,14 @@ def _register_tap(kernel: str) -> str:
         recorder = None if prompts_alone() else _RECORDER.get()
         if recorder is not None:
             assert options.get("s_aux") is None, "the attention probe can't read kernels with learned sinks (s_aux)"
-            behind = key.shape[2] - query.shape[2]  # columns of prompts that were run before
             whole = options.get("sliding_window") is None and options.get("softcap") is None
             kept = kept_logsumexp(output[0]) if whole and not recorder.layers_run_again else None
             recorder.read(
                 module.layer_idx,
-                pad(query, (0, 0, behind, 0)),
+                query,
                 key,
-                logsumexp=None if kept is None else pad(kept, (behind, 0)),
+                behind=key.shape[2] - query.shape[2],  # columns of prompts that were run before
+                logsumexp=kept,
                 scaling=options.get("scaling") or query.shape[-1] ** -0.5,
                 sliding_window=options.get("sliding_window"),
                 softcap=options.get("softcap"),

@@ -78,9 +78,10 @@ class QueryKeyReader:
     def read_attention(
         self,
         layer: int,
-        query: Float[Tensor, "row heads column width"],
+        query: Float[Tensor, "row heads query width"],
         key: Float[Tensor, "row kv_heads column width"],
         *,
+        behind: int = 0,
         sliding_window: int | None = None,
         **of_scores: object,
     ) -> None:
@@ -95,7 +96,7 @@ class QueryKeyReader:
             self._image = score.new_full((regions.size, tokens, images), -1.0)
         for part, first, last in blocks(regions, heads, 1) if images else ():
             here = regions.part(part)
-            rows, keys = _unit_vectors(query, key, range(first, last), here)
+            rows, keys = _unit_vectors(query, key, range(first, last), here, behind)
             allowed = _allowed(here, sliding_window)
             step = max(1, CHUNK_ELEMENTS // (keys.shape[0] * keys.shape[1] * images))
             for start in range(0, tokens, step):
@@ -128,13 +129,13 @@ class QueryKeyReader:
 
 
 def _unit_vectors(
-    query: Tensor, key: Tensor, heads: range, regions: Regions
+    query: Tensor, key: Tensor, heads: range, regions: Regions, behind: int
 ) -> tuple[Float[Tensor, "response head token width"], Float[Tensor, "response head image width"]]:
     """Queries of the response tokens and keys of the image tokens, each of length 1."""
     per_group = query.shape[1] // key.shape[1]
     source = regions.source[:, None, None]
     chosen = torch.tensor(list(heads), device=query.device)[None, :, None]
-    rows = query[source, chosen, regions.rows[:, None, :]].float()
+    rows = query[source, chosen, regions.rows[:, None, :] - behind].float()
     keys = key[source, chosen // per_group, regions.columns[:, None, :]].float()
     return torch.nn.functional.normalize(rows, dim=-1), torch.nn.functional.normalize(keys, dim=-1)
 

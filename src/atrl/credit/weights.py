@@ -52,7 +52,7 @@ def perceptual_load(
     gives its cluster a small mean; the largest density finds that cluster all the same.
     """
     count = np.bincount(clusters)
-    mean = density.mean(dtype=np.float64)
+    mean = density.sum(dtype=np.float64) / len(density)
     if mean <= 0:
         return np.ones(len(count))
     if ranking == "peak":
@@ -73,8 +73,9 @@ def choose_anchors(
 
     Halves round up, and a response has at least one anchor. Ties go to the lower cluster id, then the earlier token.
     """
-    rank = np.argsort(np.argsort(-load, kind="stable"), kind="stable")
-    order = np.lexsort((np.arange(len(density)), -density, rank[clusters]))
+    rank = np.empty(len(load), np.int64)
+    rank[(-load).argsort(kind="stable")] = np.arange(len(load))
+    order = np.lexsort((-density, rank[clusters]))
     anchors = np.zeros(len(density), bool)
     anchors[order[: number_of(ratio, len(density))]] = True
     return anchors
