@@ -66,10 +66,10 @@ def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
     """Seconds of real training steps, variant by variant."""
     from rotation import VARIANTS, train_in_rotation
 
-    from atrl.credit.background import spare_cores
+    from atrl.credit.background import useful_workers
 
-    default = "worker" if spare_cores() else "inline"  # what credit.workers=auto takes
     taken = train_in_rotation(rounds, rollout, threads)
+    default = "worker" if useful_workers() else "inline"  # what credit.workers=auto takes
     result = {"rollout": rollout, "rounds": rounds, "threads": threads, "default": default}
     for name in ("worker", "inline"):
         shares = [own / base - 1 for own, base in zip(taken.seconds[name], taken.seconds["none"], strict=True)]

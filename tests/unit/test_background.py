@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from atrl import parallel
-from atrl.credit.background import Background, spare_cores
+from atrl.credit.background import Background, useful_workers
 
 
 def squares(items, power):
@@ -78,32 +78,40 @@ def test_closing_twice_and_opening_again(background):
     assert background.submit(squares, [2], 2)()[0][1] != os.getpid()
 
 
-def test_auto_takes_the_cores_that_torch_leaves(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for threads, world, spare in ((1, 1, 7), (8, 1, 0), (3, 2, 1), (4, 4, 0)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        monkeypatch.setattr(parallel, "world_size", lambda world=world: world)
-        assert spare_cores() == spare
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # one core drives the GPU
-    assert spare_cores() == 1
-    monkeypatch.setattr("atrl.credit.background.spare_cores", lambda: 0)
-    idle = Background("auto", option="credit.workers")
-    idle.open(nothing)
-    assert not idle.is_open and idle.submit(squares, [2], 2)() == [(4, os.getpid())]
+@pytest.mark.parametrize(
+    ("cores", "cuda", "threads", "world", "useful"),
+    [
+        (8, False, 6, 1, 2),  # idle cores
+        (64, False, 1, 1, 4),  # more would only take memory
+        (8, False, 8, 1, 1),  # one in the gaps of the training's threads
+        (2, False, 2, 1, 1),
+        (1, False, 1, 1, 0),  # a single core has no gaps
+        (8, False, 3, 2, 1),  # two ranks share the cores
+        (4, False, 1, 4, 0),
+        (8, True, 8, 1, 4),  # one core drives the GPU
+        (2, True, 8, 1, 1),
+        (4, True, 8, 4, 0),
+    ],
+)
+def test_auto_takes_what_the_training_leaves(monkeypatch, cores, cuda, threads, world, useful):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(parallel, "world_size", lambda: world)
+    assert useful_workers() == useful
 
 
-def test_auto_starts_four_at_most(monkeypatch):
-    """On a large machine more would only take memory."""
+@pytest.mark.parametrize("useful", [0, 3])
+def test_auto_starts_as_many_as_are_useful(monkeypatch, useful):
     asked = []
-    monkeypatch.setattr("atrl.credit.background.spare_cores", lambda: 60)
+    monkeypatch.setattr("atrl.credit.background.useful_workers", lambda: useful)
     monkeypatch.setattr(
         "atrl.credit.background.ProcessPoolExecutor", lambda count, *_: asked.append(count) or ThreadPoolExecutor(1)
     )
-    many = Background("auto", option="credit.workers")
-    many.open(nothing)
-    many.close()
-    assert asked == [4]
+    auto = Background("auto", option="credit.workers")
+    auto.open(nothing)
+    assert auto.is_open == bool(useful) and asked == [useful] * bool(useful)
+    auto.close()
 
 
 def test_a_process_that_dies_is_named(background):
@@ -142,6 +150,32 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker outlived its parent")
+
+
+CLUSTERING = """
+import os, sys
+
+def state(names):
+    return [*(name in sys.modules for name in names), os.environ["OMP_NUM_THREADS"]]
+
+if __name__ == "__main__":
+    from atrl.credit.atrl import AtrlCredit
+
+    scheme = AtrlCredit(workers=1)
+    scheme.open()
+    print(scheme._background.submit(state, ["torch", "pymetis", "atrl.credit.clusters"])())
+    scheme.close()
+"""
+
+
+def test_clustering_processes_are_small(tmp_path):
+    """Importing torch would take a second and 200 MB of each."""
+    (tmp_path / "train.py").write_text(CLUSTERING)
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "train.py"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[False, True, True, '1']"
 
 
 def test_errors_of_the_work_itself_come_through(background):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from atrl.credit import metis
 from atrl.credit.attention import AttentionCapture
 from atrl.credit.background import Background
 from atrl.credit.base import normalise
@@ -40,7 +41,7 @@ class AtrlCredit(DensityCredit):
         anchor_weight, rest_weight: before the weights are scaled to mean 1; a `rest_weight` of 0 is the hard form.
         seed: of METIS.
         workers: processes that cluster while the model does its next forward pass; 0 clusters in between, "auto" is as
-            many as cores are idle.
+            many as cores are idle, and one if none of several is.
     """
 
     edges: EdgeKind = "similarity"
@@ -100,7 +101,7 @@ class AtrlCredit(DensityCredit):
 
     def open(self) -> None:
         """Start the clustering processes."""
-        self._background.open(_prepare_worker)
+        self._background.open(metis.prepare_worker)
 
     def close(self) -> None:
         """Stop them."""
@@ -155,7 +156,3 @@ def token_rows(
         )
         for row in rows
     ]
-
-
-def _prepare_worker() -> None:
-    import pymetis  # noqa: F401

@@ -21,8 +21,8 @@ class Background:
     killed.
 
     Args:
-        workers: how many processes; 0 does the work in this one, when it is submitted. "auto" is as many as there are
-            cores that the training leaves alone, at most four.
+        workers: how many processes; 0 does the work in this one, when it is submitted. "auto" is what `useful_workers`
+            says.
         option: the config key that says so, for messages.
     """
 
@@ -32,7 +32,7 @@ class Background:
 
     def open(self, prepare: Callable[[], object]) -> None:
         """Start the processes, and `prepare` each: the first batch should not wait for its imports."""
-        self.workers = workers = min(4, spare_cores()) if self.workers == "auto" else self.workers
+        self.workers = workers = useful_workers() if self.workers == "auto" else self.workers
         if workers and self._pool is None:
             import multiprocessing
 
@@ -85,19 +85,21 @@ class Background:
         return wait
 
 
-def spare_cores() -> int:
-    """Cores that training leaves alone: all that this rank may have, less torch's threads, or less one beside a GPU.
+def useful_workers() -> int:
+    """One for each core that training leaves alone, at most four; one of two or more cores that all train; else none.
 
-    On cores that train, other processes take more from the training than they give: its threads wait for each other.
+    All that this rank may have are left alone but torch's threads, or but one beside a GPU. On cores that train a
+    single process still fills the gaps in which torch's threads wait for each other, at its lower priority; more would
+    take from the training what they give (`docs/benchmarks.md`).
     """
     import torch
 
     from atrl import parallel  # not above: worker processes import this file, and need no torch
 
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = (len(affinity(0)) if affinity else os.cpu_count() or 1) // parallel.world_size()
     busy = 1 if torch.cuda.is_available() else torch.get_num_threads()
-    return max(0, cores // parallel.world_size() - busy)
+    return min(4, max(cores - busy, 1 if cores > 1 else 0))
 
 
 def _enter_worker(prepare: Callable[[], object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -50,3 +51,12 @@ def _options(seed: int) -> pymetis.Options:
     import pymetis
 
     return pymetis.Options(seed=seed, niter=REFINEMENTS)
+
+
+def prepare_worker() -> None:
+    """Load what clustering needs in a process of its own, which takes one core and no more. That needs no torch."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # as numpy is imported it starts threads for its matrix products
+
+    import pymetis  # noqa: F401
+
+    import atrl.credit.clusters  # noqa: F401
