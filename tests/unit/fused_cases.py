@@ -39,6 +39,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     transposed: bool = False
     """Heads inside of columns in memory, as projections leave them."""
+    behind: int = 0
+    """So many columns have keys alone."""
 
 
 PACKED = ((0, 0, 20, 6), (0, 20, 45, 5), (1, 2, 31, 3))
@@ -59,6 +61,8 @@ CASES = {
     "width 128": Case(width=128),
     "width 8": Case(width=8),
     "heads inside of columns": Case(transposed=True),
+    "prompts were run before": Case(behind=33),
+    "prompts were run before, heads inside of columns": Case(behind=33, transposed=True, heads=(2, 0)),
     "one token": Case(layout=((0, 0, 45, 1),), images=(3,), heads=(2,)),
     "several tiles": Case(columns=211, layout=TWO_LONG, images=(71, 66)),
     "several tiles, left padding": Case(
@@ -86,13 +90,14 @@ def build(case: Case, device: str = "cpu") -> Block:
         return drawn.transpose(1, 2) if case.transposed else drawn
 
     return Block(
-        query=vectors(case.query_heads),
+        query=vectors(case.query_heads)[:, :, case.behind :],
         key=vectors(case.key_heads),
         heads=list(case.heads),
         regions=_regions(case, rows, device),
         scaling=2 * case.width**-0.5,  # scores of a standard deviation of 2: some columns hold a large part of a row
         sliding_window=case.window,
         softcap=case.softcap,
+        behind=case.behind,
     )
 
 
@@ -138,7 +143,7 @@ def capture(block: Block, *, fused: bool | None) -> AttentionCapture:
 
 
 def reference_lse(block: Block) -> torch.Tensor:
-    """[row heads column] in float64, for blocks without a window or a softcap; a row that sees nothing has −inf."""
+    """[row heads query] in float64, for blocks without a window or a softcap; a row that sees nothing has −inf."""
     assert block.sliding_window is None and block.softcap is None
     regions, columns = block.regions, torch.arange(block.key.shape[2], device=block.key.device)
     first = torch.zeros(len(regions.visible), len(columns), dtype=torch.long, device=columns.device)
@@ -147,7 +152,7 @@ def reference_lse(block: Block) -> torch.Tensor:
     seen = regions.visible[:, None] & (columns <= columns[:, None]) & (columns >= first[:, :, None])
     key = block.key.double().repeat_interleave(block.query.shape[1] // block.key.shape[1], dim=1)
     scores = block.query.double() @ key.transpose(2, 3) * block.scaling
-    return scores.masked_fill(~seen[:, None], -torch.inf).logsumexp(-1)
+    return scores.masked_fill(~seen[:, None, block.behind :], -torch.inf).logsumexp(-1)
 
 
 def assert_same(image: torch.Tensor, response: torch.Tensor, block: Block, *, atol: float = 1e-5) -> None:

@@ -152,3 +152,19 @@ def test_torch_makes_the_same_of_a_given_log_sum_exp(name):
     assert_same(image, response, plain)
     assert (image[~plain.regions.column_mask[:, None, None].expand_as(image)] == 0).all()
     assert (response[~plain.regions.row_mask] == 0).all()
+
+
+@pytest.mark.parametrize("lse_given", [False, True])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.behind])
+def test_queries_that_are_left_out_change_nothing(name, lse_given):
+    """Those of prompts that were run before; rows of padding, which point there, are masked."""
+    case = CASES[name]
+    whole, rest = build(replace(case, behind=0)), build(case)
+    assert rest.query.shape[2] == whole.query.shape[2] - case.behind > 0
+    if lse_given:
+        rest = replace(rest, lse=reference_lse(rest))
+    image, response = rest.masses(with_response=True)
+    expected_image, expected_response = whole.masses(with_response=True)
+    mask = whole.regions.row_mask
+    torch.testing.assert_close(image.transpose(1, 2)[mask], expected_image.transpose(1, 2)[mask], atol=1e-6, rtol=0)
+    torch.testing.assert_close(response[mask], expected_response[mask], atol=1e-6, rtol=0)

@@ -35,7 +35,8 @@ class Block:
     """Natural log-sum-exp of every query under the same mask, scaling and softcap, where the kernel kept it: then only
     the columns that are asked for are looked at. None works it out from the scores of all columns."""
     behind: int = 0
-    """Columns before the first query: of prompts that were run before, only keys are there."""
+    """Columns before the first query: of prompts that were run before, only keys are there. Rows of padding, which may
+    point there, get any query."""
 
     def masses(
         self, *, with_response: bool
@@ -89,8 +90,7 @@ class Block:
         self, tensor: Float[Tensor, "row heads query *entry"], rows: Int[Tensor, "response token"]
     ) -> Float[Tensor, "response head token *entry"]:
         """What `tensor` holds of the heads of this block for the queries that stand in `rows`."""
-        queries = tensor.shape[2]
-        places = self.regions.source[:, None] * queries + rows - self.behind
+        places = self.regions.source[:, None] * tensor.shape[2] + (rows - self.behind).clamp_min(0)
         # By one index: copying whole queries is several times as fast as looking up entries by two.
         chosen = tensor.transpose(1, 2).flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
         return (chosen if self.heads == list(range(tensor.shape[1])) else chosen[:, :, self.heads]).transpose(1, 2)

@@ -119,7 +119,8 @@ def _log_sum_exp_kernel(
     token = tl.program_id(0) * TILE + tl.arange(0, TILE)
     real = token < tokens
     row = tl.load(rows + response * tokens + token, mask=real, other=0)
-    queries = _vectors(query + place * q_row + head * q_head, row - behind, real, q_column, q_width, width, WIDTH)
+    asked = tl.maximum(row - behind, 0)
+    queries = _vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH)
     base = key + place * k_row + head // per_group * k_head
     top = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
@@ -153,6 +154,7 @@ def _mass_kernel(
     slot = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
     real, inside = token < tokens, slot < wanted
     row = tl.load(rows + response * tokens + token, mask=real, other=0)
+    asked = tl.maximum(row - behind, 0)
     column = tl.load(at + response * wanted + slot, mask=inside, other=0)
     there = inside & tl.load(at_mask + response * wanted + slot, mask=inside, other=0).to(tl.int1)
     seen = _seen(visible + place * columns, row, column, there, first, window)
@@ -160,7 +162,7 @@ def _mass_kernel(
     # Above the diagonal, or outside the window, a tile is 0 in every head: none is read.
     for number in range(group * heads_each, group * heads_each + heads_each * tl.max(seen.to(tl.int32))):
         head = tl.load(heads + number)
-        queries = _vectors(query + place * q_row + head * q_head, row - behind, real, q_column, q_width, width, WIDTH)
+        queries = _vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH)
         base = key + place * k_row + head // per_group * k_head
         keys = _vectors(base, column, there, k_column, k_width, width, WIDTH)
         scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)

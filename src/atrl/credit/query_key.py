@@ -135,7 +135,7 @@ def _unit_vectors(
     per_group = query.shape[1] // key.shape[1]
     source = regions.source[:, None, None]
     chosen = torch.tensor(list(heads), device=query.device)[None, :, None]
-    rows = query[source, chosen, regions.rows[:, None, :] - behind].float()
+    rows = query[source, chosen, (regions.rows - behind).clamp_min(0)[:, None, :]].float()
     keys = key[source, chosen // per_group, regions.columns[:, None, :]].float()
     return torch.nn.functional.normalize(rows, dim=-1), torch.nn.functional.normalize(keys, dim=-1)
 
