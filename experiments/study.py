@@ -5,11 +5,10 @@
 
 `run` goes on where it was stopped: a cell whose file is in `experiments/study/` is not run again. First each scheme's
 learning rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its
-own rate and is scored on the test split (`main`, five seeds; ten of uniform and atrl), and so do the `controls` and the
+own rate and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the
 `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
 answers, most tokens of which the reward does not depend on; its checkpoint is trained first, if it is not there. Its
-runs take several times as long, so it has fewer: five schemes, one seed of two values for the rates, three seeds,
-six of those that might win.
+runs take several times as long, so it has fewer: five schemes, one seed of two values for the rates, then three or six.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ VARIANTS = {
     "nine_to_one": ["credit=atrl", "credit.anchor_weight=9"],
     "load_map": ["credit=atrl", "credit.weights=load_map"],
     "ranked_by_mean": ["credit=atrl", "credit.rank_clusters=mean"],
+    "small_clusters": ["credit=atrl", "credit.num_clusters=32"],
     "attention_edges": ["credit=atrl", "credit.edges=attention"],
     "auto_heads": ["credit=atrl", "credit.heads=auto"],
     "vppo": ["credit=vppo"],
@@ -76,7 +76,7 @@ class Task:
     rates: tuple[float, ...] = RATES
     rate_seeds: tuple[int, ...] = (100, 101)
     seeds: int = 5
-    more_seeds: tuple[str, ...] = ("uniform", "atrl")
+    more_seeds: tuple[str, ...] = ("uniform", "atrl", "token_level", "oracle")
     """Schemes with twice as many seeds."""
     variants: tuple[str, ...] = tuple(VARIANTS)
 
@@ -89,8 +89,7 @@ TASKS = {
         rates=(2e-4, 4e-4),
         rate_seeds=(100,),
         seeds=3,
-        more_seeds=("uniform", "atrl", "token_level", "oracle"),
-        variants=(),
+        variants=("small_clusters",),
     ),
 }
 

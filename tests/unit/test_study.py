@@ -54,7 +54,7 @@ def test_the_rate_with_the_best_mean_over_seeds_is_chosen(study):
 
 
 def test_a_task_may_run_a_part(study):
-    """Two rates of five schemes on one seed; of those that have their rate three seeds, or six; no variants."""
+    """Two rates of five schemes on one seed; of those that have their rate three seeds, or six."""
     cells = study.rate_cells("wordy")
     assert len(cells) == 5 * 2 and {cell.seed for cell in cells} == {100}
     for cell in cells:
@@ -63,7 +63,7 @@ def test_a_task_may_run_a_part(study):
     main = study.main_cells("wordy")
     both = [(scheme, seed) for seed in range(3) for scheme in ("uniform", "anchor_only")]
     assert [(cell.scheme, cell.seed) for cell in main] == [*both, *(("uniform", seed) for seed in (3, 4, 5))]
-    assert study.variant_cells("wordy") == []
+    assert study.variant_cells("wordy") == []  # atrl's rate is not chosen
     assert len(study.variant_cells("geometry")) == 0  # no rate is chosen there
 
 
