@@ -4,8 +4,10 @@
 
 Step time is measured inside one training run whose steps alternate between `credit=none` (the fastest uniform step:
 no probe, no scoring pass), `credit=atrl` with a worker process for METIS, and without one. The three see the same
-prompts, seeds and weights (the learning rate is 0), in an order that rotates. The last line is one JSON object;
-`step_overhead_fraction` in it is that of whichever `credit.workers=auto` takes here.
+prompts, seeds and weights (the learning rate is 0), in an order that rotates. Their rollouts are the same work and over
+before credit begins: in `step_overhead_fraction` each is charged the mean of its round's three, because their seconds
+scatter by more than credit takes; `…_as_timed` charges each its own. The last line is one JSON object; figures without
+`_inline` or `_worker` are of whichever `credit.workers=auto` takes here.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rotation import Taken
 
 SHAPES = {  # layers, width, heads, key-value heads, feed-forward width, vocabulary: the published configurations
     "3b": (36, 2048, 16, 2, 11008, 151936),
@@ -71,16 +77,27 @@ def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
     taken = train_in_rotation(rounds, rollout, threads)
     default = "worker" if useful_workers() else "inline"  # what credit.workers=auto takes
     result = {"rollout": rollout, "rounds": rounds, "threads": threads, "default": default}
+    alike = with_equal_rollouts(taken)
     for name in ("worker", "inline"):
-        shares = [own / base - 1 for own, base in zip(taken.seconds[name], taken.seconds["none"], strict=True)]
-        suffix = "" if name == default else f"_{name}"
-        result[f"step_overhead_fraction{suffix}"] = statistics.median(shares)
-        result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
+        for kind, seconds in (("", alike), ("_as_timed", taken.seconds)):
+            shares = [own / base - 1 for own, base in zip(seconds[name], seconds["none"], strict=True)]
+            suffix = kind if name == default else f"{kind}_{name}"
+            result[f"step_overhead_fraction{suffix}"] = statistics.median(shares)
+            result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
     credit = {name: statistics.median(taken.credit_seconds[name]) for name in ("worker", "inline")}
     return result | {
         "step_seconds": {name: statistics.median(taken.seconds[name]) for name in VARIANTS},
         "credit_seconds": credit,
         "metis_seconds_hidden": credit["inline"] - credit["worker"],
+    }
+
+
+def with_equal_rollouts(taken: Taken) -> dict[str, list[float]]:
+    """Seconds of each variant's steps, its own rollouts' exchanged for the mean of the round's."""
+    means = [statistics.mean(round_) for round_ in zip(*taken.rollout_seconds.values(), strict=True)]
+    return {
+        name: [whole - own + mean for whole, own, mean in zip(seconds, taken.rollout_seconds[name], means, strict=True)]
+        for name, seconds in taken.seconds.items()
     }
 
 

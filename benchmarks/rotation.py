@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -30,6 +30,8 @@ class Taken:
     """Of the whole training step."""
     credit_seconds: dict[str, list[float]]
     """Of the phase `credit` in it."""
+    rollout_seconds: dict[str, list[float]]
+    """Of the phase `rollout`, which is over before credit begins."""
 
 
 class Rotate(Callback):
@@ -40,8 +42,7 @@ class Rotate(Callback):
         self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
         self._tokenizer, self._model = loaded.processor.tokenizer, loaded.model
         self.schemes = {"worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
-        self.seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-        self.credit_seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        self.taken = Taken(*({name: [] for name in VARIANTS} for _ in fields(Taken)))
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         number, place = divmod(batch_idx, len(VARIANTS))
@@ -56,8 +57,10 @@ class Rotate(Callback):
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.seconds[self._name].append(time.perf_counter() - self._start)
-        self.credit_seconds[self._name].append(pl_module.timer.lap().get("credit", 0.0))
+        self.taken.seconds[self._name].append(time.perf_counter() - self._start)
+        phases = pl_module.timer.lap()
+        self.taken.credit_seconds[self._name].append(phases.get("credit", 0.0))
+        self.taken.rollout_seconds[self._name].append(phases["rollout"])
         if self._probe is not None:
             self._probe.detach()
 
@@ -94,7 +97,5 @@ def train_in_rotation(rounds: int, rollout: str, threads: int | None) -> Taken:
         stages.fit(parts, stages.policy_module(parts, loaded), loader, callbacks, enable_progress_bar=False)
         for scheme in rotate.schemes.values():
             scheme.close()
-    counted = [
-        {name: values[WARM_UP:] for name, values in kind.items()} for kind in (rotate.seconds, rotate.credit_seconds)
-    ]
-    return Taken(*counted)
+    of_each = (getattr(rotate.taken, field.name) for field in fields(Taken))
+    return Taken(*({name: values[WARM_UP:] for name, values in taken.items()} for taken in of_each))

@@ -35,12 +35,12 @@ def read_tokens(token_ids: list[int], spans_of, tokenizer) -> list[bool]:
     share is never part of a reading.
     """
     pieces = token_pieces(token_ids, tokenizer)
+    text = "".join(pieces)
+    read = bytearray(len(text))
+    for start, stop in spans_of(text):
+        read[start:stop] = b"\1" * (stop - start)
     ends = accumulate(map(len, pieces))
-    spans = spans_of("".join(pieces))
-    return [
-        any(start < end and stop > end - len(piece) for start, stop in spans)
-        for piece, end in zip(pieces, ends, strict=True)
-    ]
+    return [1 in read[end - len(piece) : end] for piece, end in zip(pieces, ends, strict=True)]
 
 
 def token_pieces(token_ids: Sequence[int], tokenizer) -> list[str]:

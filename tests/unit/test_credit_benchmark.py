@@ -1,0 +1,31 @@
+"""The sums of `benchmarks/credit_overhead.py`."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.unit.test_step_benchmark import script
+
+
+def test_each_variant_is_charged_the_mean_rollouts_of_its_round():
+    """Of rollouts of 1, 2 and 3 seconds in one round, and of 2, 2 and 5 in the next, 2 and 3 are each step's."""
+    taken = SimpleNamespace(
+        seconds={"none": [3.0, 4.0], "worker": [4.0, 4.5], "inline": [6.0, 8.0]},
+        rollout_seconds={"none": [1.0, 2.0], "worker": [2.0, 2.0], "inline": [3.0, 5.0]},
+    )
+    alike = script("credit_overhead").with_equal_rollouts(taken)
+    assert alike == {"none": [4.0, 5.0], "worker": [4.0, 5.5], "inline": [5.0, 6.0]}
+
+
+def test_the_probe_s_arithmetic_by_hand(monkeypatch):
+    """One layer of one head of 128, width 128, feed-forward 256, vocabulary 1,000; 10 image and 4 response tokens.
+
+    142 tokens: projections 4 · 2 · 128², feed-forward 6 · 128 · 256, attention 4 · 128 · 71 each; logits 2 · 4 · 128,000.
+    The probe: scores 256 · 4 · 142, softmax 5 · 4 · 142, reductions 6 · 4 · 10 + 16.
+    """
+    benchmark = script("credit_overhead")
+    monkeypatch.setitem(benchmark.SHAPES, "hand", (1, 128, 1, 1, 256, 1000))
+    forward = 142 * (131072 + 196608 + 36352) + 1_024_000
+    assert benchmark.arithmetic_fraction("hand", 10, 4) == pytest.approx((145408 + 2840 + 256) / (3 * forward))
