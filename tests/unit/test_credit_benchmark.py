@@ -22,7 +22,7 @@ def test_each_variant_is_charged_the_mean_rollouts_of_its_round():
 def test_the_probe_s_arithmetic_by_hand(monkeypatch):
     """One layer of one head of 128, width 128, feed-forward 256, vocabulary 1,000; 10 image and 4 response tokens.
 
-    142 tokens: projections 4 · 2 · 128², feed-forward 6 · 128 · 256, attention 4 · 128 · 71 each; logits 2 · 4 · 128,000.
+    142 tokens: projections 8 · 128², feed-forward 6 · 128 · 256, attention 4 · 128 · 71 each; logits 2 · 4 · 128,000.
     The probe: scores 256 · 4 · 142, softmax 5 · 4 · 142, reductions 6 · 4 · 10 + 16.
     """
     benchmark = script("credit_overhead")
