@@ -145,16 +145,23 @@ def main_cells(task: str) -> list[Cell]:
 
 
 def control_cells(task: str) -> list[Cell]:
-    """Shuffled advantages at uniform's rate, and supervised training for about the same time."""
-    rate = chosen_rate(task, "uniform")
+    """Shuffled advantages at uniform's rate, supervised training for about the same time, and uniform credit at other
+    rates that a scheme which might win was given: a scheme must not win by its rate.
+    """
+    planned, rate = TASKS[task], chosen_rate(task, "uniform")
     if rate is None:
         return []
+    others = {chosen_rate(task, scheme) for scheme in planned.more_seeds} - {None, rate}
     shuffled = ("credit=uniform", "algorithm.advantage._target_=atrl.advantage.ShuffledAdvantage")
     supervised = ("credit=none", "stage=sft", "data.slip_rate=0.2", "sft.steps=300", "sft.learning_rate=5e-4")
     return [
         Cell(task, "controls", name, seed, rate, overrides)
-        for seed in range(TASKS[task].seeds)
+        for seed in range(planned.seeds)
         for name, overrides in (("shuffled", shuffled), ("supervised", supervised))
+    ] + [
+        Cell(task, "controls", f"uniform_at_{other:g}", seed, other, ("credit=uniform",))
+        for seed in range(2 * planned.seeds)
+        for other in sorted(others)
     ]
 
 
@@ -231,20 +238,20 @@ def table(task: str) -> str:
         for file in sorted((RESULTS / task / phase).glob("*.json")):
             result = json.loads(file.read_text())
             found.setdefault(result["scheme"], {})[result["seed"]] = result
-    base = found.get("uniform", {})
+    uniform = {name: runs for name, runs in found.items() if name == "uniform" or name.startswith("uniform_at_")}
+    at_rate = {next(iter(runs.values()))["learning_rate"]: runs for runs in uniform.values()}
     lines = [
-        "| scheme | rate | seeds | accuracy | less uniform's, by seed | mean over the curve "
-        "| recall | precision | AUC | bimodality |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| scheme | rate | seeds | accuracy | less uniform's, by seed | less uniform's at the same rate "
+        "| mean over the curve | recall | precision | AUC | bimodality |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for scheme in [*SCHEMES, "shuffled", "supervised", *VARIANTS]:
+    for scheme in [*uniform, *(name for name in SCHEMES if name != "uniform"), "shuffled", "supervised", *VARIANTS]:
         runs = found.get(scheme)
         if not runs:
             continue
         accuracy = shown(interval([run["accuracy"]["after"] for run in runs.values()]))
-        shared = [seed for seed in runs if seed in base]
-        differences = [runs[seed]["accuracy"]["after"] - base[seed]["accuracy"]["after"] for seed in shared]
-        against = "" if scheme == "uniform" or not differences else shown(interval(differences), sign=True)
+        rate = next(iter(runs.values()))["learning_rate"]
+        against = [less(runs, found.get("uniform", {})), less(runs, at_rate.get(rate, {}))]
         curves = [statistics.mean(run["curve"]) for run in runs.values() if run["curve"]]
         anchors = [
             f"{statistics.mean([run['anchors'][name] for run in runs.values()]):.2f}"
@@ -252,12 +259,18 @@ def table(task: str) -> str:
             else ""
             for name in ("anchor_recall", "anchor_precision", "anchor_auc", "bimodality")
         ]
-        rate = next(iter(runs.values()))["learning_rate"]
         curve = shown(interval(curves)) if curves else ""
-        lines.append(
-            f"| {scheme} | {rate:g} | {len(runs)} | {accuracy} | {against} | {curve} | {' | '.join(anchors)} |"
-        )
+        cells = [scheme, f"{rate:g}", str(len(runs)), accuracy, *against, curve, *anchors]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def less(runs: dict[int, dict], base: dict[int, dict]) -> str:
+    """Mean difference of accuracy to the run of `base` with the same seed, with its interval; empty where none is."""
+    if runs is base:
+        return ""
+    ends = [(runs[seed]["accuracy"]["after"], base[seed]["accuracy"]["after"]) for seed in runs if seed in base]
+    return shown(interval([own - other for own, other in ends]), sign=True) if ends else ""
 
 
 def shown(value: tuple[float, float], *, sign: bool = False) -> str:

@@ -67,6 +67,28 @@ def test_a_task_may_run_a_part(study):
     assert len(study.variant_cells("geometry")) == 0  # no rate is chosen there
 
 
+def test_uniform_is_also_run_at_the_rate_of_what_might_win(study):
+    """Both at the same rate: nothing to control. At two: six seeds of uniform at the other, and both differences."""
+    for cell in study.rate_cells("wordy"):
+        if cell.scheme in ("uniform", "oracle"):
+            write(cell, 0.5 + (cell.rate == 2e-4) / 10)
+    assert {cell.scheme for cell in study.control_cells("wordy")} == {"shuffled", "supervised"}
+    for cell in study.rate_cells("wordy"):
+        if cell.scheme == "oracle":
+            write(cell, 0.5 + (cell.rate == 4e-4) / 10)
+    extra = [cell for cell in study.control_cells("wordy") if cell.scheme == "uniform_at_0.0004"]
+    assert [(cell.seed, cell.rate, cell.overrides) for cell in extra] == [
+        (seed, 4e-4, ("credit=uniform",)) for seed in range(6)
+    ]
+    for cell in [*study.main_cells("wordy"), *extra]:
+        if cell.seed < 2:
+            write(cell, {"uniform": 0.5, "uniform_at_0.0004": 0.6}.get(cell.scheme, 0.7) + cell.seed / 10)
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:6] for row in study.table("wordy").splitlines()[2:]}
+    assert rows["oracle"][0] == "0.0004"
+    assert [cell.split(" ±")[0] for cell in rows["oracle"][3:5]] == ["+0.200", "+0.100"]
+    assert [cell.split(" ±")[0] for cell in rows["uniform_at_0.0004"][3:5]] == ["+0.100", ""]
+
+
 def test_intervals_by_hand(study):
     """Of 1, 2, 3: mean 2, standard deviation 1, t(2) = 4.303 over the root of 3."""
     mean, half = study.interval([1.0, 2.0, 3.0])
@@ -82,7 +104,8 @@ def test_the_table_pairs_runs_by_seed(study):
     assert [[cell.strip() for cell in row[:3]] for row in rows] == [["uniform", "0.0001", "3"], ["atrl", "0.0001", "2"]]
     assert rows[0][3].strip() == "0.600 ± 0.248" and rows[0][4].strip() == ""
     assert rows[1][4].strip() == "+0.150 ± 0.635"
-    assert rows[0][5].strip() == "0.450 ± 0.186"
+    assert rows[0][5].strip() == "" and rows[1][5].strip() == "+0.150 ± 0.635"
+    assert rows[0][6].strip() == "0.450 ± 0.186"
 
 
 def test_every_override_composes(study):
