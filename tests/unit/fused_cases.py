@@ -62,7 +62,7 @@ CASES = {
     "width 8": Case(width=8),
     "heads inside of columns": Case(transposed=True),
     "prompts were run before": Case(behind=33),
-    "prompts were run before, heads inside of columns": Case(behind=33, transposed=True, heads=(2, 0)),
+    "prompts were run before, heads inside of columns": Case(behind=33, transposed=True, heads=(1, 2)),
     "one token": Case(layout=((0, 0, 45, 1),), images=(3,), heads=(2,)),
     "several tiles": Case(columns=211, layout=TWO_LONG, images=(71, 66)),
     "several tiles, left padding": Case(
@@ -84,13 +84,15 @@ def build(case: Case, device: str = "cpu") -> Block:
     generator = torch.Generator().manual_seed(0)
     rows = 1 + max(source for source, *_ in case.layout)
 
-    def vectors(heads: int) -> torch.Tensor:
+    def vectors(heads: int, behind: int = 0) -> torch.Tensor:
         shape = (rows, case.columns, heads, case.width) if case.transposed else (rows, heads, case.columns, case.width)
         drawn = torch.randn(shape, generator=generator).to(device, case.dtype)
-        return drawn.transpose(1, 2) if case.transposed else drawn
+        if case.transposed:
+            return drawn[:, behind:].contiguous().transpose(1, 2)
+        return drawn[:, :, behind:].contiguous()
 
     return Block(
-        query=vectors(case.query_heads)[:, :, case.behind :],
+        query=vectors(case.query_heads, case.behind),
         key=vectors(case.key_heads),
         heads=list(case.heads),
         regions=_regions(case, rows, device),

@@ -90,10 +90,15 @@ class Block:
         self, tensor: Float[Tensor, "row heads query *entry"], rows: Int[Tensor, "response token"]
     ) -> Float[Tensor, "response head token *entry"]:
         """What `tensor` holds of the heads of this block for the queries that stand in `rows`."""
-        places = self.regions.source[:, None] * tensor.shape[2] + (rows - self.behind).clamp_min(0)
-        # By one index: copying whole queries is several times as fast as looking up entries by two.
-        chosen = tensor.transpose(1, 2).flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
-        return (chosen if self.heads == list(range(tensor.shape[1])) else chosen[:, :, self.heads]).transpose(1, 2)
+        source, asked = self.regions.source, (rows - self.behind).clamp_min(0)
+        first, last = self.heads[0], self.heads[-1] + 1
+        moved = tensor[:, first:last].transpose(1, 2)
+        if self.heads == list(range(first, last)) and moved.stride(0) == moved.stride(1) * moved.shape[1]:
+            # Rows and queries are one dimension without a copy: whole queries are several times as fast by one index.
+            places = source[:, None] * moved.shape[1] + asked
+            return moved.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+        heads = torch.tensor(self.heads, device=rows.device)
+        return tensor[source[:, None, None], heads[None, :, None], asked[:, None, :]]
 
     def _keys(self, columns: Int[Tensor, "response column"]) -> Float[Tensor, "response head column width"]:
         per_group = self.query.shape[1] // self.key.shape[1]

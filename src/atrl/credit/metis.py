@@ -18,7 +18,9 @@ REFINEMENTS = 1
 much time again (`docs/benchmarks.md`)."""
 
 
-def partition(starts: Integers, targets: Integers, weights: Integers, *, num_clusters: int, seed: int = 0) -> list[int]:
+def partition(
+    starts: Integers, targets: Integers, weights: Integers, *, num_clusters: int, seed: int = 0
+) -> Sequence[int]:
     """A cluster id for every node: about equal sizes, least weight of the edges cut.
 
     METIS: Karypis & Kumar, SIAM J. Sci. Comput. 20(1), 1998. Recursive bisection is asked for explicitly: pymetis
