@@ -99,7 +99,6 @@ def build(case: Case, device: str = "cpu") -> Block:
         scaling=2 * case.width**-0.5,  # scores of a standard deviation of 2: some columns hold a large part of a row
         sliding_window=case.window,
         softcap=case.softcap,
-        behind=case.behind,
     )
 
 

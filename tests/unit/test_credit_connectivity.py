@@ -77,6 +77,14 @@ def test_heads_and_rollouts_are_judged_alone():
     assert dropped.nonzero().tolist() == [[0, 0, 0], [1, 1, 0]]  # rollout, head, column
 
 
+def test_what_rows_of_padding_look_at_makes_no_sink():
+    """Two of three rows look at column 0 alone, and are padding; the real row looks everywhere alike."""
+    image = torch.tensor([[0.1, 0.1, 0.1, 0.1], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, False, False]])
+    left = remove_sinks(image[None, None], torch.ones(1, 4, dtype=torch.bool), mask, factor=2.0)
+    assert torch.equal(left[0, 0, 0], image[0])
+
+
 def test_a_head_that_gives_everything_to_a_sink_stays_finite():
     left = without_sinks([[1.0, 0.0, 0.0, 0.0]] * 3, 2.0)
     assert left.isfinite().all() and (left == 0).all()

@@ -235,6 +235,19 @@ def test_packed_sequences_see_their_own_picture_alone():
     torch.testing.assert_close(found[1], cosine(query[0, :, 5:7], keys[0, :, 4, None], dim=2))
 
 
+def test_queries_of_the_last_columns_suffice():
+    """Where prompts were run before, only their keys are there."""
+    ids = torch.tensor([[9, 9, 1, 1, 2, 2, 2]])
+    batch = replace(batch_of([(3, 2)]), input_ids=ids, attention_mask=torch.ones_like(ids))
+    query, key = random_vectors(7)
+    scores = []
+    for first in (0, 3):
+        reader = QueryKeyReader(QueryKeyRequest(), padded_regions(batch, [9]))
+        reader.read_attention(0, query[:, :, first:], key, scaling=1.0)
+        scores.append(reader.result().score)
+    assert scores[0].abs().min() > 0 and torch.equal(*scores)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_a_sliding_window_hides_the_picture(pooling):
     """Images at 0 and 1, responses predicted from 3 to 5: a window of 3 shows column 1 to the first, then none."""

@@ -100,15 +100,14 @@ class AttentionReader:
         key: Float[Tensor, "row kv_heads column width"],
         *,
         scaling: float,
-        behind: int = 0,
         sliding_window: int | None = None,
         softcap: float | None = None,
         logsumexp: Float[Tensor, "row heads query"] | None = None,
     ) -> None:
         """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding.
 
-        `behind` columns have keys and no query, since they were run before. `logsumexp` is each query's over all
-        columns before it, if the kernel kept it; not of a window, nor of a softcap.
+        The queries are those of the last columns: where prompts were run before, only their keys are there. `logsumexp`
+        is each query's over all columns before it, if the kernel kept it; not of a window, nor of a softcap.
         """
         heads = self._wanted_heads(layer, query.shape[1])
         if not heads or layer in self._total:
@@ -123,15 +122,7 @@ class AttentionReader:
         for part, first, last in blocks(regions, len(heads), held):
             here = regions.part(part)
             block = Block(
-                query.detach(),
-                key.detach(),
-                heads[first:last],
-                here,
-                scaling,
-                sliding_window,
-                softcap,
-                logsumexp,
-                behind,
+                query.detach(), key.detach(), heads[first:last], here, scaling, sliding_window, softcap, logsumexp
             )
             image, response = self._masses(block, with_response=self._response is not None)
             if self._request.sink_factor > 0:

@@ -34,9 +34,12 @@ class Block:
     lse: Float[Tensor, "row heads query"] | None = None
     """Natural log-sum-exp of every query under the same mask, scaling and softcap, where the kernel kept it: then only
     the columns that are asked for are looked at. None works it out from the scores of all columns."""
-    behind: int = 0
-    """Columns before the first query: of prompts that were run before, only keys are there. Rows of padding, which may
-    point there, get any query."""
+
+    @property
+    def behind(self) -> int:
+        """Columns before the first query: of prompts that were run before, only keys are there. Rows of padding, which
+        may point there, get any query."""
+        return self.key.shape[2] - self.query.shape[2]
 
     def masses(
         self, *, with_response: bool

@@ -58,7 +58,6 @@ class HeadMapReader:
         key: Float[Tensor, "row kv_heads column width"],
         *,
         scaling: float,
-        behind: int = 0,
         sliding_window: int | None = None,
         softcap: float | None = None,
         logsumexp: Float[Tensor, "row heads query"] | None = None,
@@ -68,8 +67,7 @@ class HeadMapReader:
         found = query.new_zeros(regions.size, heads, regions.columns.shape[1], dtype=torch.float32)
         for part, first, last in blocks(regions, heads, key.shape[2]):
             here = regions.part(part)
-            chosen = list(range(first, last))
-            block = Block(query, key, chosen, here, scaling, sliding_window, softcap, logsumexp, behind)
+            block = Block(query, key, list(range(first, last)), here, scaling, sliding_window, softcap, logsumexp)
             image, _ = block.masses(with_response=False)
             if self._request.sink_factor > 0:
                 image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    import pymetis
 
     Integers = Sequence[int] | np.ndarray
 
@@ -43,16 +41,9 @@ def partition(
         adjacency=pymetis.CSRAdjacency(starts, targets),
         eweights=weights,
         recursive=True,
-        options=_options(seed),
+        options=pymetis.Options(seed=seed, niter=REFINEMENTS),
     )
     return membership
-
-
-@cache  # filling in the forty of them takes a twentieth of a short response's time
-def _options(seed: int) -> pymetis.Options:
-    import pymetis
-
-    return pymetis.Options(seed=seed, niter=REFINEMENTS)
 
 
 def prepare_worker() -> None:

@@ -130,7 +130,6 @@ def _register_tap(kernel: str) -> str:
                 module.layer_idx,
                 query,
                 key,
-                behind=key.shape[2] - query.shape[2],  # columns of prompts that were run before
                 logsumexp=kept,
                 scaling=options.get("scaling") or query.shape[-1] ** -0.5,
                 sliding_window=options.get("sliding_window"),

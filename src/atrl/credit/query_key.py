@@ -81,7 +81,6 @@ class QueryKeyReader:
         query: Float[Tensor, "row heads query width"],
         key: Float[Tensor, "row kv_heads column width"],
         *,
-        behind: int = 0,
         sliding_window: int | None = None,
         **of_scores: object,
     ) -> None:
@@ -96,7 +95,7 @@ class QueryKeyReader:
             self._image = score.new_full((regions.size, tokens, images), -1.0)
         for part, first, last in blocks(regions, heads, 1) if images else ():
             here = regions.part(part)
-            rows, keys = _unit_vectors(query, key, range(first, last), here, behind)
+            rows, keys = _unit_vectors(query, key, range(first, last), here)
             allowed = _allowed(here, sliding_window)
             step = max(1, CHUNK_ELEMENTS // (keys.shape[0] * keys.shape[1] * images))
             for start in range(0, tokens, step):
@@ -129,10 +128,10 @@ class QueryKeyReader:
 
 
 def _unit_vectors(
-    query: Tensor, key: Tensor, heads: range, regions: Regions, behind: int
+    query: Tensor, key: Tensor, heads: range, regions: Regions
 ) -> tuple[Float[Tensor, "response head token width"], Float[Tensor, "response head image width"]]:
     """Queries of the response tokens and keys of the image tokens, each of length 1."""
-    per_group = query.shape[1] // key.shape[1]
+    per_group, behind = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]  # see `Block.behind`
     source = regions.source[:, None, None]
     chosen = torch.tensor(list(heads), device=query.device)[None, :, None]
     rows = query[source, chosen, (regions.rows - behind).clamp_min(0)[:, None, :]].float()
