@@ -4,9 +4,9 @@
 
 Step time is measured inside one training run whose steps alternate between `credit=none` (the fastest uniform step:
 no probe, no scoring pass), `credit=atrl` with a worker process for METIS, and without one. The three see the same
-prompts, seeds and weights (the learning rate is 0), in an order that rotates. Their rollouts are the same work and over
-before credit begins: in `step_overhead_fraction` each is charged the mean of its round's three, because their seconds
-scatter by more than credit takes; `…_as_timed` charges each its own. The last line is one JSON object; figures without
+prompts, seeds and weights (the learning rate is 0), in an order that rotates, and the same rollouts: these are over
+before credit begins and their seconds scatter by more than credit takes, so the first of a round draws them, all are
+charged them, and the three updates follow each other closely. The last line is one JSON object; figures without
 `_inline` or `_worker` are of whichever `credit.workers=auto` takes here.
 """
 
@@ -77,26 +77,27 @@ def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
     taken = train_in_rotation(rounds, rollout, threads)
     default = "worker" if useful_workers() else "inline"  # what credit.workers=auto takes
     result = {"rollout": rollout, "rounds": rounds, "threads": threads, "default": default}
-    alike = with_equal_rollouts(taken)
+    seconds = with_rollouts(taken)
     for name in ("worker", "inline"):
-        for kind, seconds in (("", alike), ("_as_timed", taken.seconds)):
-            shares = [own / base - 1 for own, base in zip(seconds[name], seconds["none"], strict=True)]
-            suffix = kind if name == default else f"{kind}_{name}"
-            result[f"step_overhead_fraction{suffix}"] = statistics.median(shares)
-            result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
+        shares = [own / base - 1 for own, base in zip(seconds[name], seconds["none"], strict=True)]
+        suffix = "" if name == default else f"_{name}"
+        result[f"step_overhead_fraction{suffix}"] = statistics.median(shares)
+        result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
     credit = {name: statistics.median(taken.credit_seconds[name]) for name in ("worker", "inline")}
     return result | {
-        "step_seconds": {name: statistics.median(taken.seconds[name]) for name in VARIANTS},
+        "step_seconds": {name: statistics.median(seconds[name]) for name in VARIANTS},
         "credit_seconds": credit,
         "metis_seconds_hidden": credit["inline"] - credit["worker"],
     }
 
 
-def with_equal_rollouts(taken: Taken) -> dict[str, list[float]]:
-    """Seconds of each variant's steps, its own rollouts' exchanged for the mean of the round's."""
-    means = [statistics.mean(round_) for round_ in zip(*taken.rollout_seconds.values(), strict=True)]
+def with_rollouts(taken: Taken) -> dict[str, list[float]]:
+    """Seconds of each variant's steps with its round's rollouts, whichever variant drew them."""
+    drawing = [sum(round_) for round_ in zip(*taken.rollout_seconds.values(), strict=True)]
     return {
-        name: [whole - own + mean for whole, own, mean in zip(seconds, taken.rollout_seconds[name], means, strict=True)]
+        name: [
+            whole - own + all_ for whole, own, all_ in zip(seconds, taken.rollout_seconds[name], drawing, strict=True)
+        ]
         for name, seconds in taken.seconds.items()
     }
 
@@ -213,7 +214,7 @@ def clustering_milliseconds(tokens: int = 1000, images: int = 1000, repeats: int
 
     from atrl.credit import metis
     from atrl.credit.atrl import AtrlCredit
-    from atrl.credit.clusters import TokenRows, weigh
+    from atrl.credit.clusters import TokenRows, weigh_all
     from atrl.credit.graph import combined, nearest_neighbours, similarity_strengths
 
     generator = np.random.default_rng(0)
@@ -231,7 +232,7 @@ def clustering_milliseconds(tokens: int = 1000, images: int = 1000, repeats: int
 
     return {
         "metis_milliseconds_per_1000_tokens": median(lambda: metis.partition(*graph, num_clusters=8)),
-        "clustering_milliseconds_per_1000_tokens": median(lambda: weigh(rows, AtrlCredit().settings)),
+        "clustering_milliseconds_per_1000_tokens": median(lambda: weigh_all([rows], AtrlCredit().settings)),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from atrl.credit.atrl import AtrlCredit
 from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.probe import AttentionProbe
 from atrl.data.loader import PromptLoader
+from atrl.rollout.bound import RolloutSource
+from atrl.types import Prompt, RolloutGroup
 
 VARIANTS = ("none", "worker", "inline")
 WARM_UP = 3
@@ -31,7 +34,28 @@ class Taken:
     credit_seconds: dict[str, list[float]]
     """Of the phase `credit` in it."""
     rollout_seconds: dict[str, list[float]]
-    """Of the phase `rollout`, which is over before credit begins."""
+    """Of the phase `rollout`, which is over before credit begins; all but nothing where a variant was handed them."""
+
+
+class DrawnOnce:
+    """Rollouts of another source; asked again for those it gave last, it gives the same ones."""
+
+    def __init__(self, source: RolloutSource) -> None:
+        self._source, self._asked, self._groups = source, None, []
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]:
+        """A group of rollouts for every prompt; a seed is asked with the same prompts always."""
+        if self._asked != seed:
+            self._asked, self._groups = seed, self._source.generate(prompts, seed=seed)
+        return self._groups
+
+    def rest(self) -> None:
+        """As the source does."""
+        self._source.rest()
+
+    def update_weights(self, parameters, version: int) -> None:
+        """As the source does."""
+        self._source.update_weights(parameters, version)
 
 
 class Rotate(Callback):
@@ -43,6 +67,9 @@ class Rotate(Callback):
         self._tokenizer, self._model = loaded.processor.tokenizer, loaded.model
         self.schemes = {"worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
         self.taken = Taken(*({name: [] for name in VARIANTS} for _ in fields(Taken)))
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        pl_module.rollouts = DrawnOnce(pl_module.rollouts)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         number, place = divmod(batch_idx, len(VARIANTS))

@@ -9,14 +9,23 @@ import pytest
 from tests.unit.test_step_benchmark import script
 
 
-def test_each_variant_is_charged_the_mean_rollouts_of_its_round():
-    """Of rollouts of 1, 2 and 3 seconds in one round, and of 2, 2 and 5 in the next, 2 and 3 are each step's."""
+def test_each_variant_is_charged_the_rollouts_of_its_round():
+    """They took 1 second in the first round, for `none`, and 2 in the next, for `worker`; handing them on took none."""
     taken = SimpleNamespace(
-        seconds={"none": [3.0, 4.0], "worker": [4.0, 4.5], "inline": [6.0, 8.0]},
-        rollout_seconds={"none": [1.0, 2.0], "worker": [2.0, 2.0], "inline": [3.0, 5.0]},
+        seconds={"none": [3.0, 4.0], "worker": [4.0, 6.5], "inline": [6.0, 8.0]},
+        rollout_seconds={"none": [1.0, 0.0], "worker": [0.0, 2.0], "inline": [0.0, 0.0]},
     )
-    alike = script("credit_overhead").with_equal_rollouts(taken)
-    assert alike == {"none": [4.0, 5.0], "worker": [4.0, 5.5], "inline": [5.0, 6.0]}
+    whole = script("credit_overhead").with_rollouts(taken)
+    assert whole == {"none": [3.0, 6.0], "worker": [5.0, 6.5], "inline": [7.0, 10.0]}
+
+
+def test_a_round_draws_its_rollouts_once():
+    """Those of the next seed are new ones."""
+    asked = []
+    source = SimpleNamespace(generate=lambda prompts, seed: asked.append((prompts, seed)) or [f"{prompts} {seed}"])
+    rollouts = script("rotation").DrawnOnce(source)
+    found = [rollouts.generate("p", seed=seed) for seed in ("0", "0", "0", "1", "1")]
+    assert found == [["p 0"]] * 3 + [["p 1"]] * 2 and asked == [("p", "0"), ("p", "1")]
 
 
 def test_the_probe_s_arithmetic_by_hand(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -222,6 +224,20 @@ def test_read_tokens_are_the_digits_of_the_first_reading(processor):
     chosen = read_tokens(token_ids, RULE.spans, tokenizer)
     digits = [place for place, token in enumerate(token_ids) if tokenizer.decode([token]) in "2345"]
     assert [place for place, read in enumerate(chosen) if read] == digits[:2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_token_is_read_if_one_of_its_characters_is(seed):
+    """Against characters marked one by one: tokens without text, spans that share a token, groups without a match."""
+    generator = random.Random(seed)
+    pieces = ["".join(generator.choices("abc", k=generator.choice((0, 1, 1, 2, 5)))) for _ in range(30)]
+    length = sum(map(len, pieces))
+    spans = [tuple(sorted(generator.choices(range(length + 1), k=2))) for _ in range(3)] + [(-1, -1), (7, 7)]
+    tokenizer = type("Tokenizer", (), {"decode": lambda self, ids: pieces[ids[0]]})()
+    marked = {place for start, stop in spans for place in range(start, stop)}
+    ends = list(itertools.accumulate(map(len, pieces)))
+    expected = [not marked.isdisjoint(range(end - len(piece), end)) for end, piece in zip(ends, pieces, strict=True)]
+    assert read_tokens(list(range(30)), lambda text: spans, tokenizer) == expected
 
 
 def test_reading_mask_covers_trained_tokens_of_problems_with_a_rule(processor):

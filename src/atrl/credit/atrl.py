@@ -15,7 +15,7 @@ from atrl.credit import metis
 from atrl.credit.attention import AttentionCapture
 from atrl.credit.background import Background
 from atrl.credit.base import normalise
-from atrl.credit.clusters import ClusterSettings, TokenRows, cluster_links, partition, token_graph, weigh_all
+from atrl.credit.clusters import ClusterSettings, TokenRows, cluster_links, partition_all, token_graph, weigh_all
 from atrl.credit.density import DensityCredit
 from atrl.credit.graph import EdgeKind
 from atrl.credit.weights import Ranking, check_count, check_weights
@@ -96,7 +96,7 @@ class AtrlCredit(DensityCredit):
         if self.edges != "similarity" or len(density) < 4 or not density.any():
             return None
         rows = TokenRows(density=density, image=image, targets=None, strengths=None)
-        clusters = partition(rows, self.settings)
+        [clusters] = partition_all([rows], self.settings)
         return clusters, cluster_links(*token_graph(rows, self.settings), clusters)
 
     def open(self) -> None:

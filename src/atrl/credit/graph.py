@@ -31,7 +31,7 @@ def similarity_strengths(image: Float[np.ndarray, "token image"]) -> Float[np.nd
     rows = image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), _TINY)
     similarity = rows @ rows.T
     # Matrix products are symmetric only up to rounding; METIS wants both copies of an edge to weigh the same.
-    return np.maximum((similarity + similarity.T) / 2, 0)
+    return np.maximum(np.maximum(similarity, similarity.T), 0)
 
 
 def combined(parts: list[Float[np.ndarray, "token token"]]) -> Float[np.ndarray, "token token"]:
@@ -53,11 +53,14 @@ def nearest_neighbours(
 
     METIS wants integer weights; strengths map to 1 … 1000, relative to the strongest edge. Ties go to the lower index.
     """
-    chosen = _strongest(strengths, min(neighbours, len(strengths) - 1)) & (strengths > 0)
+    tokens = len(strengths)
+    chosen = _strongest(strengths, min(neighbours, tokens - 1)) & (strengths > 0)
     chosen |= chosen.T
-    weights = np.rint(1 + 999 * strengths[chosen] / max(strengths.max(initial=0), _TINY)).astype(np.int64)
-    starts = np.concatenate([[0], chosen.sum(axis=1).cumsum()])
-    return starts, np.nonzero(chosen)[1], weights
+    places = np.flatnonzero(chosen)
+    kept = strengths.ravel()[places]
+    weights = np.rint(1 + 999 * kept / max(kept.max(initial=0), _TINY)).astype(np.int64)
+    starts = places.searchsorted(np.arange(tokens + 1) * tokens)
+    return starts, places % max(tokens, 1), weights
 
 
 def _strongest(strengths: Float[np.ndarray, "token token"], count: int) -> Bool[np.ndarray, "token token"]:
@@ -65,5 +68,8 @@ def _strongest(strengths: Float[np.ndarray, "token token"], count: int) -> Bool[
     if count == 0:
         return np.zeros(strengths.shape, bool)
     last = np.partition(strengths, -count, axis=1)[:, -count, None]
+    largest = strengths >= last
+    if np.count_nonzero(largest) == count * len(strengths):
+        return largest
     above, tied = strengths > last, strengths == last
     return above | (tied & (tied.cumsum(axis=1) <= count - above.sum(axis=1, keepdims=True)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -15,17 +17,12 @@ def reading_mask(groups, tokenizer, mask: Bool[Tensor, "rollout response"]) -> B
     """Which response tokens spell out what the reading rules of their problems name; None if no problem has a rule."""
     if all(group.prompt.problem.reading is None for group in groups):
         return None
-    reading = torch.zeros(mask.shape, dtype=torch.bool)
-    row = 0
-    for group in groups:
-        rule = group.prompt.problem.reading
-        for rollout in group.rollouts:
-            if rule is not None:
-                reading[row, : len(rollout.token_ids)] = torch.tensor(
-                    read_tokens(rollout.token_ids, rule.spans, tokenizer), dtype=torch.bool
-                )
-            row += 1
-    return reading.to(mask.device) & mask
+    reading = np.zeros(mask.shape, bool)
+    responses = ((group.prompt.problem.reading, rollout.token_ids) for group in groups for rollout in group.rollouts)
+    for row, (rule, token_ids) in enumerate(responses):
+        if rule is not None:
+            reading[row, : len(token_ids)] = read_tokens(token_ids, rule.spans, tokenizer)
+    return torch.from_numpy(reading).to(mask.device) & mask
 
 
 def read_tokens(token_ids: list[int], spans_of, tokenizer) -> list[bool]:
@@ -35,12 +32,13 @@ def read_tokens(token_ids: list[int], spans_of, tokenizer) -> list[bool]:
     share is never part of a reading.
     """
     pieces = token_pieces(token_ids, tokenizer)
-    text = "".join(pieces)
-    read = bytearray(len(text))
-    for start, stop in spans_of(text):
-        read[start:stop] = b"\1" * (stop - start)
-    ends = accumulate(map(len, pieces))
-    return [1 in read[end - len(piece) : end] for piece, end in zip(pieces, ends, strict=True)]
+    bounds = list(accumulate(map(len, pieces), initial=0))  # token i is the characters bounds[i] to bounds[i + 1]
+    read = [False] * len(pieces)
+    for start, stop in spans_of("".join(pieces)):
+        if start < stop:  # an empty one is of a group that matched nothing
+            for token in range(bisect_right(bounds, start) - 1, bisect_left(bounds, stop)):
+                read[token] = bool(pieces[token])  # a token without text holds no character of it
+    return read
 
 
 def token_pieces(token_ids: Sequence[int], tokenizer) -> list[str]:
