@@ -66,13 +66,14 @@ def weigh(
 
 def partition_all(responses: Sequence[TokenRows], settings: ClusterSettings) -> list[Int[np.ndarray, "token"]]:
     """The cluster of every token of each of `responses`."""
+    counts = [settings.clusters(len(rows.density)) for rows in responses]
     # All graphs before all cuts: in turns, METIS and numpy empty each other's caches, which costs a fifth in time.
-    graphs = [token_graph(rows, settings) if settings.clusters(len(rows.density)) > 1 else None for rows in responses]
+    graphs = [token_graph(rows, settings) if count > 1 else None for rows, count in zip(responses, counts, strict=True)]
     return [
         np.zeros(len(rows.density), np.int64)
         if graph is None
-        else np.array(metis.partition(*graph, num_clusters=settings.clusters(len(rows.density)), seed=settings.seed))
-        for rows, graph in zip(responses, graphs, strict=True)
+        else np.array(metis.partition(*graph, num_clusters=count, seed=settings.seed))
+        for rows, graph, count in zip(responses, graphs, counts, strict=True)
     ]
 
 
