@@ -93,12 +93,10 @@ def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
 
 def with_rollouts(taken: Taken) -> dict[str, list[float]]:
     """Seconds of each variant's steps with its round's rollouts, whichever variant drew them."""
-    drawing = [sum(round_) for round_ in zip(*taken.rollout_seconds.values(), strict=True)]
+    own, drawn = taken.rollout_seconds, [sum(round_) for round_ in zip(*taken.rollout_seconds.values(), strict=True)]
     return {
-        name: [
-            whole - own + all_ for whole, own, all_ in zip(seconds, taken.rollout_seconds[name], drawing, strict=True)
-        ]
-        for name, seconds in taken.seconds.items()
+        name: [step - mine + whole for step, mine, whole in zip(steps, own[name], drawn, strict=True)]
+        for name, steps in taken.seconds.items()
     }
 
 

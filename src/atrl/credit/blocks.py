@@ -45,28 +45,20 @@ class Block:
         self, *, with_response: bool
     ) -> tuple[Float[Tensor, "response head token image"], Float[Tensor, "response token token"] | None]:
         """Mass of every token's row on its image columns, and on its response columns summed over the heads."""
-        size, tokens = self.regions.rows.shape
-        at_rows = self._exponentials_at if self.lse is not None else partial(self._softmax_at, self._every_key())
-        step = max(1, CHUNK_ELEMENTS // max(1, size * len(self.heads) * self.key.shape[2]))
-        if step >= tokens:
-            return self._masses_of(at_rows(slice(0, tokens)), with_response)
-        width = self.regions.columns.shape[1]
-        image = self.key.new_empty(size, len(self.heads), tokens, width, dtype=torch.float32)
+        regions, heads = self.regions, len(self.heads)
+        size, tokens = regions.rows.shape
+        image = self.key.new_empty(size, heads, tokens, regions.columns.shape[1], dtype=torch.float32)
         response = image.new_empty(size, tokens, tokens) if with_response else None
+        at_rows = self._exponentials_at if self.lse is not None else partial(self._softmax_at, self._every_key())
+        real = torch.ones_like(regions.tokens, dtype=torch.bool)
+        step = max(1, CHUNK_ELEMENTS // max(1, size * heads * self.key.shape[2]))
         for start in range(0, tokens, step):
             part = slice(start, min(start + step, tokens))
-            image[:, :, part], looked_back = self._masses_of(at_rows(part), with_response)
+            mass = at_rows(part)
+            image[:, :, part] = mass(regions.columns, regions.column_mask)
             if response is not None:
-                response[:, part] = looked_back
+                response[:, part] = mass(regions.tokens, real).sum(dim=1)
         return image, response
-
-    def _masses_of(self, mass: MassAt, with_response: bool) -> tuple[Tensor, Tensor | None]:
-        """What `masses` says, of some tokens."""
-        regions = self.regions
-        image = mass(regions.columns, regions.column_mask)
-        if not with_response:
-            return image, None
-        return image, mass(regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool)).sum(dim=1)
 
     def _every_key(self) -> Float[Tensor, "response head column width"]:
         return self._keys(torch.arange(self.key.shape[2], device=self.key.device).expand(self.regions.size, -1))
@@ -84,13 +76,12 @@ class Block:
         """By ``exp(score − lse)`` of the tokens `part` at the wanted columns alone."""
         regions, rows = self.regions, self.regions.rows[:, part]
         query, lse = self._queries(rows).flatten(0, 1), self.of_rows(self.lse, rows).float().flatten(0, 1)
-        last = torch.where(regions.row_mask[:, part], rows, -1)[:, :, None]  # that the row may look at
 
         def at(columns: Tensor, real: Tensor) -> Tensor:
             key = self._keys(columns).flatten(0, 1)
             mass = torch.baddbmm(lse[..., None], query, key.mT, beta=-1, alpha=self.scaling).exp_()
-            real = real & (columns >= regions.start[:, None]) & regions.visible[regions.source[:, None], columns]
-            seen = torch.where(real, columns, self.key.shape[2])[:, None, :] <= last
+            seen = real & (columns >= regions.start[:, None]) & regions.visible[regions.source[:, None], columns]
+            seen = seen[:, None, :] & (columns[:, None, :] <= rows[:, :, None]) & regions.row_mask[:, part, None]
             return torch.where(seen[:, None], mass.unflatten(0, (regions.size, -1)), 0.0)
 
         return at
@@ -113,14 +104,9 @@ class Block:
         return tensor[source[:, None, None], heads[None, :, None], asked[:, None, :]]
 
     def _keys(self, columns: Int[Tensor, "response column"]) -> Float[Tensor, "response head column width"]:
-        groups, length = self.key.shape[1:3]
-        per_group = self.query.shape[1] // groups
-        group = torch.tensor([head // per_group for head in self.heads], device=columns.device)[None, :, None]
-        source, columns = self.regions.source[:, None, None], columns[:, None, :]
-        if self.key.is_contiguous():  # by one index, as above
-            places = (source * groups + group) * length + columns
-            return self.key.flatten(0, 2).index_select(0, places.flatten()).unflatten(0, places.shape).float()
-        return self.key[source, group, columns].float()
+        per_group = self.query.shape[1] // self.key.shape[1]
+        groups = torch.tensor([head // per_group for head in self.heads], device=columns.device)
+        return self.key[self.regions.source[:, None, None], groups[None, :, None], columns[:, None, :]].float()
 
     def _softmax_rows(
         self, key: Float[Tensor, "response head column width"], rows: Int[Tensor, "response token"]

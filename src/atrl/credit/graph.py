@@ -60,7 +60,7 @@ def nearest_neighbours(
     kept = strengths.ravel()[places]
     weights = np.rint(1 + 999 * kept / max(kept.max(initial=0), _TINY)).astype(np.int64)
     starts = places.searchsorted(np.arange(tokens + 1) * tokens)
-    return starts, places % max(tokens, 1), weights
+    return starts, places % tokens, weights
 
 
 def _strongest(strengths: Float[np.ndarray, "token token"], count: int) -> Bool[np.ndarray, "token token"]:

@@ -43,9 +43,7 @@ class Regions:
         return self.rows.shape[0]
 
     def part(self, index: slice) -> Regions:
-        """The responses of `index`, which begins and ends within them."""
-        if index == slice(0, self.size):
-            return self
+        """The responses of `index`."""
         return Regions(
             source=self.source[index],
             start=self.start[index],
