@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from atrl import parallel
+from atrl.credit import background as background_module
 from atrl.credit.background import Background, useful_workers
 
 
@@ -22,8 +23,15 @@ def squares(items, power):
     return [(item**power, os.getpid()) for item in items]
 
 
-def priorities(items):
-    return [os.nice(0) for _ in items]
+def policies(items):
+    return [os.sched_getscheduler(0) for _ in items]
+
+
+def squares_once_allowed(items, trained_in, allowed):
+    """In any process but `trained_in` only once the file `allowed` is there."""
+    while os.getpid() != trained_in and not allowed.exists():
+        time.sleep(0.01)
+    return squares(items, 2)
 
 
 def interrupted(items):
@@ -40,10 +48,26 @@ def nothing() -> None:
 
 
 @pytest.fixture
-def background():
+def patient(monkeypatch):
+    """Other tests at work beside this one may leave a process nothing for seconds."""
+    monkeypatch.setattr(background_module, "LEAST_PATIENCE", 60.0)
+
+
+@pytest.fixture
+def background(patient):
     started = Background(2, option="credit.workers")
     started.open(nothing)
+    started.submit(squares, [1], 2)()
     yield started
+    started.close()
+
+
+def test_the_first_items_are_worked_on_here(patient):
+    """How long they take says when a process is late."""
+    started = Background(1, option="credit.workers")
+    started.open(nothing)
+    assert started.submit(squares, [], 2)() == []
+    assert [started.submit(squares, [2], 2)()[0][1] == os.getpid() for _ in range(2)] == [True, False]
     started.close()
 
 
@@ -56,8 +80,37 @@ def test_the_work_is_split_over_processes_and_comes_back_in_order(background):
         assert all(process != here for _, process in results)
 
 
-def test_the_training_comes_first(background):
-    assert background.submit(priorities, [0, 0])() == [min(19, os.nice(0) + 10)] * 2
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux only")
+def test_everything_else_comes_first(background):
+    assert background.submit(policies, [0, 0])() == [os.SCHED_IDLE] * 2
+
+
+@pytest.mark.parametrize("refused", [AttributeError, PermissionError])
+def test_without_an_idle_class_the_priority_is_lower(monkeypatch, refused):
+    def refuse(*arguments):
+        raise refused
+
+    lowered = []
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    monkeypatch.setattr(os, "nice", lowered.append)
+    background_module._give_way()
+    assert lowered == [10]
+
+
+def test_the_training_works_on_a_late_share_itself(background, tmp_path, monkeypatch):
+    monkeypatch.setattr(background_module, "LEAST_PATIENCE", 0.1)
+    here, allowed = os.getpid(), tmp_path / "allowed"
+    arguments = (squares_once_allowed, list(range(7)), here, allowed)
+    behind = [background.submit(*arguments) for _ in range(3)]
+    for wait in behind:
+        assert wait() == [(item**2, here) for item in range(7)]
+    assert {process for _, process in background.submit(*arguments)()} == {here}  # both are busy with the first
+    allowed.touch()
+    for _ in range(300):
+        if here not in {process for _, process in background.submit(*arguments)()}:
+            return
+        time.sleep(0.1)
+    pytest.fail("the processes were not used again")
 
 
 def test_several_batches_wait_at_once(background):
@@ -115,8 +168,9 @@ def test_auto_starts_as_many_as_are_useful(monkeypatch, useful):
 
 
 def test_a_process_that_dies_is_named(background):
-    with pytest.raises(RuntimeError, match=r"a worker process died .* credit\.workers=0"):
-        background.submit(die, [1, 2])()
+    for _ in range(2):  # while it works, and before it is given work
+        with pytest.raises(RuntimeError, match=r"a worker process died .* credit\.workers=0"):
+            background.submit(die, [1, 2])()
 
 
 def test_ctrl_c_is_left_to_the_parent(background):
@@ -125,11 +179,14 @@ def test_ctrl_c_is_left_to_the_parent(background):
 
 PARENT = """
 import os, signal
-from tests.unit.test_background import Background, nothing, squares
+from tests.unit.test_background import Background, background_module, nothing, squares
+
+background_module.LEAST_PATIENCE = 60
 
 if __name__ == "__main__":
     started = Background(1, option="credit.workers")
     started.open(nothing)
+    started.submit(squares, [1], 2)
     print(started.submit(squares, [2], 2)()[0][1], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -159,10 +216,13 @@ def state(names):
     return [*(name in sys.modules for name in names), os.environ["OMP_NUM_THREADS"]]
 
 if __name__ == "__main__":
+    from atrl.credit import background
     from atrl.credit.atrl import AtrlCredit
 
+    background.LEAST_PATIENCE = 60
     scheme = AtrlCredit(workers=1)
     scheme.open()
+    scheme._background.submit(lambda items: items, ["the first are worked on here"])
     print(scheme._background.submit(state, ["torch", "pymetis", "atrl.credit.clusters"])())
     scheme.close()
 """

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from itertools import combinations
+from operator import mul
 
 import numpy as np
 import pytest
@@ -47,6 +51,44 @@ def test_similarity_strengths_by_hand():
     np.testing.assert_allclose(
         similarity_strengths(IMAGE), matrix(0.96, 0.0, 0.0) + np.diag([1.0, 1.0, 0.0]), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(("tokens", "images"), [(5, 1), (7, 60), (12, 700)])
+def test_similarity_strengths_are_exact_sums(tokens, images):
+    """Of whole numbers, here Python's; adding float32 cosines would be off by a rounding, in this order or another."""
+    image = np.random.default_rng(images).random((tokens, images), np.float32) ** 4
+    rows = image / np.linalg.norm(image, axis=1, keepdims=True)
+    whole = [[round(float(entry) * 2**26) for entry in row] for row in rows]
+    expected = [[sum(map(mul, first, second)) / 2**52 for second in whole] for first in whole]
+    assert np.array_equal(similarity_strengths(image), np.array(expected).astype(np.float32))
+    np.testing.assert_allclose(expected, rows.astype(float) @ rows.T.astype(float), atol=1e-7)
+
+
+STRENGTHS_OF_SIZES = """
+import hashlib
+import numpy as np
+from atrl.credit.graph import similarity_strengths
+
+generator = np.random.default_rng(0)
+for size in ((45, 1183), (68, 2282), (88, 187), (110, 118), (190, 57), (243, 533)):
+    print(hashlib.sha256(similarity_strengths(generator.random(size, np.float32))).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("kernels", ["", "Haswell"])
+def test_similarity_strengths_do_not_depend_on_the_number_of_threads(kernels):
+    """Worker processes have one and the training has all. Without AVX-512 OpenBLAS adds float32 in another order."""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", STRENGTHS_OF_SIZES],
+            env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_CORETYPE": kernels},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in "12"
+    }
+    assert len(printed) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+PATIENCE = 3.0
+"""A share is waited for as many times as long as this process would need for it,"""
+
+LEAST_PATIENCE = 0.1
+"""but for as many seconds at least, which leave time to hand it over."""
 
 
 class Background:
     """Runs a function over batches of items: in `workers` processes between `open` and `close`, else in this one.
 
     The processes are fresh interpreters: a fork could inherit locks of torch's threads. They import the running
-    script again, which therefore needs the usual ``if __name__ == "__main__":``. They run at a lower priority, so that
-    they take what the training leaves idle; they leave Ctrl-C to this process, and end when it does, even if it is
-    killed.
+    script again, which therefore needs the usual ``if __name__ == "__main__":``. They leave Ctrl-C to this process, and
+    end when it does, even if it is killed.
+
+    They take only what everything else leaves idle (Linux's SCHED_IDLE; elsewhere a lower priority), which beside other
+    jobs may be next to nothing. So this process waits for a share no longer than `PATIENCE` says, and then works on it
+    itself: a function must give the same results in every process.
 
     Args:
         workers: how many processes; 0 does the work in this one, when it is submitted. "auto" is what `useful_workers`
@@ -29,6 +40,8 @@ class Background:
     def __init__(self, workers: int | Literal["auto"], *, option: str) -> None:
         self.workers, self._option = workers, option
         self._pool: ProcessPoolExecutor | None = None
+        self._seconds_each: float | None = None  # for an item, when this process last worked on some
+        self._late: list[Future] = []
 
     def open(self, prepare: Callable[[], object]) -> None:
         """Start the processes, and `prepare` each: the first batch should not wait for its imports."""
@@ -63,34 +76,60 @@ class Background:
     ) -> Callable[[], list[Result]]:
         """Start ``function(share, *arguments)`` for a share of `items` per process; the returned call waits for all.
 
+        The first items are worked on here, and so are those that come while a process is still busy with a late share.
+
         Raises:
-            RuntimeError: from that call, if a process died.
+            RuntimeError: from either call, if a process died.
         """
-        if self._pool is None or not items:
-            done = function(items, *arguments)
+
+        def work(share: Sequence[Item]) -> list[Result]:
+            start = time.perf_counter()
+            results = function(share, *arguments)
+            self._seconds_each = (time.perf_counter() - start) / len(share)
+            return results
+
+        if not items:
+            return lambda: []
+        self._late = [future for future in self._late if not future.done()]
+        if self._pool is None or self._late or self._seconds_each is None:
+            done = work(items)
             return lambda: done
         assert isinstance(self.workers, int), "an open pool has a number of processes"
         size = -(-len(items) // self.workers)
         shares = [list(items[start : start + size]) for start in range(0, len(items), size)]
-        futures = [self._pool.submit(function, share, *arguments) for share in shares]
+        with self._death_named():
+            futures = [self._pool.submit(function, share, *arguments) for share in shares]
 
-        def wait() -> list[Result]:
-            try:
-                return [result for future in futures for result in future.result()]
-            except BrokenExecutor as error:
-                raise RuntimeError(
-                    f"a worker process died (out of memory?): {self._option}=0 does its work in the training process"
-                ) from error
+        def collect() -> list[Result]:
+            results: list[Result] = []
+            for share, future in zip(shares, futures, strict=True):
+                if wait([future], max(LEAST_PATIENCE, PATIENCE * self._seconds_each * len(share))).done:
+                    with self._death_named():
+                        results += future.result()
+                else:
+                    if not future.cancel():
+                        self._late.append(future)
+                    results += work(share)
+            return results
 
-        return wait
+        return collect
+
+    @contextmanager
+    def _death_named(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenExecutor as error:
+            raise RuntimeError(
+                f"a worker process died (out of memory?): {self._option}=0 does its work in the training process"
+            ) from error
 
 
 def useful_workers() -> int:
     """One for each core that training leaves alone, at most four; one of two or more cores that all train; else none.
 
     All that this rank may have are left alone but torch's threads, or but one beside a GPU. On cores that train a
-    single process still fills the gaps in which torch's threads wait for each other, at its lower priority; more would
-    take from the training what they give (`docs/benchmarks.md`).
+    single process still fills the gaps in which torch's threads wait for each other; more would take from the training
+    what they give (`docs/benchmarks.md`).
     """
     import torch
 
@@ -107,9 +146,16 @@ def _enter_worker(prepare: Callable[[], object]) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches workers too; `close` ends them
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(10)
-    prepare()
+    prepare()  # before it gives way: `open` waits for this
+    _give_way()
+
+
+def _give_way() -> None:
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError):  # not Linux, or a sandbox without it
+        if hasattr(os, "nice"):  # not on Windows
+            os.nice(10)
 
 
 def _end_with_parent() -> None:
