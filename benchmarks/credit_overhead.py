@@ -70,11 +70,13 @@ def main() -> None:
 
 def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
     """Seconds of real training steps, variant by variant."""
-    from rotation import VARIANTS, train_in_rotation
+    from rotation import train_in_rotation
 
+    from atrl.credit.atrl import AtrlCredit
     from atrl.credit.background import useful_workers
 
-    taken = train_in_rotation(rounds, rollout, threads)
+    schemes = {"none": None, "worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
+    taken = train_in_rotation(schemes, rounds, rollout, threads)
     default = "worker" if useful_workers() else "inline"  # what credit.workers=auto takes
     result = {"rollout": rollout, "rounds": rounds, "threads": threads, "default": default}
     seconds = with_rollouts(taken)
@@ -85,7 +87,7 @@ def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
         result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
     credit = {name: statistics.median(taken.credit_seconds[name]) for name in ("worker", "inline")}
     return result | {
-        "step_seconds": {name: statistics.median(seconds[name]) for name in VARIANTS},
+        "step_seconds": {name: statistics.median(seconds[name]) for name in schemes},
         "credit_seconds": credit,
         "metis_seconds_hidden": credit["inline"] - credit["worker"],
     }

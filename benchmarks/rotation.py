@@ -1,10 +1,10 @@
-"""One training run whose steps take turns between several kinds of credit; for `credit_overhead.py`."""
+"""One training run whose steps take turns between kinds of credit; for `credit_overhead.py`, `late_worker.py`."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from atrl.data.loader import PromptLoader
 from atrl.rollout.bound import RolloutSource
 from atrl.types import Prompt, RolloutGroup
 
-VARIANTS = ("none", "worker", "inline")
 WARM_UP = 3
 """Rounds that are not counted: the first calls of kernels and of the engine."""
 
@@ -61,23 +60,23 @@ class DrawnOnce:
 class Rotate(Callback):
     """Changes the credit before each step and takes its time; the weights stay what they are."""
 
-    def __init__(self, loaded) -> None:
+    def __init__(self, schemes: Mapping[str, AtrlCredit | None], loaded) -> None:
         pictures = loaded.processor.image_processor
         self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
         self._tokenizer, self._model = loaded.processor.tokenizer, loaded.model
-        self.schemes = {"worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
-        self.taken = Taken(*({name: [] for name in VARIANTS} for _ in fields(Taken)))
+        self._schemes, self._names = schemes, tuple(schemes)
+        self.taken = Taken(*({name: [] for name in schemes} for _ in fields(Taken)))
 
     def on_fit_start(self, trainer, pl_module) -> None:
         pl_module.rollouts = DrawnOnce(pl_module.rollouts)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        number, place = divmod(batch_idx, len(VARIANTS))
-        self._name = VARIANTS[(place + number) % len(VARIANTS)]
+        number, place = divmod(batch_idx, len(self._names))
+        self._name = self._names[(place + number) % len(self._names)]
         pl_module.steps_done = number  # the same seed for all of a round
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = 0.0
-        scheme = self.schemes.get(self._name)
+        scheme = self._schemes[self._name]
         self._probe = None if scheme is None else AttentionProbe(self._model, scheme.requests)
         pl_module.credit = scheme and BoundCredit(scheme, self._probe, self._scale, self._tokenizer)
         pl_module.timer.lap()
@@ -93,18 +92,24 @@ class Rotate(Callback):
 
 
 class Repeated(PromptLoader):
-    """Every batch once for each variant."""
+    """Every batch `times` times."""
+
+    def __init__(self, *arguments, times: int, **options) -> None:
+        super().__init__(*arguments, **options)
+        self._times = times
 
     def __len__(self) -> int:
-        return len(VARIANTS) * self._steps
+        return self._times * self._steps
 
     def __iter__(self):
         for batch in super().__iter__():
-            yield from [batch] * len(VARIANTS)
+            yield from [batch] * self._times
 
 
-def train_in_rotation(rounds: int, rollout: str, threads: int | None) -> Taken:
-    """The demo's run with `rounds` counted rounds."""
+def train_in_rotation(
+    schemes: Mapping[str, AtrlCredit | None], rounds: int, rollout: str, threads: int | None = None
+) -> Taken:
+    """The demo's run with `rounds` counted rounds of one step by each of the schemes."""
     conf = str(Path(__file__).resolve().parents[1] / "conf")
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(conf, version_base="1.3"):
         overrides = [f"rollout={rollout}", "logger=csv", f"logger.csv.save_dir={folder}", "credit=none"]
@@ -114,15 +119,16 @@ def train_in_rotation(rounds: int, rollout: str, threads: int | None) -> Taken:
         loaded = parts.model.load(Path(folder) / "model")
         builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
         size = parts.rollout.prompts_per_step
-        loader = Repeated(parts.source.load("train"), builder, batch_size=size, steps=rounds + WARM_UP, seed=0)
-        rotate = Rotate(loaded)
-        for scheme in rotate.schemes.values():
+        counts = {"batch_size": size, "steps": rounds + WARM_UP, "times": len(schemes)}
+        loader = Repeated(parts.source.load("train"), builder, seed=0, **counts)
+        rotate = Rotate(schemes, loaded)
+        for scheme in filter(None, schemes.values()):
             scheme.open()
         handle = parts.rollout.handle(loaded, [])
         sampler = RolloutCallback(parts.rollout, parts.rollout.sampling, handle, folder=Path(folder), rescue=str)
         callbacks = [sampler, rotate]
         stages.fit(parts, stages.policy_module(parts, loaded), loader, callbacks, enable_progress_bar=False)
-        for scheme in rotate.schemes.values():
+        for scheme in filter(None, schemes.values()):
             scheme.close()
     of_each = (getattr(rotate.taken, field.name) for field in fields(Taken))
     return Taken(*({name: values[WARM_UP:] for name, values in taken.items()} for taken in of_each))

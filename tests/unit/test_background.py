@@ -28,9 +28,11 @@ def policies(items):
 
 
 def squares_once_allowed(items, trained_in, allowed):
-    """In any process but `trained_in` only once the file `allowed` is there."""
-    while os.getpid() != trained_in and not allowed.exists():
-        time.sleep(0.01)
+    """In any process but `trained_in` only once the file `allowed` is there, beside which it then leaves another."""
+    if os.getpid() != trained_in:
+        while not allowed.exists():
+            time.sleep(0.01)
+        (allowed.parent / f"share {os.getpid()} {time.perf_counter_ns()}").touch()
     return squares(items, 2)
 
 
@@ -97,22 +99,58 @@ def test_without_an_idle_class_the_priority_is_lower(monkeypatch, refused):
     assert lowered == [10]
 
 
-def test_the_training_works_on_a_late_share_itself(background, tmp_path, monkeypatch):
+@pytest.fixture
+def blocked(background, tmp_path, monkeypatch):
+    """Submits numbers that no other process squares until the file `allowed` is there, as it is at the end."""
     monkeypatch.setattr(background_module, "LEAST_PATIENCE", 0.1)
     here, allowed = os.getpid(), tmp_path / "allowed"
-    arguments = (squares_once_allowed, list(range(7)), here, allowed)
-    behind = [background.submit(*arguments) for _ in range(3)]
-    for wait in behind:
-        assert wait() == [(item**2, here) for item in range(7)]
+    yield (lambda: background.submit(squares_once_allowed, list(range(7)), here, allowed)), allowed
+    allowed.touch()
+
+
+def test_the_training_works_on_a_late_share_itself(blocked):
+    submit, _ = blocked
+    for wait in [submit() for _ in range(3)]:
+        assert wait() == [(item**2, os.getpid()) for item in range(7)]
+
+
+def test_nothing_is_handed_over_while_a_late_share_is_in_work(blocked, monkeypatch):
+    """There would be nothing but waiting for it; afterwards the processes are used again."""
+    submit, allowed = blocked
+    submit()()
     with monkeypatch.context() as patched:
-        patched.setattr(background_module, "wait", None)  # both are busy with the first: nothing to wait for
-        assert {process for _, process in background.submit(*arguments)()} == {here}
+        patched.setattr(background_module, "wait", None)
+        assert {process for _, process in submit()()} == {os.getpid()}
     allowed.touch()
     for _ in range(300):
-        if here not in {process for _, process in background.submit(*arguments)()}:
+        if os.getpid() not in {process for _, process in submit()()}:
             return
         time.sleep(0.1)
     pytest.fail("the processes were not used again")
+
+
+def test_a_late_share_that_no_process_began_is_not_worked_on_twice(blocked, monkeypatch):
+    """Of eight shares two are in work and three at most on their way; the others are taken back."""
+    submit, allowed = blocked
+    for wait in [submit() for _ in range(4)]:
+        wait()
+    allowed.touch()
+    monkeypatch.setattr(background_module, "LEAST_PATIENCE", 60.0)
+    while os.getpid() in {process for _, process in submit()()}:
+        time.sleep(0.1)
+    assert 2 + 2 <= len(list(allowed.parent.glob("share *"))) <= 5 + 2  # two of the last batch
+
+
+def test_a_share_is_waited_for_three_times_as_long_as_it_would_take_here(patient, monkeypatch):
+    """7 items in 14 seconds are 2 each: 18 seconds for 3, and never less than the least."""
+    patient_one = Background(0, option="credit.workers")
+    clock = iter([100.0, 114.0])
+    monkeypatch.setattr(background_module.time, "perf_counter", lambda: next(clock))
+    patient_one.submit(squares, list(range(7)), 2)
+    monkeypatch.setattr(background_module, "LEAST_PATIENCE", 0.1)
+    assert patient_one.patience(3) == 18.0
+    monkeypatch.setattr(background_module, "LEAST_PATIENCE", 20.0)
+    assert patient_one.patience(3) == 20.0
 
 
 def test_several_batches_wait_at_once(background):

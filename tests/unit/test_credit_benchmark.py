@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from tests.unit.test_step_benchmark import script
+from tests.unit.test_step_benchmark import FOLDER, script
 
 
 def test_each_variant_is_charged_the_rollouts_of_its_round():
@@ -38,3 +39,34 @@ def test_the_probe_s_arithmetic_by_hand(monkeypatch):
     monkeypatch.setitem(benchmark.SHAPES, "hand", (1, 128, 1, 1, 256, 1000))
     forward = 142 * (131072 + 196608 + 36352) + 1_024_000
     assert benchmark.arithmetic_fraction("hand", 10, 4) == pytest.approx((145408 + 2840 + 256) / (3 * forward))
+
+
+def test_variants_are_compared_round_by_round(monkeypatch):
+    """After rollouts of 1 second: 2, 2 and 5 without credit, 1, 2 and 3 more of the worker, 5 more without one."""
+    monkeypatch.syspath_prepend(FOLDER)
+    taken = SimpleNamespace(
+        seconds={"none": [3.0, 3.0, 6.0], "idle": [4.0, 5.0, 9.0], "inline": [8.0, 8.0, 11.0]},
+        rollout_seconds={name: [1.0] * 3 for name in ("none", "idle", "inline")},
+        credit_seconds={"none": [0.0] * 3, "idle": [1.0, 2.0, 9.0], "inline": [4.0] * 3},
+    )
+    found = script("late_worker").compared(taken)
+    assert found["seconds"] == {"none": 2.0, "idle": 4.0, "inline": 7.0}
+    assert found["credit_seconds"] == {"none": 0.0, "idle": 2.0, "inline": 4.0}
+    assert found["longer_than_none"] == {"idle": 2.0, "inline": 5.0}
+    assert found["longer_than_idle"] == {"none": -2.0, "inline": 3.0}
+    assert found["longer_than_none_ci95"] == {"idle": [1.0, 3.0], "inline": [5.0, 5.0]}
+
+
+def test_busy_processes_end_with_the_measurement(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    before = psutil.Process().children()
+    with script("late_worker").busy_processes(2):
+        started = set(psutil.Process().children()) - set(before)
+        assert len(started) == 2 and all(process.status() != psutil.STATUS_ZOMBIE for process in started)
+    assert not any(process.is_running() for process in started)
+
+
+def test_cosines_have_the_same_bits_on_one_thread_and_on_two():
+    benchmark = script("thread_bits")
+    one, two = (benchmark.in_threads(count, 20, "Haswell") for count in (1, 2))
+    assert one["similarity_strengths"] == two["similarity_strengths"] and len(set(one["float32_product"])) == 20

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atrl.credit.attention import AttentionCapture
-from atrl.credit.connectivity import connectivity_density, head_contrast, remove_sinks
+from atrl.credit.connectivity import connectivity_density, head_contrast, reduce_without_sinks, remove_sinks
 
 SINK = [[0.6, 0.1, 0.0, 0.1], [0.5, 0.0, 0.2, 0.1], [0.7, 0.1, 0.1, 0.0]]
 """Three tokens by four columns; column 0 has 3, 2.5 and 28/9 even shares of its rows' mass (0.2, 0.2 and 0.225)."""
@@ -146,11 +146,52 @@ def test_contrast_by_hand_without_padding():
     assert head_contrast(torch.tensor([[[0.2, 0.7, 9.0]]]), mask).item() == pytest.approx(0.25)
 
 
+def masses_of_heads() -> tuple[Tensor, Tensor, Tensor]:
+    """Two rollouts of four heads: nothing stands out; one row does; each row does, in a column of its own, so that the
+    largest entries alone don't tell; and one column does in most rows. Then the masks of columns and rows."""
+    generator = torch.Generator().manual_seed(0)
+    image = 0.01 + 0.001 * torch.rand(2, 4, 9, 20, generator=generator)
+    image[:, 1, 3, 5] = 0.5
+    image[:, 2, range(9), range(9)] = 0.5
+    image[:, 3, :6, 7] = 0.5
+    image_mask, response_mask = torch.ones(2, 20, dtype=torch.bool), torch.ones(2, 9, dtype=torch.bool)
+    image_mask[1, 15:], response_mask[1, 7:] = False, False
+    image[1, :, :, 15:] = 0
+    image[1, :, 7:] = 0
+    return image, image_mask, response_mask
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.5, 4.0])
+@pytest.mark.parametrize("heads", [[0, 1], [0, 1, 2, 3], [2], [3]])
+def test_heads_without_doubt_are_left_alone(monkeypatch, heads, factor):
+    """The same bits as if every head had been looked at: with none that is in doubt, with some, with nothing else.
+
+    0.5 is beyond four even shares of (0.5 + 19 · 0.01 or 14 · 0.01) / 20 or 15.
+    """
+    image, *masks = masses_of_heads()
+    image = image[:, heads]
+    before, looked = image.clone(), []
+
+    def remove(image, *masks, factor):
+        looked.append(image.shape[0] * image.shape[1])
+        return remove_sinks(image, *masks, factor=factor)
+
+    monkeypatch.setattr("atrl.credit.connectivity.remove_sinks", remove)
+    left, total, peak = reduce_without_sinks(image, *masks, factor=factor)
+    expected = remove_sinks(image, *masks, factor=factor) if factor else image
+    assert torch.equal(left, expected) and torch.equal(image, before)
+    assert torch.equal(total, expected.sum(dim=-1)) and torch.equal(peak, expected.amax(dim=-1))
+    doubtful = 2 * len({2, 3} & set(heads)) if factor else 0
+    assert sum(looked) == doubtful
+    assert (left == 0).all(dim=2)[:, :, :15].any().item() == (bool(factor) and 3 in heads)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "peak", "relative", "top_heads"])
 def test_without_a_picture_the_density_is_zero(reduction):
     nothing = torch.zeros(2, 6, 5, 0)
-    kept = remove_sinks(nothing, torch.zeros(2, 0, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool), factor=4.0)
-    assert kept.shape == nothing.shape
+    masks = torch.zeros(2, 0, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+    kept, total, peak = reduce_without_sinks(nothing, *masks, factor=4.0)
+    assert kept.shape == nothing.shape and torch.equal(total, torch.zeros(2, 6, 5)) and torch.equal(peak, total)
     assert density_of(kept.unflatten(1, (2, 3)), reduction).tolist() == [[0.0] * 5] * 2
 
 

@@ -154,6 +154,50 @@ def test_torch_makes_the_same_of_a_given_log_sum_exp(name):
     assert (response[~plain.regions.row_mask] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("heads", "per_group", "groups", "share"),
+    [
+        ([0, 1, 2, 3], 2, [0, 1], 2),
+        ([0, 1, 2, 3], 4, [0], 4),
+        ([0, 1, 2, 3], 1, [0, 1, 2, 3], 1),
+        ([1, 2], 2, [0, 1], 1),  # one of either pair
+        ([1, 2, 3], 2, [0, 1, 1], 1),  # unequal numbers
+        ([3, 1, 0], 4, [0], 3),
+        ([2, 0], 2, [1, 0], 1),  # not in the keys' order
+        ([0, 2, 1, 3], 2, [0, 1, 0, 1], 1),  # not side by side
+    ],
+)
+def test_heads_that_share_a_key_are_found(heads, per_group, groups, share):
+    block = build(Case(query_heads=4, key_heads=4 // per_group, heads=tuple(heads)))
+    assert block._shared_keys() == (groups, share)
+
+
+@pytest.mark.parametrize("heads", [(0, 1, 2, 3), (1, 2), (2,), (1, 3), (2, 1)])
+@pytest.mark.parametrize("behind", [0, 33])
+def test_queries_side_by_side_are_had_without_a_copy(heads, behind):
+    """Two responses of nine tokens at the end of 45 columns: the same bits as by an index, for any part of them."""
+    plain = build(Case(heads=heads, behind=behind, starts_known=False))
+    assert plain.regions.rows.tolist() == [list(range(35, 44))] * 2
+    for kept, first in ((slice(0, 2), 0), (slice(1, 2), 1)):
+        by_index = replace(plain, regions=plain.regions.part(kept), lse=reference_lse(plain))
+        aligned = replace(by_index, regions=replace(by_index.regions, aligned=(first, 35)))
+        for part in (slice(None), slice(0, 9), slice(4, 7)):
+            queries = aligned.of_rows(aligned.query, part)
+            assert torch.equal(queries, by_index.of_rows(by_index.query, part))
+            viewed = queries.untyped_storage().data_ptr() == plain.query.untyped_storage().data_ptr()
+            assert viewed == (list(heads) == list(range(heads[0], heads[-1] + 1)))
+            assert torch.equal(aligned.of_rows(aligned.lse, part), by_index.of_rows(by_index.lse, part))
+        assert all(map(torch.equal, aligned.masses(with_response=True), by_index.masses(with_response=True)))
+
+
+def test_rows_before_the_first_query_go_by_an_index():
+    """Padding may point there and gets any query; a view would begin before the tensor does, that is at its end."""
+    block = build(Case(behind=33, starts_known=False))
+    early = replace(block, regions=replace(block.regions, rows=block.regions.rows - 4, aligned=(0, 31)))
+    expected = block.query[:, :, [0, 0, 0, 1, 2, 3, 4, 5, 6]]
+    assert torch.equal(early.of_rows(early.query, slice(None)), expected)
+
+
 @pytest.mark.parametrize("lse_given", [False, True])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.behind])
 def test_queries_that_are_left_out_change_nothing(name, lse_given):

@@ -198,8 +198,9 @@ def test_mixed_precision_is_read_in_float32(policy, batch, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         capture = read(policy, batch)
     assert capture.mass.dtype == torch.float32 and len(seen) == capture.mass.shape[1]
-    for (block, _, rows), mass in seen:
+    for (block, _, part), mass in seen:
         row, head = 3, 2
+        rows = block.regions.rows[:, part]
         query, key = block.query[row, head, rows[row]].double(), block.key[row, head // 2].double()
         scores = query @ key.T * block.scaling
         hidden = torch.arange(key.shape[0])[None] > rows[row][:, None]

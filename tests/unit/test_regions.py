@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,33 @@ def test_padded_regions_by_hand():
     assert padded_regions(padded(), (IMAGE,), "own").rows.tolist() == [[5, 6, 7]] * 3
 
 
+def test_padded_regions_say_where_the_first_query_stands():
+    regions = padded_regions(padded(), (IMAGE,))
+    assert regions.aligned == (0, 4) and padded_regions(padded(), (IMAGE,), "own").aligned == (0, 5)
+    assert regions.part(slice(0, 3)) is regions
+    assert [regions.part(slice(start, start + 1)).aligned for start in range(3)] == [(0, 4), (1, 4), (2, 4)]
+    for start in range(3):
+        part = regions.part(slice(start, 3))
+        row, column = part.aligned
+        assert part.source.tolist() == list(range(row, 3)) and part.rows[0].tolist() == [column, column + 1, column + 2]
+
+
+def test_pictures_come_first_only_if_every_row_sees_every_column():
+    """Of the three sequences the last alone has three image tokens: the others' columns are padded."""
+    regions = padded_regions(padded(), (IMAGE,))
+    assert [regions.part(slice(start, start + 1)).pictures_first for start in range(3)] == [False, False, True]
+    third = regions.part(slice(2, 3))
+    assert not regions.pictures_first
+    hidden = regions.visible.clone()
+    hidden[2, 3] = False
+    assert not replace(third, visible=hidden).pictures_first
+    assert replace(third, start=torch.tensor([2])).pictures_first
+    assert not replace(third, start=torch.tensor([3])).pictures_first
+    assert replace(third, columns=torch.tensor([[1, 2, 4]])).pictures_first  # the first query stands in column 4
+    assert not replace(third, columns=torch.tensor([[1, 2, 5]])).pictures_first
+    assert not replace(third, rows=third.rows[:, :0]).pictures_first
+
+
 def test_packed_regions_by_hand():
     """The first two sequences share a row, the third has one of its own with two columns of padding."""
     ids = torch.tensor([[1, 7, 7, 2, 3, 4, 5, 7, 9, 6], [2, 2, 7, 7, 7, 8, 1, 0, 0, 0]])
@@ -63,6 +91,7 @@ def test_packed_regions_by_hand():
     ]
     assert regions.columns.tolist() == [[1, 2, 0], [7, 0, 0], [2, 3, 4]]
     assert regions.column_mask.sum(dim=1).tolist() == [2, 1, 3]
+    assert regions.aligned is None and regions.part(slice(1, 3)).aligned is None
 
 
 @pytest.mark.parametrize("row", ["predicting", "own"])

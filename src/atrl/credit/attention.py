@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from atrl.credit.blocks import Block, blocks
-from atrl.credit.connectivity import remove_sinks
+from atrl.credit.connectivity import reduce_without_sinks
 from atrl.credit.regions import Regions
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class AttentionReader:
         if not heads or layer in self._total:
             return
         regions, shape = self._regions, (self._regions.size, len(heads), self._regions.rows.shape[1])
-        total, peak = query.new_zeros(shape, dtype=torch.float32), query.new_zeros(shape, dtype=torch.float32)
+        total, peak = query.new_empty(2, *shape, dtype=torch.float32)
         masses: list[Tensor] = []
         if self._image is None:
             self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
@@ -125,12 +125,11 @@ class AttentionReader:
                 query.detach(), key.detach(), heads[first:last], here, scaling, sliding_window, softcap, logsumexp
             )
             image, response = self._masses(block, with_response=self._response is not None)
-            if self._request.sink_factor > 0:
-                image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)
-            total[part, first:last] = image.sum(dim=-1)
+            image, total[part, first:last], peak[part, first:last] = reduce_without_sinks(
+                image, here.column_mask, here.row_mask, factor=self._request.sink_factor
+            )
             if image.shape[-1]:
-                peak[part, first:last] = image.amax(dim=-1)
-                self._image[part] = torch.maximum(self._image[part], image.amax(dim=1))
+                torch.maximum(self._image[part], image.amax(dim=1), out=self._image[part])
             if response is not None:
                 self._response[part] += response
             if self._request.detail:

@@ -103,7 +103,7 @@ class Background:
         def collect() -> list[Result]:
             results: list[Result] = []
             for share, future in zip(shares, futures, strict=True):
-                if wait([future], max(LEAST_PATIENCE, PATIENCE * self._seconds_each * len(share))).done:
+                if wait([future], self.patience(len(share))).done:
                     with self._death_named():
                         results += future.result()
                 else:
@@ -113,6 +113,11 @@ class Background:
             return results
 
         return collect
+
+    def patience(self, items: int) -> float:
+        """Seconds to wait for a share of as many `items`."""
+        assert self._seconds_each is not None, "the first items are worked on in this process"
+        return max(LEAST_PATIENCE, PATIENCE * self._seconds_each * items)
 
     @contextmanager
     def _death_named(self) -> Iterator[None]:

@@ -16,8 +16,9 @@ CHUNK_ELEMENTS = 1 << 22
 """Entries of one block of attention rows: 16 MiB of float32. A handful of such blocks exist at a time. Where a single
 head's image block (response tokens × image tokens) is larger than this, that block is the bound."""
 
-MassAt = Callable[[Tensor, Tensor], Tensor]
-"""Columns [response column] and which of them are real → mass [response head token column], 0 where they are not."""
+MassAt = Callable[[Tensor, Tensor, bool], Tensor]
+"""Columns [response column], which of them are real, and whether all of them are and every row sees them → mass
+[response head token column], 0 where they are not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,29 +46,38 @@ class Block:
         self, *, with_response: bool
     ) -> tuple[Float[Tensor, "response head token image"], Float[Tensor, "response token token"] | None]:
         """Mass of every token's row on its image columns, and on its response columns summed over the heads."""
-        regions, heads = self.regions, len(self.heads)
-        size, tokens = regions.rows.shape
-        image = self.key.new_empty(size, heads, tokens, regions.columns.shape[1], dtype=torch.float32)
-        response = image.new_empty(size, tokens, tokens) if with_response else None
+        size, tokens = self.regions.rows.shape
         at_rows = self._exponentials_at if self.lse is not None else partial(self._softmax_at, self._every_key())
-        real = torch.ones_like(regions.tokens, dtype=torch.bool)
-        step = max(1, CHUNK_ELEMENTS // max(1, size * heads * self.key.shape[2]))
+        step = max(1, CHUNK_ELEMENTS // max(1, size * len(self.heads) * self.key.shape[2]))
+        if step >= tokens:
+            return self._reduced(at_rows(slice(0, tokens)), with_response)
+        image = self.key.new_empty(size, len(self.heads), tokens, self.regions.columns.shape[1], dtype=torch.float32)
+        response = image.new_empty(size, tokens, tokens) if with_response else None
         for start in range(0, tokens, step):
             part = slice(start, min(start + step, tokens))
-            mass = at_rows(part)
-            image[:, :, part] = mass(regions.columns, regions.column_mask)
+            image[:, :, part], own = self._reduced(at_rows(part), with_response)
             if response is not None:
-                response[:, part] = mass(regions.tokens, real).sum(dim=1)
+                response[:, part] = own
         return image, response
 
+    def _reduced(
+        self, mass: MassAt, with_response: bool
+    ) -> tuple[Float[Tensor, "response head part image"], Float[Tensor, "response part token"] | None]:
+        regions = self.regions
+        image = mass(regions.columns, regions.column_mask, regions.pictures_first)
+        if not with_response:
+            return image, None
+        return image, mass(regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool), False).sum(dim=1)
+
     def _every_key(self) -> Float[Tensor, "response head column width"]:
-        return self._keys(torch.arange(self.key.shape[2], device=self.key.device).expand(self.regions.size, -1))
+        columns = torch.arange(self.key.shape[2], device=self.key.device).expand(self.regions.size, -1)
+        return self._keys([head // self._per_group for head in self.heads], columns)
 
     def _softmax_at(self, key: Float[Tensor, "response head column width"], part: slice) -> MassAt:
         """By the softmax of the tokens `part` over all columns."""
-        mass = self._softmax_rows(key, self.regions.rows[:, part])
+        mass = self._softmax_rows(key, part)
 
-        def at(columns: Tensor, real: Tensor) -> Tensor:
+        def at(columns: Tensor, real: Tensor, all_seen: bool) -> Tensor:
             return mass.gather(-1, columns[:, None, None, :].expand(-1, *mass.shape[1:3], -1)) * real[:, None, None, :]
 
         return at
@@ -75,52 +85,69 @@ class Block:
     def _exponentials_at(self, part: slice) -> MassAt:
         """By ``exp(score − lse)`` of the tokens `part` at the wanted columns alone."""
         regions, rows = self.regions, self.regions.rows[:, part]
+        groups, share = self._shared_keys()
+        # The rows of all heads that share a key are one matrix.
+        matrices, height = regions.size * len(groups), share * rows.shape[1]
         padding = ~regions.row_mask[:, None, part]
-        lse = self.of_rows(self.lse, rows).float().masked_fill(padding, torch.inf).flatten(0, 1)
-        query = self._queries(rows).flatten(0, 1)
+        lse = self.of_rows(self.lse, part).float().masked_fill(padding, torch.inf).reshape(matrices, height, 1)
+        query = self._queries(part).reshape(matrices, height, self.query.shape[3])
 
-        def at(columns: Tensor, real: Tensor) -> Tensor:
-            key = self._keys(columns).flatten(0, 1)
-            mass = torch.baddbmm(lse[..., None], query, key.mT, beta=-1, alpha=self.scaling).exp_()
-            mass = mass.unflatten(0, (regions.size, -1))
+        def at(columns: Tensor, real: Tensor, all_seen: bool) -> Tensor:
+            key = self._keys(groups, columns).flatten(0, 1)
+            mass = torch.baddbmm(lse, query, key.mT, beta=-1, alpha=self.scaling).exp_()
+            mass = mass.view(regions.size, len(self.heads), rows.shape[1], columns.shape[1])
+            if all_seen:
+                return mass
             seen = real & (columns >= regions.start[:, None]) & regions.visible[regions.source[:, None], columns]
-            if mass.device.type == "cpu" and (seen & (columns <= rows[:, :1])).all():
-                return mass  # one picture or more, all of it before the response: every row sees every column
             seen = seen[:, None, :] & (columns[:, None, :] <= rows[:, :, None])
             return torch.where(seen[:, None], mass, 0.0)
 
         return at
 
-    def _queries(self, rows: Int[Tensor, "response token"]) -> Float[Tensor, "response head token width"]:
-        return self.of_rows(self.query, rows).float()
+    def _queries(self, part: slice) -> Float[Tensor, "response head token width"]:
+        return self.of_rows(self.query, part).float()
 
     def of_rows(
-        self, tensor: Float[Tensor, "row heads query *entry"], rows: Int[Tensor, "response token"]
+        self, tensor: Float[Tensor, "row heads query *entry"], part: slice
     ) -> Float[Tensor, "response head token *entry"]:
-        """What `tensor` holds of the heads of this block for the queries that stand in `rows`."""
-        source, asked = self.regions.source, (rows - self.behind).clamp_min(0)
+        """What `tensor` holds of the heads of this block for the queries of the tokens `part`."""
+        regions, rows = self.regions, self.regions.rows[:, part]
         first, last = self.heads[0], self.heads[-1] + 1
-        moved = tensor[:, first:last].transpose(1, 2)
-        if self.heads == list(range(first, last)) and moved.stride(0) == moved.stride(1) * moved.shape[1]:
-            # Rows and queries are one dimension without a copy: whole queries are several times as fast by one index.
-            places = source[:, None] * moved.shape[1] + asked
-            return moved.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+        if regions.aligned is not None and self.heads == list(range(first, last)):
+            row, start = regions.aligned
+            start += part.indices(regions.rows.shape[1])[0] - self.behind
+            if start >= 0:
+                return tensor[row : row + regions.size, first:last, start : start + rows.shape[1]]
         heads = torch.tensor(self.heads, device=rows.device)
-        return tensor[source[:, None, None], heads[None, :, None], asked[:, None, :]]
+        asked = (rows - self.behind).clamp_min(0)
+        return tensor[regions.source[:, None, None], heads[None, :, None], asked[:, None, :]]
 
-    def _keys(self, columns: Int[Tensor, "response column"]) -> Float[Tensor, "response head column width"]:
-        per_group = self.query.shape[1] // self.key.shape[1]
-        groups = torch.tensor([head // per_group for head in self.heads], device=columns.device)
-        return self.key[self.regions.source[:, None, None], groups[None, :, None], columns[:, None, :]].float()
+    @property
+    def _per_group(self) -> int:
+        return self.query.shape[1] // self.key.shape[1]
+
+    def _shared_keys(self) -> tuple[list[int], int]:
+        """The key-value heads that the heads of this block look at, and how many of these look at each, one after the
+        other; where that is not the same number, each head's own."""
+        own = [head // self._per_group for head in self.heads]
+        groups = sorted(set(own))
+        share = len(own) // len(groups)
+        return (groups, share) if own == [group for group in groups for _ in range(share)] else (own, 1)
+
+    def _keys(
+        self, groups: list[int], columns: Int[Tensor, "response column"]
+    ) -> Float[Tensor, "response group column width"]:
+        index = torch.tensor(groups, device=columns.device)
+        return self.key[self.regions.source[:, None, None], index[None, :, None], columns[:, None, :]].float()
 
     def _softmax_rows(
-        self, key: Float[Tensor, "response head column width"], rows: Int[Tensor, "response token"]
+        self, key: Float[Tensor, "response head column width"], part: slice
     ) -> Float[Tensor, "response head token column"]:
-        scores = (self._queries(rows) @ key.transpose(2, 3)).mul_(self.scaling)
+        scores = (self._queries(part) @ key.transpose(2, 3)).mul_(self.scaling)
         if self.softcap is not None:
             scores = (scores / self.softcap).tanh_().mul_(self.softcap)
         # A row that belongs to padding may be allowed nothing, and then reads everything: it is masked in the end.
-        scores += self._bias(rows, key.shape[2])[:, None]
+        scores += self._bias(self.regions.rows[:, part], key.shape[2])[:, None]
         return scores.softmax(-1)
 
     def _bias(self, rows: Int[Tensor, "response token"], columns: int) -> Float[Tensor, "response token column"]:

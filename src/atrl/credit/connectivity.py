@@ -30,15 +30,58 @@ def remove_sinks(
     the softmax over all other columns. Attention sinks: Xiao et al., arXiv 2309.17453; that AT-RL removes them is the
     paper's, the rule is ours.
     """
-    columns = image_mask.sum(dim=1).clamp_min(1)[:, None, None, None]
-    limit = factor * image.sum(dim=-1, keepdim=True) / columns
-    above = image > limit.masked_fill(~response_mask[:, None, :, None], torch.inf)
-    rows = response_mask.sum(dim=1)[:, None, None, None]
-    sink = 2 * above.sum(dim=2, keepdim=True) > rows
-    if image.device.type == "cpu" and not sink.any():  # of a GPU the question would cost more than the answer saves
-        return image
+    limit = _sink_limit(image.sum(dim=-1), image_mask, response_mask, factor)[..., None]
+    above = torch.gt(image, limit, out=torch.empty_like(image))  # 0 and 1: to count booleans copies them first
+    sink = 2 * above.sum(dim=2, keepdim=True) > response_mask.sum(dim=1)[:, None, None, None]
     sink_mass = (image * sink).sum(dim=-1, keepdim=True)
     return (image * ~sink) / (1 - sink_mass).clamp_min(1e-6)
+
+
+def reduce_without_sinks(
+    image: Float[Tensor, "rollout head response image"],
+    image_mask: Bool[Tensor, "rollout image"],
+    response_mask: Bool[Tensor, "rollout response"],
+    *,
+    factor: float,
+) -> tuple[
+    Float[Tensor, "rollout head response image"],
+    Float[Tensor, "rollout head response"],
+    Float[Tensor, "rollout head response"],
+]:
+    """(`remove_sinks` of `image`, the sum of each of its rows, the largest entry); a `factor` of 0 removes nothing.
+
+    No column is above the limit in more rows than the largest one is: where that is not so in most rows, which is the
+    rule, the head has no sink, and its sums and largest entries are those that show this.
+    """
+    if not image.shape[-1]:
+        return image, image.sum(dim=-1), image.sum(dim=-1)
+    total, peak = image.sum(dim=-1), image.amax(dim=-1)
+    if not factor:
+        return image, total, peak
+    above = peak > _sink_limit(total, image_mask, response_mask, factor)
+    doubtful = 2 * above.sum(dim=2) > response_mask.sum(dim=1)[:, None]
+    if image.device.type != "cpu" or doubtful.all():  # a GPU would have to be waited for
+        image = remove_sinks(image, image_mask, response_mask, factor=factor)
+        return image, image.sum(dim=-1), image.amax(dim=-1)
+    rollout, head = doubtful.nonzero(as_tuple=True)
+    if len(rollout):
+        masks = image_mask[rollout], response_mask[rollout]
+        left = remove_sinks(image[rollout, head][:, None], *masks, factor=factor)[:, 0]
+        pair = (rollout, head)
+        image = image.index_put(pair, left)
+        total, peak = total.index_put(pair, left.sum(dim=-1)), peak.index_put(pair, left.amax(dim=-1))
+    return image, total, peak
+
+
+def _sink_limit(
+    total: Float[Tensor, "rollout head response"],
+    image_mask: Bool[Tensor, "rollout image"],
+    response_mask: Bool[Tensor, "rollout response"],
+    factor: float,
+) -> Float[Tensor, "rollout head response"]:
+    """What a column of a row must exceed to count for a sink; infinite on padding."""
+    columns = image_mask.sum(dim=1).clamp_min(1)[:, None, None]
+    return (factor * total / columns).masked_fill_(~response_mask[:, None], torch.inf)
 
 
 def connectivity_density(

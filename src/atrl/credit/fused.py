@@ -30,7 +30,7 @@ def fused_masses(
     size, tokens = regions.rows.shape
     image = block.query.new_empty(size, len(heads), tokens, regions.columns.shape[1], dtype=torch.float32)
     response = image.new_empty(size, tokens, tokens) if with_response else None
-    lse = log_sum_exp(block) if block.lse is None else block.of_rows(block.lse, regions.rows).float().contiguous()
+    lse = log_sum_exp(block) if block.lse is None else block.of_rows(block.lse, slice(None)).float().contiguous()
     _fill(image, block, lse, regions.columns, regions.column_mask)
     if response is not None:
         _fill(response[:, None], block, lse, regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from atrl.types import Experience
 Row = Literal["predicting", "own"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Regions:
     """One entry per response. Positions count columns of the batch; padded entries point at column 0.
 
@@ -36,14 +37,27 @@ class Regions:
     columns: Int[Tensor, "response image"]
     """Where its image (and video) tokens are."""
     column_mask: Bool[Tensor, "response image"]
+    aligned: tuple[int, int] | None = None
+    """(row, column) of the first response's first query, where every response has the next row and the same columns:
+    what belongs to them can be had without a copy. None where they have not."""
 
     @property
     def size(self) -> int:
         """How many responses there are."""
         return self.rows.shape[0]
 
+    @cached_property
+    def pictures_first(self) -> bool:
+        """Whether every image column is real and seen by every row; on a GPU, which would have to be waited for, no."""
+        if self.rows.device.type != "cpu" or not self.rows.numel():
+            return False
+        seen = self.column_mask & (self.columns >= self.start[:, None]) & (self.columns <= self.rows[:, :1])
+        return bool((seen & self.visible[self.source[:, None], self.columns]).all())
+
     def part(self, index: slice) -> Regions:
         """The responses of `index`."""
+        if index == slice(0, self.size):
+            return self
         return Regions(
             source=self.source[index],
             start=self.start[index],
@@ -53,6 +67,7 @@ class Regions:
             tokens=self.tokens[index],
             columns=self.columns[index],
             column_mask=self.column_mask[index],
+            aligned=self.aligned and (self.aligned[0] + index.indices(self.size)[0], self.aligned[1]),
         )
 
 
@@ -63,6 +78,7 @@ def padded_regions(batch: Experience, image_token_ids: Sequence[int], row: Row =
     """
     device = batch.input_ids.device
     columns, column_mask = image_columns(batch.input_ids, image_token_ids)
+    first = batch.prompt_length - int(row == "predicting")
     tokens = torch.arange(batch.prompt_length, batch.input_ids.shape[1], device=device).expand(batch.size, -1)
     return Regions(
         source=torch.arange(batch.size, device=device),
@@ -73,6 +89,7 @@ def padded_regions(batch: Experience, image_token_ids: Sequence[int], row: Row =
         tokens=tokens,
         columns=columns,
         column_mask=column_mask,
+        aligned=(0, first),
     )
 
 
