@@ -66,6 +66,7 @@ def test_pictures_come_first_only_if_every_row_sees_every_column():
     assert [regions.part(slice(start, start + 1)).pictures_first for start in range(3)] == [False, False, True]
     third = regions.part(slice(2, 3))
     assert not regions.pictures_first
+    assert not replace(third, column_mask=torch.tensor([[True, True, False]])).pictures_first
     hidden = regions.visible.clone()
     hidden[2, 3] = False
     assert not replace(third, visible=hidden).pictures_first
