@@ -83,8 +83,13 @@ def main() -> None:
 
 def give_way_by_priority(prepare: Callable[[], object]) -> None:
     """In a worker, which is to give way next."""
-    background._give_way = lambda: os.nice(10)
+    background._give_way = be_nice
     prepare()
+
+
+def be_nice() -> None:
+    """Lower this process's priority."""
+    os.nice(10)
 
 
 def with_workers(kind: type[background.Background]) -> AtrlCredit:

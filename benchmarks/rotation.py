@@ -40,7 +40,9 @@ class DrawnOnce:
     """Rollouts of another source; asked again for those it gave last, it gives the same ones."""
 
     def __init__(self, source: RolloutSource) -> None:
-        self._source, self._asked, self._groups = source, None, []
+        self._source = source
+        self._asked: str | None = None
+        self._groups: list[RolloutGroup] = []
 
     def generate(self, prompts: Sequence[Prompt], *, seed: str) -> list[RolloutGroup]:
         """A group of rollouts for every prompt; a seed is asked with the same prompts always."""
