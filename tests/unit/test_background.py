@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -139,6 +140,19 @@ def test_a_late_share_that_no_process_began_is_not_worked_on_twice(blocked, monk
     while os.getpid() in {process for _, process in submit()()}:
         time.sleep(0.1)
     assert 2 + 2 <= len(list(allowed.parent.glob("share *"))) <= 5 + 2  # two of the last batch
+
+
+def test_closing_does_not_wait_for_a_late_share(blocked, background):
+    """Beside busy jobs it may be minutes away."""
+    submit, allowed = blocked
+    workers = [process.pid for process in background._processes]
+    submit()()
+    at_last = threading.Timer(20, allowed.touch)  # or the test would hang where it should fail
+    at_last.start()
+    background.close()
+    at_last.cancel()
+    assert not allowed.exists()
+    assert len(workers) == 2 and not any(map(psutil.pid_exists, workers))
 
 
 def test_a_share_is_waited_for_three_times_as_long_as_it_would_take_here(patient, monkeypatch):

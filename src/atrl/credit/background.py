@@ -17,7 +17,7 @@ PATIENCE = 3.0
 """A share is waited for as many times as long as this process would need for it,"""
 
 LEAST_PATIENCE = 0.1
-"""but for as many seconds at least, which leave time to hand it over."""
+"""but for as many seconds at least, which leave time to hand it over. A process that is closed has as long to end."""
 
 
 class Background:
@@ -42,6 +42,7 @@ class Background:
         self._pool: ProcessPoolExecutor | None = None
         self._seconds_each: float | None = None  # for an item, when this process last worked on some
         self._late: list[Future] = []
+        self._processes: set[Any] = set()
 
     def open(self, prepare: Callable[[], object]) -> None:
         """Start the processes, and `prepare` each: the first batch should not wait for its imports."""
@@ -49,7 +50,7 @@ class Background:
         if workers and self._pool is None:
             import multiprocessing
 
-            context = multiprocessing.get_context("spawn")
+            context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
             self._pool = ProcessPoolExecutor(workers, context, _enter_worker, (prepare,))
             try:
                 list(self._pool.map(abs, range(workers)))
@@ -59,6 +60,7 @@ class Background:
                     f"no worker process could be started: see its message above, begin the running script's work under "
                     f"`if __name__ == '__main__':`, or set {self._option}=0"
                 ) from error
+            self._processes = set(multiprocessing.active_children()) - others
 
     @property
     def is_open(self) -> bool:
@@ -66,10 +68,19 @@ class Background:
         return self._pool is not None
 
     def close(self) -> None:
-        """Stop the processes."""
+        """Stop the processes, also in the middle of a share: nobody waits for it any more."""
+        import threading
+
         pool, self._pool = self._pool, None
         if pool is not None:
+            impatience = threading.Timer(LEAST_PATIENCE, self._terminate)
+            impatience.start()
             pool.shutdown(cancel_futures=True)
+            impatience.cancel()
+
+    def _terminate(self) -> None:
+        for process in self._processes:
+            process.terminate()
 
     def submit(
         self, function: Callable[..., list[Result]], items: Sequence[Item], *arguments: Any
