@@ -64,9 +64,3 @@ def test_busy_processes_end_with_the_measurement(monkeypatch):
         started = set(psutil.Process().children()) - set(before)
         assert len(started) == 2 and all(process.status() != psutil.STATUS_ZOMBIE for process in started)
     assert not any(process.is_running() for process in started)
-
-
-def test_cosines_have_the_same_bits_on_one_thread_and_on_two():
-    benchmark = script("thread_bits")
-    one, two = (benchmark.in_threads(count, 20, "Haswell") for count in (1, 2))
-    assert one["similarity_strengths"] == two["similarity_strengths"] and len(set(one["float32_product"])) == 20

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from itertools import combinations
 from operator import mul
@@ -14,6 +11,7 @@ import pytest
 
 from atrl.credit.graph import attention_strengths, combined, nearest_neighbours, similarity_strengths
 from atrl.credit.metis import partition
+from tests.unit.test_step_benchmark import script
 
 TARGETS = np.array([[1, 2], [2, 0], [1, 0]])
 STRENGTHS = np.array([[0.2, 0.1], [0.3, 0.2], [0.3, 0.1]], np.float32)
@@ -64,31 +62,12 @@ def test_similarity_strengths_are_exact_sums(tokens, images):
     np.testing.assert_allclose(expected, rows.astype(float) @ rows.T.astype(float), atol=1e-7)
 
 
-STRENGTHS_OF_SIZES = """
-import hashlib
-import numpy as np
-from atrl.credit.graph import similarity_strengths
-
-generator = np.random.default_rng(0)
-for size in ((45, 1183), (68, 2282), (88, 187), (110, 118), (190, 57), (243, 533)):
-    print(hashlib.sha256(similarity_strengths(generator.random(size, np.float32))).hexdigest())
-"""
-
-
-@pytest.mark.parametrize("kernels", ["", "Haswell"])
+@pytest.mark.parametrize("kernels", [None, "Haswell"])
 def test_similarity_strengths_do_not_depend_on_the_number_of_threads(kernels):
     """Worker processes have one and the training has all. Without AVX-512 OpenBLAS adds float32 in another order."""
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", STRENGTHS_OF_SIZES],
-            env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_CORETYPE": kernels},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for threads in "12"
-    }
-    assert len(printed) == 1
+    benchmark = script("thread_bits")
+    one, two = (benchmark.in_threads(count, 30, kernels)["similarity_strengths"] for count in (1, 2))
+    assert one == two and len(set(one)) == 30
 
 
 @pytest.mark.parametrize(

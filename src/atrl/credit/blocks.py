@@ -110,7 +110,7 @@ class Block:
     def of_rows(
         self, tensor: Float[Tensor, "row heads query *entry"], part: slice
     ) -> Float[Tensor, "response head token *entry"]:
-        """What `tensor` holds of the heads of this block for the queries of the tokens `part`."""
+        """What `tensor` holds of the heads of this block for the queries of the tokens `part`; a view where it can."""
         regions, rows = self.regions, self.regions.rows[:, part]
         first, last = self.heads[0], self.heads[-1] + 1
         if regions.aligned is not None and self.heads == list(range(first, last)):

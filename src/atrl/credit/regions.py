@@ -55,7 +55,7 @@ class Regions:
         return bool((seen & self.visible[self.source[:, None], self.columns]).all())
 
     def part(self, index: slice) -> Regions:
-        """The responses of `index`."""
+        """The responses of `index`; of all of them itself, so that what it has found out is kept."""
         if index == slice(0, self.size):
             return self
         return Regions(
