@@ -73,11 +73,11 @@ def search_by(criterion: str) -> HeadSearch:
     return HeadSearch(count=1, criterion=criterion, layers=None, row="predicting", sink_factor=4.0)
 
 
-def sampled(loaded: LoadedModel, prompts: list[Prompt]) -> tuple[Experience, list[RolloutGroup]]:
-    """One response to each prompt."""
+def sampled(loaded: LoadedModel, prompts: list[Prompt], group_size: int = 1) -> tuple[Experience, list[RolloutGroup]]:
+    """`group_size` responses to each prompt."""
     sampler = TransformersSampler()
     sampler.start(RolloutSettings(sampler=sampler).handle(loaded, []))
-    groups = sampler.generate(prompts, Sampling(group_size=1), seed="heads")
+    groups = sampler.generate(prompts, Sampling(group_size=group_size), seed="heads")
     return build_experience(groups, pad_id=loaded.processor.tokenizer.pad_token_id), groups
 
 

@@ -65,8 +65,8 @@ def main() -> None:
                       "load_average": round(os.getloadavg()[0], 1), **kinds}))  # fmt: skip
 
 
-def experience(loaded):
-    """The batch; the same each time."""
+def experience(loaded, typical: float = TYPICAL, spread: float = SPREAD):
+    """The batch, with responses of a log-normal number of tokens, at most `LONGEST`; the same each time."""
     import torch
 
     from atrl.data.geometry import GeometryProblems
@@ -77,7 +77,7 @@ def experience(loaded):
     builder, generator = PromptBuilder(processor=loaded.processor), torch.Generator().manual_seed(0)
     groups = []
     for problem in GeometryProblems(train_size=PROMPTS).load("train"):
-        drawn = TYPICAL * torch.exp(SPREAD * torch.randn(GROUP_SIZE, generator=generator))
+        drawn = typical * torch.exp(spread * torch.randn(GROUP_SIZE, generator=generator))
         lengths = drawn.round().clamp(1, LONGEST).int().tolist()
         ids = [torch.randint(256, (length,), generator=generator).tolist() for length in lengths]
         rollouts = [Rollout(row, [0.0] * len(row), True) for row in ids]
