@@ -113,15 +113,12 @@ def _accuracy(before: Score | None, after: Score | None) -> dict[str, Any]:
 def credit_overhead(seconds: dict[str, float], trained: TrainingOutcome | None) -> float | None:
     """Extra time that credit took, as a share of the training steps without it; None without a credit scheme.
 
-    A scoring pass is credit's where nothing else needs it: a scheme that compares rollouts, one update a batch.
+    A scoring pass is credit's where nothing else needs it. The backward pass of an auxiliary loss is the update's.
     """
     if trained is None or trained.credit is None:
         return None
-    objective, scope = trained.module.objective, trained.credit.scheme.scope
-    only_for_credit = scope == "batch" and objective.updates_per_batch == 1 and trained.module.reference is None
-    extra = seconds["credit"] + (seconds["score"] if only_for_credit else 0.0)
-    rest = sum(seconds[name] for name in ("rollout", "reward", "score", "credit", "update", "sync")) - extra
-    return extra / rest if rest > 0 else None
+    rest = sum(seconds[name] for name in ("rollout", "reward", "score", "update", "sync"))
+    return seconds["credit"] / rest if rest > 0 else None
 
 
 def peak_host_bytes() -> int:

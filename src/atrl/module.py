@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atrl import parallel
 from atrl.alarms import clip_gradients
-from atrl.credit.bound import BoundCredit, join_credit, spread_advantages
+from atrl.credit.bound import Begun, BoundCredit, join_credit, spread_advantages
 from atrl.experience import build_experience
 from atrl.forward import Forward, ForwardPass, attention_maps
 from atrl.gradients import GradientSum
@@ -128,10 +128,10 @@ class PolicyModule(PromptModule):
                 order = self.split.order(experience)
                 back = order.argsort()
                 shown = back[shown_rollouts(experience)].tolist()
-                experience, scored = self._score(experience.rows(order))
+                experience, scored, begun = self._score(experience.rows(order))
 
             with phase("credit"):  # 5: attention → weight a token; or in stage 7, if its forward pass is the first
-                credit = self.credit.assign(experience, scored, self.split) if scored else None
+                credit = self.credit.assign(experience, scored, begun) if scored else None
 
             # 6: tensors → micro-batches, and the totals that make their losses add up to the global batch's
             batches = self.split.slices(experience)
@@ -200,8 +200,8 @@ class PolicyModule(PromptModule):
         experience = replace(experience, pictures_somewhere=any(parallel.gather(any(experience.pixels))))
         return experience if self.credit is None else self.credit.prepare(experience, groups)
 
-    def _score(self, experience: Experience) -> tuple[Experience, list[Evidence]]:
-        """Stage 4, second half: no-grad passes, if anything asks for them.
+    def _score(self, experience: Experience) -> tuple[Experience, list[Evidence], list[Begun]]:
+        """Stage 4, second half: no-grad passes, if anything asks for them, and what credit begins on their evidence.
 
         Policy: for old log-probs (several updates a batch), and for credit that needs those or the whole batch. Other
         credit reads its evidence from the training pass, which costs no pass of its own. Reference: for the KL term.
@@ -209,12 +209,17 @@ class PolicyModule(PromptModule):
         needs_old = self.objective.updates_per_batch > 1
         needs_policy = needs_old or (self.credit is not None and self.credit.scheme.scope == "batch")
         passes: list[Forward] = []
+        begun: list[Begun] = []
         reference: list[Tensor] = []
         with torch.no_grad():
             for rows in self.split.slices(experience):
                 batch = self.split.piece(experience, rows)
                 if needs_policy:
-                    passes.append(self.forward_pass(self.policy, batch, self.credit, read=True))
+                    with self.timer.phase("score" if needs_old else "credit"):  # whom the pass is for
+                        passes.append(self.forward_pass(self.policy, batch, self.credit, read=True))
+                if needs_policy and self.credit is not None:
+                    with self.timer.phase("credit"):
+                        begun.append(self.credit.begin(batch, passes[-1].evidence))
                 if self.reference is not None:
                     with without_adapters(self.reference), evaluating(self.reference):
                         reference.append(self.forward_pass.logprobs(self.reference, batch)[0])
@@ -224,7 +229,7 @@ class PolicyModule(PromptModule):
             old_logprobs=join_rows([forward.logprobs for forward in passes], width) if needs_old else None,
             reference_logprobs=join_rows(reference, width) if reference else None,
         )
-        return scored, [] if self.credit is None else [forward.evidence for forward in passes]
+        return scored, [] if self.credit is None else [forward.evidence for forward in passes], begun
 
     def _learn(
         self,

@@ -6,10 +6,45 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import psutil
 
+if TYPE_CHECKING:
+    import torch
+
 PHASES = ("rollout", "reward", "score", "credit", "update", "sync", "evaluate")
+
+
+class WorkClock:
+    """Adds up the seconds of work on a device; on a GPU, which does it later, they are known once it is done."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Add what is done, or launched, inside the block."""
+        if device.type != "cuda":
+            start = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - start
+            return
+        import torch
+
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._events.append((begin, end))
+
+    @property
+    def seconds(self) -> float:
+        """So far; a GPU is waited for."""
+        if self._events:
+            self._events[-1][1].synchronize()
+        return self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
 
 
 class PhaseTimer:

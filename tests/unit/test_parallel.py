@@ -14,7 +14,6 @@ from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.oracle import OracleCredit
 from atrl.credit.product import ProductCredit
-from atrl.splitting import EvenSplit
 from atrl.types import CreditOutput, Evidence, Experience, MaskedView
 from tests.unit.ranks import run_ranks
 
@@ -96,7 +95,7 @@ def rollouts(rows: slice, width: int) -> tuple[Experience, Evidence]:
 def assign_share() -> CreditOutput:
     """Rank 0 holds the first rollout alone, padded to its own two tokens."""
     own = rollouts(slice(0, 1), 2) if parallel.rank() == 0 else rollouts(slice(1, 4), 5)
-    return BoundCredit(AgainstTheBatch(), None, PictureScale((), ()), None).assign(own[0], [own[1]], EvenSplit(size=4))
+    return BoundCredit(AgainstTheBatch(), None, PictureScale((), ()), None).assign(own[0], [own[1]], [None])
 
 
 def test_a_scheme_that_compares_rollouts_sees_those_of_all_ranks():
@@ -113,7 +112,7 @@ def assign_oracle() -> CreditOutput:
     if parallel.rank() == 0:
         batch = replace(batch, reading=torch.eye(5, dtype=torch.bool)[:2])
     scheme = ProductCredit(schemes=[OracleCredit(), EntropyCredit(within="batch")])
-    return BoundCredit(scheme, None, PictureScale((), ()), None).assign(batch, [evidence], EvenSplit(size=4))
+    return BoundCredit(scheme, None, PictureScale((), ()), None).assign(batch, [evidence], [None])
 
 
 def test_what_was_read_is_known_on_all_ranks():

@@ -108,7 +108,7 @@ def test_devices_that_are_there(monkeypatch, accelerator, devices, there, line):
 
 
 def test_an_attention_kernel_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr("atrl.models.load.find_spec", lambda name: None)
+    monkeypatch.setattr("atrl.models.attention.find_spec", lambda name: None)
     TINY.check()
     with pytest.raises(ValueError, match=r"^model\.attention=flash_attention_2 needs the package flash-attn"):
         PretrainedModel(attention="flash_attention_2").check()

@@ -92,11 +92,29 @@ def intern_vl():
     return InternVLForConditionalGeneration(config), inputs
 
 
+def regions_of(inputs) -> Regions:
+    """Rows 15 … 24 as those of a response."""
+    mask = inputs["attention_mask"]
+    columns = [(row == IMAGE).nonzero()[:, 0] for row in inputs["input_ids"]]
+    width = max(map(len, columns))
+    rows = torch.arange(15, 25).expand(2, -1)
+    return Regions(
+        source=torch.arange(2),
+        start=torch.zeros(2, dtype=torch.long),
+        visible=mask.bool(),
+        rows=rows,
+        row_mask=torch.ones_like(rows, dtype=torch.bool),
+        tokens=rows + 1,
+        columns=torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for c in columns]),
+        column_mask=torch.stack([torch.arange(width) < len(c) for c in columns]),
+    )
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["scored", "trained"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("family", [qwen3_vl, llava_mistral, gemma3, intern_vl])
 def test_agrees_with_the_models_own_attention(family, padding, training):
-    """Rows 15 … 24 are read as those of a response; one row of the batch is padded. With gradients and without."""
+    """One row of the batch is padded. With gradients and without."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, inputs = family()
@@ -111,19 +129,7 @@ def test_agrees_with_the_models_own_attention(family, padding, training):
     model = model.eval()
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
-    columns = [(row == IMAGE).nonzero()[:, 0] for row in inputs["input_ids"]]
-    width = max(map(len, columns))
-    rows = torch.arange(15, 25).expand(2, -1)
-    regions = Regions(
-        source=torch.arange(2),
-        start=torch.zeros(2, dtype=torch.long),
-        visible=mask.bool(),
-        rows=rows,
-        row_mask=torch.ones_like(rows, dtype=torch.bool),
-        tokens=rows + 1,
-        columns=torch.stack([torch.nn.functional.pad(c, (0, width - len(c))) for c in columns]),
-        column_mask=torch.stack([torch.arange(width) < len(c) for c in columns]),
-    )
+    regions = regions_of(inputs)
     assert visual_token_ids(model.config)[0] == IMAGE
     probe = AttentionProbe(model, [FULL])
     with torch.set_grad_enabled(training):
@@ -135,5 +141,5 @@ def test_agrees_with_the_models_own_attention(family, padding, training):
     mass = recorder.results()[FULL].mass
     assert mass.shape[1] == 3 and mass.std() > 0.005
     for row in range(2):
-        expected = attention[row][:, :, rows[row]][..., columns[row]]
-        assert_close(mass[row, ..., : len(columns[row])], expected)
+        columns = (inputs["input_ids"][row] == IMAGE).nonzero()[:, 0]
+        assert_close(mass[row, ..., : len(columns)], attention[row][:, :, regions.rows[row]][..., columns])

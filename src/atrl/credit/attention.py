@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from atrl.credit.blocks import Block, blocks
+from atrl.credit.blocks import Block, blocks, check_logsumexp
 from atrl.credit.connectivity import reduce_without_sinks
 from atrl.credit.regions import Regions
 
@@ -76,7 +76,10 @@ class Edges:
 
 class AttentionReader:
     """Adds up one forward pass, layer by layer. Reading a layer twice leaves the same result. `fused` takes masses from
-    Triton kernels instead of `Block.masses`; None does so wherever these run."""
+    Triton kernels instead of `Block.masses`; None does so wherever these run.
+
+    Beyond what it returns it holds a few blocks of `CHUNK_ELEMENTS` at a time; with edges, of which the strongest are
+    known after the last layer only, [response token token] until then."""
 
     def __init__(self, request: AttentionRequest, regions: Regions, *, fused: bool | None = None) -> None:
         self._request, self._regions = request, regions
@@ -118,12 +121,14 @@ class AttentionReader:
         if self._image is None:
             self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
             self._response = total.new_zeros(regions.size, shape[2], shape[2]) if self._request.neighbours else None
-        held = shape[2] if self._fused else key.shape[2]  # fused, nothing is as wide as a row of scores
-        for part, first, last in blocks(regions, len(heads), held):
+        whole = Block(query.detach(), key.detach(), heads, regions, scaling, sliding_window, softcap, logsumexp)
+        if logsumexp is not None and query.is_cuda and not self._total:
+            check_logsumexp(whole)  # torch doesn't promise what a kernel keeps
+        # Fused, nothing is as wide as a row of scores, and no key is copied.
+        held = (shape[2], 1) if self._fused else (key.shape[2], key.shape[3])
+        for part, first, last in blocks(regions, len(heads), *held):
             here = regions.part(part)
-            block = Block(
-                query.detach(), key.detach(), heads[first:last], here, scaling, sliding_window, softcap, logsumexp
-            )
+            block = replace(whole, heads=heads[first:last], regions=here)
             image, response = self._masses(block, with_response=self._response is not None)
             image, total[part, first:last], peak[part, first:last] = reduce_without_sinks(
                 image, here.column_mask, here.row_mask, factor=self._request.sink_factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor
 from atrl.credit.regions import Regions
 
 CHUNK_ELEMENTS = 1 << 22
-"""Entries of one block of attention rows: 16 MiB of float32. A handful of such blocks exist at a time. Where a single
-head's image block (response tokens × image tokens) is larger than this, that block is the bound."""
+"""Entries of one block of attention rows, and of the keys that it is made of: 16 MiB of float32. A handful of such
+blocks exist at a time. Where a single head's image block (response tokens × image tokens) or its keys (columns × width)
+are larger than this, they are the bound."""
+
+LOGSUMEXP_TOLERANCE = 1e-2
+"""Of a mass. Kernels add in other orders, of half precision's exact products; another base or scaling is far beyond."""
 
 MassAt = Callable[[Tensor, Tensor, bool], Tensor]
 """Columns [response column], which of them are real, and whether all of them are and every row sees them → mass
@@ -160,13 +164,38 @@ class Block:
         return hidden.float() * torch.finfo(torch.float32).min
 
 
-def blocks(regions: Regions, heads: int, columns: int) -> Iterator[tuple[slice, int, int]]:
-    """(responses, first head, last head) such that neither the rows' scores nor the image block exceed a chunk,
+def check_logsumexp(block: Block) -> None:
+    """Compare the log-sum-exp that the kernel kept with the block's own scores: one head of one response.
+
+    Raises:
+        AssertionError: if it is not theirs, as with another base, order or scaling.
+    """
+    one = replace(block, heads=block.heads[:1], regions=block.regions.part(slice(0, 1)))
+    real = one.regions.row_mask[0, :, None]
+    found = []
+    for by in (one, replace(one, lse=None)):
+        image, response = by.masses(with_response=True)
+        found.append(torch.cat([image[0, 0], response[0]], dim=-1).where(real, 0.0))
+    worst = (found[0] - found[1]).abs().max().item()
+    assert worst < LOGSUMEXP_TOLERANCE, (
+        f"the log-sum-exp that the attention kernel keeps gives masses that are {worst:.2g} off: set "
+        "model.attention=eager, which keeps none, and tell us the GPU and the version of torch"
+    )
+
+
+def blocks(regions: Regions, heads: int, columns: int, width: int = 1) -> Iterator[tuple[slice, int, int]]:
+    """(responses, first head, last head) such that neither scores, keys nor the image block exceed a chunk,
 
     as long as one head of one response fits; the rows of that head are cut further where its scores do not.
+
+    Args:
+        regions: where the responses are.
+        heads: how many there are.
+        columns: that a row of scores has.
+        width: of a head's keys; 1 where none are copied.
     """
     tokens, images = regions.rows.shape[1], regions.columns.shape[1]
-    fitting = max(1, CHUNK_ELEMENTS // max(1, tokens * max(columns, images)))
+    fitting = max(1, CHUNK_ELEMENTS // max(1, max(tokens, width) * max(columns, images)))
     responses, heads_each = max(1, fitting // heads), min(heads, fitting)
     for start in range(0, regions.size, responses):
         part = slice(start, min(start + responses, regions.size))

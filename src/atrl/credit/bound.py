@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from atrl import parallel
 from atrl.credit.masking import mask_pixels
 from atrl.credit.reading import reading_mask
 from atrl.forward import merge_evidence
-from atrl.splitting import Split, join_rows
+from atrl.splitting import join_rows
 from atrl.types import CreditOn, CreditOutput, Evidence, Experience, MaskedView, RolloutGroup
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from atrl.credit.base import CreditScheme
     from atrl.credit.probe import AttentionProbe
+
+
+Begun = Callable[[], CreditOutput] | None
+"""Gives the weights of a piece of the batch when it is called; None where they depend on the other pieces too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +88,18 @@ class BoundCredit:
         masked = mask_pixels(experience.pixels, experience.keys, mask, mean=self.scale.mean, std=self.scale.std)
         return replace(experience, masked_pixels=masked)
 
-    def assign(self, experience: Experience, evidence: Sequence[Evidence], split: Split) -> CreditOutput:
-        """Weights of this rank's whole batch from the evidence of its pieces.
+    def begin(self, piece: Experience, evidence: Evidence) -> Begun:
+        """Start on the weights of one piece of a batch, which `assign` collects; nothing if all pieces are needed."""
+        return self.scheme.begin(piece, evidence) if self.scheme.scope == "response" else None
+
+    def assign(self, experience: Experience, evidence: Sequence[Evidence], begun: Sequence[Begun]) -> CreditOutput:
+        """Weights of this rank's whole batch from the evidence of its pieces, and from what was begun on each.
 
         A scheme that compares rollouts sees those of all ranks.
         """
         if self.scheme.scope == "batch":
             return self._compare(experience, merge_evidence(evidence, self.probe, experience.response_length))
-        rows = split.slices(experience)
-        begun = [
-            self.scheme.begin(split.piece(experience, part), seen) for part, seen in zip(rows, evidence, strict=True)
-        ]
-        return join_credit([finish() for finish in begun], experience.response_length)
+        return join_credit([finish() for finish in begun if finish is not None], experience.response_length)
 
     def _compare(self, experience: Experience, evidence: Evidence) -> CreditOutput:
         if parallel.world_size() == 1:

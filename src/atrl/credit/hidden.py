@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.regions import Regions, Row
+from atrl.timing import WorkClock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +54,12 @@ class HiddenReader:
         self._request, self._regions = request, regions
         self._total = torch.zeros(regions.rows.shape, device=regions.rows.device)
         self._read: set[int] = set()
-        self.seconds = 0.0
+        self._clock = WorkClock()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on reading."""
+        return self._clock.seconds
 
     @contextmanager
     def hooks(self, model: PreTrainedModel) -> Iterator[None]:
@@ -84,15 +89,14 @@ class HiddenReader:
         """Add layer `layer`: what it hands to the next one."""
         if layer in self._read:
             return
-        began = time.perf_counter()
         self._read.add(layer)
         tokens, images = self._regions.rows.shape[1], self._regions.columns.shape[1]
         step = max(1, CHUNK_ELEMENTS // max(1, (tokens + images) * hidden.shape[2]))
-        with torch.autocast(hidden.device.type, enabled=False):  # or products would be taken in bfloat16
+        # Without autocast, or products would be taken in bfloat16.
+        with self._clock.running(hidden.device), torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, self._regions.size, step):
                 part = slice(start, start + step)
                 self._total[part] += picture_cosine(hidden, self._regions.part(part), pooling=self._request.pooling)
-        self.seconds += time.perf_counter() - began
 
     def result(self) -> Float[Tensor, "rollout response"]:
         """The mean over the layers that were read; 0 on padding and without a picture.

@@ -8,7 +8,6 @@ Hidden states are shown to readers by forward hooks.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -20,6 +19,7 @@ from atrl.credit.base import Reader, Request
 from atrl.credit.regions import Regions, Row, padded_regions, visual_token_ids
 from atrl.models.attention import kept_logsumexp, register_attention, set_text_attention, text_attention
 from atrl.models.prompt_states import prompts_alone
+from atrl.timing import WorkClock
 from atrl.types import Experience
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Recorder:
     def __init__(self, readers: dict[Request, Reader], *, layers_run_again: bool = False) -> None:
         self._readers, self.layers_run_again = readers, layers_run_again
         self._attentive = [reader for reader in readers.values() if hasattr(reader, "read_attention")]
-        self._seconds = 0.0
+        self._clock = WorkClock()
 
     @property
     def listens(self) -> bool:
@@ -98,17 +98,16 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Spent on reading during the pass. On a GPU that is the time to launch the work, not to do it."""
-        return self._seconds + sum(getattr(reader, "seconds", 0.0) for reader in self._readers.values())
+        """Spent on reading during the pass; a GPU is waited for."""
+        return self._clock.seconds + sum(getattr(reader, "seconds", 0.0) for reader in self._readers.values())
 
     @torch.no_grad()
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, **options) -> None:
         """Queries and keys of one layer, as the kernel sees them."""
-        start = time.perf_counter()
-        with torch.autocast(query.device.type, enabled=False):  # or products would be taken in bfloat16
+        # Without autocast, or products would be taken in bfloat16.
+        with self._clock.running(query.device), torch.autocast(query.device.type, enabled=False):
             for reader in self._attentive:
                 reader.read_attention(layer, query.detach(), key.detach(), **options)
-        self._seconds += time.perf_counter() - start
 
     @torch.no_grad()
     def results(self) -> dict[Hashable, Any]:
@@ -120,7 +119,8 @@ def _register_tap(kernel: str) -> str:
     """The name under which the tapped version of `kernel` is known to transformers."""
 
     def tapped(module, query, key, value, attention_mask, **options):
-        output = _kernel_function(kernel, module)(module, query, key, value, attention_mask, **options)
+        function, layer = _kernel_function(kernel, module), _without_tap(module, kernel)
+        output = function(layer, query, key, value, attention_mask, **options)
         recorder = None if prompts_alone() else _RECORDER.get()
         if recorder is not None:
             assert options.get("s_aux") is None, "the attention probe can't read kernels with learned sinks (s_aux)"
@@ -146,3 +146,21 @@ def _kernel_function(kernel: str, module: torch.nn.Module) -> Callable:
     if kernel == "eager":  # every model file brings its own
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[kernel]
+
+
+class _Instead:
+    """Stands in for `original`, but for some attributes, which leaves the original as it is."""
+
+    def __init__(self, original: Any, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+        self._original = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+def _without_tap(module: torch.nn.Module, kernel: str) -> Any:
+    """A layer's attention as `kernel` would meet it: flash attention looks up its own name in the configuration."""
+    if not hasattr(module, "config"):
+        return module
+    return _Instead(module, config=_Instead(module.config, _attn_implementation=kernel))

@@ -19,7 +19,6 @@ from atrl.evaluation.score import held_out_sampling
 from atrl.experience import build_experience
 from atrl.forward import ForwardPass, attention_maps
 from atrl.models.policy import evaluating
-from atrl.splitting import EvenSplit
 
 if TYPE_CHECKING:
     from atrl.credit.base import CreditScheme
@@ -113,7 +112,7 @@ def weigh(
             batch = bound.prepare(experience, [group])
             with torch.no_grad(), evaluating(model):
                 forward = forward_pass(model, batch, bound, read=True)
-            credit = bound.assign(batch, [forward.evidence], EvenSplit(size=1))
+            credit = bound.assign(batch, [forward.evidence], [bound.begin(batch, forward.evidence)])
         finally:
             scheme.close()
             probe.detach()

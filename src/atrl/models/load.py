@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from atrl.data.templates import check_processor
+from atrl.models.attention import Attention, check_flex, check_installed
 from atrl.models.families import check_family, freeze, projectors, vision_tower
 from atrl.models.lora import Lora
 from atrl.models.patches import project_patches
@@ -50,7 +50,7 @@ class PretrainedModel:
 
     path: str = "tiny"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Attention = "sdpa"
     freeze_vision: bool = False
     freeze_projector: bool = False
     lora: Lora | None = None
@@ -67,10 +67,10 @@ class PretrainedModel:
         """
         self._resolve()
         check_quantization(self.quantization)
-        if self.attention == "flash_attention_2" and not (find_spec("flash_attn") or find_spec("kernels")):
-            raise ValueError(
-                "model.attention=flash_attention_2 needs the package flash-attn, which is not installed: use sdpa"
-            )
+        check_installed(self.attention)
+        if self.attention == "flex_attention":
+            check_family(self._config(), self.path)
+            check_flex(self._without_weights())
         if self.lora is not None:
             check_family(self._config(), self.path)
             self._check_adapted(self._without_weights())

@@ -72,7 +72,7 @@ def job_of(config: DictConfig) -> Job:
         strategy=strategy,
         cpu_offload=config.trainer.cpu_offload,
         checkpointing=config.trainer.activation_checkpointing,
-        flash_attention=attention == "flash_attention_2",
+        flash_attention=attention != "sdpa",  # flex_attention too makes no mask and repeats no keys
         **_adapters(config),
         quantized=OmegaConf.select(config, "model.quantization") == "nf4",
         freeze_vision=bool(OmegaConf.select(config, "model.freeze_vision")),
