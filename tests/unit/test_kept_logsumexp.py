@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -44,3 +46,29 @@ def test_it_is_that_of_the_scores_where_the_mask_lets_a_row_look() -> None:
 )
 def test_there_is_none_elsewhere(output: torch.Tensor) -> None:
     assert kept_logsumexp(output) is None
+
+
+class Node:
+    """A node of the graph that keeps `saved`, as torch's have it."""
+
+    def __init__(self, name: str, **saved: torch.Tensor) -> None:
+        self._name, self.next_functions = name, ()
+        self.__dict__.update(saved)
+
+    def name(self) -> str:
+        return self._name
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        ("ScaledDotProductFlashAttentionBackward0", "_saved_logsumexp"),
+        ("ScaledDotProductEfficientAttentionBackward0", "_saved_log_sumexp"),
+    ],
+)
+def test_on_a_gpu_rows_that_fill_a_tile_are_cut_off(name: str, saved: str) -> None:
+    """The kernels run on a GPU only, but this build of torch knows their nodes: what they save has that name."""
+    assert hasattr(getattr(torch._C._functions, name), saved)
+    kept = torch.arange(2 * 4 * 32).view(2, 4, 32)
+    output = SimpleNamespace(grad_fn=Node(name, **{saved: kept}), shape=(2, 5, 4, 8))
+    assert torch.equal(kept_logsumexp(output), kept[:, :, :5])

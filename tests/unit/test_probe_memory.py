@@ -1,0 +1,95 @@
+"""What reading holds at a time, and what it takes of a kernel's log-sum-exps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from atrl.credit import blocks as blocks_module
+from atrl.credit.attention import AttentionReader, AttentionRequest
+from atrl.credit.blocks import Block, check_logsumexp
+from atrl.credit.regions import Regions
+from tests.unit.live_bytes import LiveBytes
+
+HEADS, SHARED = 8, 2
+CHUNK = 1 << 16
+
+
+def regions_of(responses: int, columns: int, tokens: int, images: int) -> Regions:
+    """Every row a picture, then text, then the response; one row a response."""
+    rows = torch.arange(columns - tokens - 1, columns - 1).expand(responses, -1)
+    return Regions(
+        source=torch.arange(responses),
+        start=torch.zeros(responses, dtype=torch.long),
+        visible=torch.ones(responses, columns, dtype=torch.bool),
+        rows=rows,
+        row_mask=torch.ones_like(rows, dtype=torch.bool),
+        tokens=rows + 1,
+        columns=torch.arange(images).expand(responses, -1),
+        column_mask=torch.ones(responses, images, dtype=torch.bool),
+    )
+
+
+def states(responses: int, columns: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((responses, heads, columns, width) for heads in (HEADS, SHARED))
+    query, key = (torch.randn(shape, generator=generator) for shape in shapes)
+    return query, key
+
+
+def log_sum_exp(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Of causal scores, [row heads query]."""
+    scores = scaling * query @ key.repeat_interleave(HEADS // SHARED, dim=1).mT
+    return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf).logsumexp(-1)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["softmax", "kept"])
+@pytest.mark.parametrize(
+    ("columns", "tokens", "width"), [(1024, 4, 64), (2048, 4, 32), (512, 128, 16)], ids=["keys", "long", "rows"]
+)
+def test_a_few_blocks_are_held_beside_the_result(monkeypatch, columns, tokens, width, kept):
+    """Of eight responses of eight heads; a block is 256 KiB, and all keys of all heads would be 16 MiB or 4."""
+    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", CHUNK)
+    query, key = states(8, columns, width)
+    regions = regions_of(8, columns, tokens, images=64)
+    lse = log_sum_exp(query, key, 0.2) if kept else None
+    reader = AttentionReader(AttentionRequest(neighbours=0), regions)
+    with LiveBytes([query, key, *([lse] if kept else [])]) as live:
+        held = live.now
+        for layer in range(3):
+            reader.read_attention(layer, query, key, scaling=0.2, logsumexp=lse)
+        read = live.peak - held
+        capture = reader.result()
+    result = sum(tensor.nbytes for tensor in (capture.total, capture.peak, capture.image))
+    assert read < 6 * 4 * CHUNK + 2 * result
+    assert live.peak - held < 6 * 4 * CHUNK + 4 * result
+
+
+def block(**changes) -> Block:
+    query, key = states(2, 40, 8)
+    lse = log_sum_exp(query, key, 0.3)
+    whole = Block(query, key, list(range(HEADS)), regions_of(2, 40, 6, images=10), 0.3, None, None, lse)
+    return replace(whole, **changes)
+
+
+def test_a_kernel_s_own_log_sum_exp_is_accepted():
+    """As it comes, and as another order of additions would have it."""
+    check_logsumexp(block())
+    check_logsumexp(block(lse=block().lse + 1e-4))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda lse: lse / 0.6931472,
+        lambda lse: lse.flip(1),
+        lambda lse: lse.roll(1, dims=2),
+        lambda lse: lse * torch.nan,
+    ],
+    ids=["to the base 2", "other heads", "other rows", "none"],
+)
+def test_anything_else_is_noticed(wrong):
+    with pytest.raises(AssertionError, match=r"the attention kernel keeps .* set model\.attention=eager"):
+        check_logsumexp(block(lse=wrong(block().lse)))
