@@ -6,12 +6,13 @@ import copy
 import csv
 import importlib
 import json
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from lightning import Callback
 
+from atrl.credit.bound import BoundCredit
 from atrl.forward import ForwardPass
 from atrl.module import PolicyModule
 from tests.integration.conftest import needs_vllm
@@ -263,6 +264,44 @@ def test_credit_costs_no_pass_of_its_own(train, monkeypatch, overrides, passes) 
         Watch(), monkeypatch, train, "optimizer.micro_batch_size=8", "trainer.evaluate_samples=0", *overrides
     )
     assert counted == passes
+
+
+def test_no_layer_runs_for_credit_alone(train, monkeypatch) -> None:
+    """As many passes of the language half in the updates with `atrl` as without credit, whatever called them."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+    from atrl.timing import PhaseTimer
+
+    open_phases, counted = [], {"atrl": 0, "none": 0}
+    phase, forward = PhaseTimer.phase, Qwen2_5_VLTextModel.forward
+
+    @contextmanager
+    def watched_phase(timer, name):
+        open_phases.append(name)
+        with phase(timer, name):
+            yield
+        open_phases.pop()
+
+    def counting(*arguments, **options):
+        counted[scheme] += {"score", "credit", "update"}.intersection(open_phases) != set()
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(PhaseTimer, "phase", watched_phase)
+    monkeypatch.setattr(Qwen2_5_VLTextModel, "forward", counting)
+    for scheme in counted:
+        train(TRANSFORMERS, f"credit={scheme}", "trainer.max_steps=1", "trainer.evaluate_samples=0", name=scheme)
+    assert counted["atrl"] == counted["none"] > 0
+
+
+def test_clusters_are_begun_while_scoring_goes_on(train, monkeypatch) -> None:
+    """With several updates a batch: each of four micro-batches' before the next one is scored."""
+    events: list[str] = []
+    forward, begin = ForwardPass.__call__, BoundCredit.begin
+    monkeypatch.setattr(ForwardPass, "__call__", lambda *args, **how: events.append("pass") or forward(*args, **how))
+    monkeypatch.setattr(BoundCredit, "begin", lambda *args: events.append("begin") or begin(*args))
+    updates = ("algorithm.updates_per_batch=2", "optimizer.micro_batch_size=4")
+    train(TRANSFORMERS, *updates, "trainer.max_steps=1", "trainer.evaluate_samples=0")
+    assert events == ["pass", "begin"] * 4 + ["pass"] * 8
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,14 @@ def test_the_first_items_are_worked_on_here(patient):
     started.close()
 
 
+def test_submitting_does_not_wait_for_the_work(background, tmp_path):
+    """Which only begins once it has returned."""
+    allowed = tmp_path / "allowed"
+    collect = background.submit(squares_once_allowed, [3, 4], os.getpid(), allowed)
+    allowed.touch()
+    assert [(square, pid != os.getpid()) for square, pid in collect()] == [(9, True), (16, True)]
+
+
 def test_the_work_is_split_over_processes_and_comes_back_in_order(background):
     here = os.getpid()
     for count in (0, 1, 2, 7):

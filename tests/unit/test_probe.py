@@ -209,6 +209,29 @@ def test_mixed_precision_is_read_in_float32(policy, batch, monkeypatch):
         torch.testing.assert_close(mass[row, head], expected, atol=1e-6, rtol=0)
 
 
+def test_a_training_pass_in_mixed_precision_is_read_in_float32(policy, batch, monkeypatch):
+    """By the log-sum-exp that the kernel kept, of bfloat16 queries and keys: as float64 has it of the same."""
+    seen = []
+    original = Block._exponentials_at
+    monkeypatch.setattr(Block, "_exponentials_at", lambda *args: seen.append(args[0]) or original(*args))
+    probe = AttentionProbe(policy, [FULL])
+    with torch.autocast("cpu", torch.bfloat16), probe.capture(batch) as recorder:
+        response_logits(policy, batch)
+    mass = recorder.results()[FULL].mass
+    assert mass.dtype == torch.float32 and len(seen) == mass.shape[1]
+    for layer, block in enumerate(seen):
+        assert block.query.dtype == torch.bfloat16 and block.lse.dtype == torch.float32
+        row, head = 3, 2
+        rows = block.regions.rows[row][batch.response_mask[row]]
+        query, key = block.query[row, head, rows].double(), block.key[row, head // 2].double()
+        scores = query @ key.T * block.scaling
+        hidden = torch.arange(key.shape[0])[None] > rows[:, None]
+        hidden |= batch.attention_mask[row] == 0
+        image = (batch.input_ids[row] == policy.config.image_token_id).nonzero()[:, 0]
+        expected = scores.masked_fill(hidden, -torch.inf).softmax(-1)[:, image].float()
+        torch.testing.assert_close(mass[row, layer, head, : len(rows), : len(image)], expected, atol=1e-5, rtol=0)
+
+
 def test_only_the_language_half_is_tapped_and_detach_restores_it(policy, batch):
     text, vision = policy.config.text_config, policy.config.vision_config
     probe = AttentionProbe(policy, [FULL])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from atrl import timing
-from atrl.timing import PhaseTimer
+from atrl.timing import PhaseTimer, WorkClock
 
 
 @pytest.fixture
@@ -68,6 +69,40 @@ def test_what_the_device_still_has_to_do_belongs_to_the_phase_that_launched_it(c
             queue.append(1)
         queue.append(20)
     assert timer.lap() == {"update": 30, "credit": 1}
+
+
+def test_work_on_the_processor_is_timed_as_it_is_done(clock):
+    work = WorkClock()
+    for seconds in (2, 3):
+        with work.running(torch.device("cpu")):
+            clock(seconds)
+        clock(10)
+    assert work.seconds == 5
+
+
+def test_work_on_a_gpu_is_timed_by_events(monkeypatch):
+    """In milliseconds on the GPU's own clock, once the last of them has passed there."""
+    times, waited = iter([1000, 1250, 4000, 4500]), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.time = next(times)
+
+        def synchronize(self):
+            waited.append(self.time)
+
+        def elapsed_time(self, end):
+            return end.time - self.time
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    work = WorkClock()
+    for _ in range(2):
+        with work.running(torch.device("cuda")):
+            pass
+    assert work.seconds == 0.75 and waited == [4500]
 
 
 def test_memory_belongs_to_the_innermost_phase_that_is_open(monkeypatch):

@@ -128,8 +128,8 @@ def _register_tap(kernel: str) -> str:
             kept = kept_logsumexp(output[0]) if whole and not recorder.layers_run_again else None
             recorder.read(
                 module.layer_idx,
-                query,
-                key,
+                _rounded(query),
+                _rounded(key),
                 logsumexp=kept,
                 scaling=options.get("scaling") or query.shape[-1] ** -0.5,
                 sliding_window=options.get("sliding_window"),
@@ -138,6 +138,12 @@ def _register_tap(kernel: str) -> str:
         return output
 
     return register_attention(f"atrl_probe_{kernel}", tapped, masks_of=kernel)
+
+
+def _rounded(states: torch.Tensor) -> torch.Tensor:
+    """As the kernel gets them under autocast: its scores, and the log-sum-exp that it keeps, are of these."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
 
 def _kernel_function(kernel: str, module: torch.nn.Module) -> Callable:
