@@ -55,6 +55,7 @@ def main() -> None:
         "probe_memory_bytes": memory["probe"],
         "output_attentions_memory_bytes": memory["output_attentions"] - memory["plain"],
         "arithmetic_fraction": {name: arithmetic_fraction(name, 1024, 1024) for name in SHAPES},
+        "arithmetic_fraction_kept": {name: arithmetic_fraction(name, 1024, 1024, kept=True) for name in SHAPES},
         "arithmetic_fraction_grid": {
             name: {f"{images}x{tokens}": arithmetic_fraction(name, images, tokens)
                    for images in (1024, 2048, 4096) for tokens in (512, 1024, 2048, 4096)}
@@ -147,7 +148,9 @@ def measure_memory(kind: str, tokens: int = 2048, images: int = 1024, response: 
         regions = padded_regions(batch, (model.config.image_token_id,))
         with probe.capture_regions({"predicting": regions}) as recorder:
             text(inputs_embeds=embeddings)
+        held = reset_peak()
         capture = recorder.results()[request]
+        extra.append(status_bytes("VmHWM") - held)
     kept = [capture.total, capture.peak, capture.image, capture.edges.targets, capture.edges.strengths]
     return max(extra) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
@@ -191,19 +194,21 @@ def random_model(kernel: str):
     return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=kernel).eval()
 
 
-def arithmetic_fraction(name: str, images: int, tokens: int) -> float:
+def arithmetic_fraction(name: str, images: int, tokens: int, *, kept: bool = False) -> float:
     """Operations of the probe over those of the training pass (forward and backward) of one rollout.
 
     A multiplication and an addition count as two operations; the backward pass as two forward passes. The vision
-    tower, the rollout and the optimizer are left out, all of which would make the share smaller.
+    tower, the rollout and the optimizer are left out, all of which would make the share smaller. Every column is looked
+    at for the log-sum-exp of a row, unless the model's kernel `kept` it, and the picture's then for their mass.
     """
     layers, width, heads, kv_heads, hidden, vocabulary = SHAPES[name]
     length = images + PROMPT_TEXT + tokens
     projections = 2 * width * (2 * heads + 2 * kv_heads) * HEAD_WIDTH + 6 * width * hidden
     attention = 4 * heads * HEAD_WIDTH * length / 2  # causal: half the columns on average
     forward = layers * length * (projections + attention) + 2 * tokens * width * vocabulary
-    scores = 2 * HEAD_WIDTH * tokens * length  # every row of the response against every key
-    softmax = 5 * tokens * length  # scale, mask, maximum, exponential, sum and division, to the nearest round number
+    looked_at = tokens * (images if kept else length + images)
+    scores = 2 * HEAD_WIDTH * looked_at
+    softmax = 5 * looked_at  # scale, mask, maximum, exponential, sum and division, to the nearest round number
     reductions = 6 * tokens * images + tokens * tokens  # sinks, sum, maxima; response edges
     return layers * heads * (scores + softmax + reductions) / (3 * forward)
 

@@ -20,6 +20,7 @@ from atrl.plan.duration import (
     concurrent,
     forward_operations,
     plan_time,
+    reading_operations,
     text_operations,
     training_operations,
     vision_operations,
@@ -324,6 +325,14 @@ def test_bytes_that_are_sent() -> None:
     # 64 prompts of 8 on 8 GPUs in fours are 16 micro-batches; weights twice in 2 bytes, gradients in 4; 7/8
     assert communication(seven()) == 16 * 7 / 8 * 8_292_166_656 * (2 * 2 + 4)
     assert communication(seven(strategy="ddp")) == 2 * 7 / 8 * 8_292_166_656 * 4
+
+
+def test_reading_a_head_by_hand() -> None:
+    # 64 rollouts of 1,000 + 1,000 tokens, 800 of them the picture's: 2,800 columns of 2 · 128 + 5; 6 for each mass
+    job = seven(
+        credit=CreditCost(heads_read=1), lengths=Lengths(prompt=1000, image=800, response=1000, response_mean=1000)
+    )
+    assert reading_operations(job) == 64 * 1000 * (2800 * 261 + 6 * 800)
 
 
 def test_phases_depend_on_what_is_asked() -> None:

@@ -97,9 +97,12 @@ def training_operations(job: Job) -> float:
 
 
 def reading_operations(job: Job) -> float:
-    """Of reading attention: scores, softmax and reductions of every head (as in `benchmarks/credit_overhead.py`)."""
+    """Of reading attention: scores, softmax and reductions of every head (as in `benchmarks/credit_overhead.py`).
+
+    Every column for a row's log-sum-exp, then the picture's again: some kernels keep it, but not within checkpointing.
+    """
     lengths, text = job.lengths, job.model.text
-    scores = (2 * text.head_width + 5) * lengths.response * lengths.total
+    scores = (2 * text.head_width + 5) * lengths.response * (lengths.total + lengths.image)
     reductions = 6 * lengths.response * lengths.image + (lengths.response**2 if job.credit.edges else 0)
     return job.rank_rollouts * job.credit.heads_read * (scores + reductions)
 
