@@ -1,14 +1,16 @@
-"""The study of credit schemes: many runs, one small JSON each, and a table.
+"""The study of credit schemes: many runs, one small JSON each, and a table a task.
 
     python experiments/study.py run [--task geometry|wordy] [--jobs 2] [--cells N] [--only rates|main|controls|variants]
     python experiments/study.py table [--task geometry|wordy]
 
-`run` goes on where it was stopped: a cell whose file is in `experiments/study/` is not run again. First each scheme's
-learning rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its
-own rate and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the
-`variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
-answers, most tokens of which the reward does not depend on; its checkpoint is trained first, if it is not there. Its
-runs take several times as long, so it has fewer: five schemes, one seed of two values for the rates, then three or six.
+`run` does all of it, `geometry` and then `wordy`, and goes on where it was stopped: a cell whose file is in
+`experiments/study/` is not run again. All cells have theirs there, so move that folder away to repeat the study. First
+each scheme's learning rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme
+trains with its own rate and is scored on the test split (`main`, five seeds; ten of what might win), and so do the
+`controls` and the `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task
+`wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first
+cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it has fewer:
+five schemes, one seed of two values for the rates, then three or six.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ import argparse
 import concurrent.futures
 import csv
 import json
-import math
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import study_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
@@ -58,13 +62,15 @@ VARIANTS = {
     "query_key_cosine": ["credit=query_key_cosine"],
     "entropy_atrl": ["credit=entropy_atrl"],
 }
+CONTROLS = {
+    "shuffled": ["credit=uniform", "algorithm.advantage._target_=atrl.advantage.ShuffledAdvantage"],
+    "supervised": ["credit=none", "stage=sft", "data.slip_rate=0.2", "sft.steps=300", "sft.learning_rate=5e-4"],
+}
 COMMON = (
     *("rollout=transformers", "logger=csv", f"trainer.max_steps={STEPS}", "trainer.threads=1"),
     *("trainer.evaluate_samples=512", "data.selection_size=512", "trainer.grounding_samples=0"),
 )
 MEASURED = ("credit/anchor_recall", "credit/anchor_precision", "credit/anchor_auc", "credit/bimodality")
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Two-sided 95 % quantiles of Student's t by degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,12 @@ class Cell:
         """Where its result is kept."""
         return RESULTS / self.task / self.phase / f"{self.scheme}_{self.rate:g}_{self.seed}.json"
 
+    @property
+    def settings(self) -> list[str]:
+        """Every override of its run but the run's folder."""
+        own = (f"seed={self.seed}", f"optimizer.learning_rate={self.rate}")
+        return [*TASKS[self.task].overrides, *COMMON, *self.overrides, *own]
+
 
 def rate_cells(task: str) -> list[Cell]:
     """The learning rates of each scheme, scored on the selection split."""
@@ -152,12 +164,10 @@ def control_cells(task: str) -> list[Cell]:
     if rate is None:
         return []
     others = {chosen_rate(task, scheme) for scheme in planned.more_seeds} - {None, rate}
-    shuffled = ("credit=uniform", "algorithm.advantage._target_=atrl.advantage.ShuffledAdvantage")
-    supervised = ("credit=none", "stage=sft", "data.slip_rate=0.2", "sft.steps=300", "sft.learning_rate=5e-4")
     return [
-        Cell(task, "controls", name, seed, rate, overrides)
+        Cell(task, "controls", name, seed, rate, tuple(overrides))
         for seed in range(planned.seeds)
-        for name, overrides in (("shuffled", shuffled), ("supervised", supervised))
+        for name, overrides in CONTROLS.items()
     ] + [
         Cell(task, "controls", f"uniform_at_{other:g}", seed, other, ("credit=uniform",))
         for seed in range(2 * planned.seeds)
@@ -188,20 +198,22 @@ def prepare(task: str) -> None:
 
 
 def run_cell(cell: Cell) -> str:
-    """Train, keep what matters, delete the rest; the result appears whole or not at all."""
+    """Train, keep what matters, delete the rest; the result appears whole or not at all.
+
+    Raises:
+        RuntimeError: the command and the end of what it said, if it failed.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "run"
-        command = [sys.executable, str(ROOT / "train.py"), *TASKS[cell.task].overrides, *COMMON, *cell.overrides]
-        command += [f"seed={cell.seed}"]
-        command += [f"optimizer.learning_rate={cell.rate}", f"hydra.run.dir={folder}"]
+        folder, work = Path(temporary) / "run", Path(temporary) / "work"
+        work.mkdir()  # a run leaves a link to itself where it is started
+        command = [sys.executable, str(ROOT / "train.py"), *cell.settings, f"hydra.run.dir={folder}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        work = Path(temporary) / "work"
-        work.mkdir()
         done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         result = read_run(folder) | {"task": cell.task, "phase": cell.phase, "scheme": cell.scheme, "seed": cell.seed}
-        result |= {"learning_rate": cell.rate, "overrides": [*COMMON, *cell.overrides]}
+        portable = [word.replace(f"{ROOT}/", "") for word in cell.settings]
+        result |= {"learning_rate": cell.rate, "overrides": portable}
         cell.file.parent.mkdir(parents=True, exist_ok=True)
         beside = cell.file.with_suffix(".tmp")
         beside.write_text(json.dumps(result, indent=1) + "\n")
@@ -224,59 +236,9 @@ def read_run(folder: Path) -> dict:
     return kept | {"curve": curve, "anchors": means, "seconds": summary["seconds"]["total"]}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval over seeds."""
-    if len(values) < 2:
-        return values[0], float("nan")
-    return statistics.mean(values), T95[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
-
-
 def table(task: str) -> str:
-    """Markdown of everything that has run so far."""
-    found: dict[str, dict[int, dict]] = {}
-    for phase in ("main", "controls", "variants"):
-        for file in sorted((RESULTS / task / phase).glob("*.json")):
-            result = json.loads(file.read_text())
-            found.setdefault(result["scheme"], {})[result["seed"]] = result
-    uniform = {name: runs for name, runs in found.items() if name == "uniform" or name.startswith("uniform_at_")}
-    at_rate = {next(iter(runs.values()))["learning_rate"]: runs for runs in uniform.values()}
-    lines = [
-        "| scheme | rate | seeds | accuracy | less uniform's, by seed | less uniform's at the same rate "
-        "| mean over the curve | recall | precision | AUC | bimodality |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for scheme in [*uniform, *(name for name in SCHEMES if name != "uniform"), "shuffled", "supervised", *VARIANTS]:
-        runs = found.get(scheme)
-        if not runs:
-            continue
-        accuracy = shown(interval([run["accuracy"]["after"] for run in runs.values()]))
-        rate = next(iter(runs.values()))["learning_rate"]
-        against = [less(runs, found.get("uniform", {})), less(runs, at_rate.get(rate, {}))]
-        curves = [statistics.mean(run["curve"]) for run in runs.values() if run["curve"]]
-        anchors = [
-            f"{statistics.mean([run['anchors'][name] for run in runs.values()]):.2f}"
-            if all(name in run["anchors"] for run in runs.values())
-            else ""
-            for name in ("anchor_recall", "anchor_precision", "anchor_auc", "bimodality")
-        ]
-        curve = shown(interval(curves)) if curves else ""
-        cells = [scheme, f"{rate:g}", str(len(runs)), accuracy, *against, curve, *anchors]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def less(runs: dict[int, dict], base: dict[int, dict]) -> str:
-    """Mean difference of accuracy to the run of `base` with the same seed, with its interval; empty where none is."""
-    if runs is base:
-        return ""
-    ends = [(runs[seed]["accuracy"]["after"], base[seed]["accuracy"]["after"]) for seed in runs if seed in base]
-    return shown(interval([own - other for own, other in ends]), sign=True) if ends else ""
-
-
-def shown(value: tuple[float, float], *, sign: bool = False) -> str:
-    """Mean ± half width; of a single run the value alone."""
-    mean = f"{value[0]:{'+' if sign else ''}.3f}"
-    return mean if math.isnan(value[1]) else f"{mean} ± {value[1]:.3f}"
+    """Markdown of everything of a task that has run so far."""
+    return study_table.table(RESULTS / task, (*SCHEMES, *CONTROLS, *VARIANTS))
 
 
 def positive(text: str) -> int:
@@ -284,6 +246,26 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
+
+
+def run_missing(tasks: Iterable[str], *, jobs: int, cells: int | None, only: str | None) -> None:
+    """Run the cells that have no file, `jobs` at a time and no more than `cells` in all; of `only` one phase, if given.
+
+    A phase is planned when those before it are over, since they choose its rates.
+    """
+    left, ran = cells, 0
+    for task in tasks:
+        for phase in PHASES if only is None else [only]:
+            missing = [cell for cell in PHASES[phase](task) if not cell.file.is_file()][:left]
+            left = None if left is None else left - len(missing)
+            ran += len(missing)
+            if missing:
+                prepare(task)
+            with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+                for number, line in enumerate(pool.map(run_cell, missing), start=1):
+                    print(f"[{task} {phase} {number}/{len(missing)}] {line}", flush=True)
+    if not ran:
+        print(f"nothing is missing: to run a cell again, move its file out of {RESULTS}")
 
 
 def main() -> None:
@@ -296,20 +278,13 @@ def main() -> None:
     run.add_argument("--only", choices=list(PHASES), help="one phase alone")
     shown_as = commands.add_parser("table", help="print what has run so far as Markdown")
     for command in (run, shown_as):
-        command.add_argument("--task", choices=list(TASKS), default="geometry")
+        command.add_argument("--task", choices=list(TASKS), help="one task alone (default: all, in this order)")
     arguments = parser.parse_args()
-    if arguments.command == "table":
-        print(table(arguments.task))
-        return
-    prepare(arguments.task)
-    left = arguments.cells
-    for phase, cells in PHASES.items():
-        if arguments.only in (None, phase):
-            missing = [cell for cell in cells(arguments.task) if not cell.file.is_file()][:left]
-            left = None if left is None else left - len(missing)
-            with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-                for number, line in enumerate(pool.map(run_cell, missing), start=1):
-                    print(f"[{phase} {number}/{len(missing)}] {line}", flush=True)
+    tasks = list(TASKS) if arguments.task is None else [arguments.task]
+    if arguments.command == "run":
+        run_missing(tasks, jobs=arguments.jobs, cells=arguments.cells, only=arguments.only)
+    else:
+        print("\n\n".join(table(task) if len(tasks) == 1 else f"## {task}\n\n{table(task)}" for task in tasks))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""The study's bookkeeping: what is run, with which rate, and what the table says."""
+"""The study's bookkeeping: what is run, with which rate, what is kept of a run, and what the table says."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from atrl.metrics_file import MetricsFile
+from tests.report_run import summary
 from tests.unit.refusals import refusal
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "study.py"
@@ -16,14 +20,152 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "study.py"
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """The script as a module, with a folder of its own for results."""
-    import sys
-
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("study", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "study", module)  # dataclasses look their module up
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "study")
+    monkeypatch.setattr(module, "WORDY", tmp_path / "checkpoint")
     return module
+
+
+class Processes:
+    """In place of the processes that train: each leaves what such a run does, and is done at once."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.options: list[dict] = []
+
+    def run(self, command: list[str], **options) -> SimpleNamespace:
+        self.commands.append(command)
+        self.options.append(options)
+        given = dict(word.split("=", 1) for word in command[2:])
+        folder = Path(given["hydra.run.dir"])
+        if given.get("experiment") == "wordy_checkpoint":
+            (folder / "model").mkdir(parents=True)
+            (folder / "model" / "config.json").write_text("{}")
+        else:
+            leave_run(folder, accuracy_of(int(given.get("seed", 0)), float(given.get("optimizer.learning_rate", 1e-5))))
+        return SimpleNamespace(returncode=0, stderr="")
+
+
+def accuracy_of(seed: int, rate: float) -> float:
+    """No two runs that a scheme has end alike, and the largest rate is the best."""
+    return seed / 1000 + 100 * rate
+
+
+def leave_run(folder: Path, accuracy: float, *, anchors: bool = True) -> None:
+    """Summary and metrics of two steps with one evaluation between them, each in a row of its own."""
+    logger = MetricsFile(str(folder), name="", version="")
+    for step, right, recall in ((1, 0.25, 0.5), (2, 0.5, 0.75)):
+        credit = {"anchor_recall": recall, "anchor_precision": 0.3, "anchor_auc": 0.9, "bimodality": 0.6}
+        row = {"reward/right": right, "reward/exact": 0.8, "reward/mean": 0.9, "reward/wrong": 1 - right}
+        logger.log_metrics(row | ({f"credit/{name}": value for name, value in credit.items()} if anchors else {}), step)
+        if step == 1:
+            logger.log_metrics({"eval/accuracy": 0.7, "eval/greedy": 0.75}, step)
+    logger.save()
+    measured = {"before": 0.25, "after": accuracy, "samples": 512}
+    (folder / "summary.json").write_text(json.dumps(summary(steps=2, accuracy=measured)))
+
+
+@pytest.fixture
+def processes(study, monkeypatch) -> Processes:
+    instead = Processes()
+    monkeypatch.setattr(study, "subprocess", instead)
+    return instead
+
+
+def say(study, monkeypatch, *words: str) -> None:
+    """The script's command."""
+    monkeypatch.setattr(sys, "argv", ["study.py", *words])
+    study.main()
+
+
+def test_what_is_kept_of_a_run(study, tmp_path):
+    """The curve is the share of right rollouts at each step; 0.5 and 0.75 of the anchors make a recall of 0.625."""
+    leave_run(tmp_path / "run", 0.5)
+    kept = study.read_run(tmp_path / "run")
+    assert kept["curve"] == [0.25, 0.5]
+    assert kept["anchors"] == pytest.approx(
+        {"anchor_recall": 0.625, "anchor_precision": 0.3, "anchor_auc": 0.9, "bimodality": 0.6}
+    )
+    assert kept["accuracy"] == {"before": 0.25, "after": 0.5, "samples": 512}
+    assert kept["steps"] == 2 and kept["seconds"] == 171.4  # of the summary, its total
+    assert kept["git_revision"].startswith("3f1c9a7") and kept["versions"]["atrl"] == "0.1.0"
+
+
+def test_a_run_without_credit_has_no_anchors(study, tmp_path):
+    leave_run(tmp_path / "run", 0.5, anchors=False)
+    assert study.read_run(tmp_path / "run")["anchors"] == {}
+
+
+def test_a_cell_is_trained_as_its_file_says(study, processes):
+    """Of its seed and rate the process has to know, or its accuracy is another: 7/1000 + 100 · 8e-4."""
+    cell = study.Cell("wordy", "main", "oracle", 7, 8e-4, ("credit=oracle",))
+    assert study.run_cell(cell) == "oracle 0.0008 seed 7: 0.087"
+    kept = json.loads(cell.file.read_text())
+    assert kept["accuracy"]["after"] == pytest.approx(0.087) and kept["curve"] == [0.25, 0.5]
+    named = [kept[key] for key in ("task", "phase", "scheme", "seed", "learning_rate")]
+    assert named == ["wordy", "main", "oracle", 7, 8e-4]
+    assert set(kept["overrides"]) == {
+        *("experiment=wordy", "model.path=outputs/wordy_checkpoint/build", *study.COMMON),
+        *("credit=oracle", "seed=7", "optimizer.learning_rate=0.0008"),
+    }
+    [command], [options] = processes.commands, processes.options
+    assert [word for word in command[2:] if "hydra.run.dir" not in word] == cell.settings
+    assert f"model.path={study.ROOT / 'outputs' / 'wordy_checkpoint' / 'build'}" in command
+    assert options["env"]["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_cell_that_fails_leaves_no_file(study, monkeypatch):
+    failed = SimpleNamespace(returncode=2, stderr="data.path is not set")
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=lambda command, **options: failed))
+    cell = study.Cell("geometry", "main", "atrl", 0, 4e-4, ())
+    with pytest.raises(RuntimeError, match=r"data\.path is not set"):
+        study.run_cell(cell)
+    assert not cell.file.parent.exists()
+
+
+def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
+    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 10 + 27 + 6 + 3, and before these its checkpoint.
+
+    The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
+    """
+    say(study, monkeypatch, "run", "--jobs", "1")
+    assert len(processes.commands) == 176 + 1 + 46
+    for place, command in enumerate(processes.commands):
+        assert ("experiment=wordy_checkpoint" in command) == (place == 176)
+        assert ("experiment=wordy" in command) == (place > 176)
+    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 46
+    assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
+    capsys.readouterr()
+    say(study, monkeypatch, "table")
+    shown = capsys.readouterr().out
+    assert shown.index("## geometry") < shown.index("| papo |") < shown.index("## wordy")
+    say(study, monkeypatch, "table", "--task", "wordy")
+    assert capsys.readouterr().out.strip() == shown.split("## wordy")[1].strip()
+
+
+def test_a_study_that_was_stopped_goes_on(study, processes, monkeypatch, capsys):
+    """Three of the ten rates of long answers, then the other seven, then none; the checkpoint is made once."""
+    only = ("run", "--task", "wordy", "--only", "rates")
+    say(study, monkeypatch, *only, "--cells", "3")
+    assert len(processes.commands) == 1 + 3
+    say(study, monkeypatch, *only)
+    assert len(processes.commands) == 1 + 10
+    trained = [tuple(word for word in command if "hydra.run.dir" not in word) for command in processes.commands]
+    assert len(set(trained)) == 11
+    say(study, monkeypatch, *only)
+    assert len(processes.commands) == 11 and "nothing is missing" in capsys.readouterr().out
+
+
+def test_cells_are_counted_over_tasks(study, processes, monkeypatch):
+    """Of geometry 60 rates and of wordy 2; no checkpoint is made for none."""
+    say(study, monkeypatch, "run", "--only", "rates", "--cells", "60")
+    assert len(processes.commands) == 60 and not study.WORDY.exists()
+    say(study, monkeypatch, "run", "--only", "rates", "--cells", "2")
+    assert ["experiment=wordy" in command for command in processes.commands[60:]] == [False, True, True]
 
 
 def write(cell, accuracy: float, **more) -> None:
@@ -91,7 +233,7 @@ def test_uniform_is_also_run_at_the_rate_of_what_might_win(study):
 
 def test_intervals_by_hand(study):
     """Of 1, 2, 3: mean 2, standard deviation 1, t(2) = 4.303 over the root of 3."""
-    mean, half = study.interval([1.0, 2.0, 3.0])
+    mean, half = study.study_table.interval([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
 
 
@@ -114,7 +256,7 @@ def test_every_override_composes(study):
 
     from atrl.config import check_config
 
-    overrides = [["experiment=wordy"], *study.SCHEMES.values(), *study.VARIANTS.values()]
+    overrides = [["experiment=wordy"], *study.SCHEMES.values(), *study.VARIANTS.values(), *study.CONTROLS.values()]
     for chosen in overrides:
         with initialize_config_dir(str(SCRIPT.parents[1] / "conf"), version_base="1.3"):
             config = compose("train", overrides=[*study.COMMON, *chosen])
