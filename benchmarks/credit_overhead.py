@@ -6,8 +6,9 @@ Step time is measured inside one training run whose steps alternate between `cre
 no probe, no scoring pass), `credit=atrl` with a worker process for METIS, and without one. The three see the same
 prompts, seeds and weights (the learning rate is 0), in an order that rotates, and the same rollouts: these are over
 before credit begins and their seconds scatter by more than credit takes, so the first of a round draws them, all are
-charged them, and the three updates follow each other closely. The last line is one JSON object; figures without
-`_inline` or `_worker` are of whichever `credit.workers=auto` takes here.
+charged them, and the three updates follow each other closely. The last line is one JSON object, which is also written
+to `outputs/credit_overhead.json` unless `--output` names another file; figures without `_inline` or `_worker` are of
+whichever `credit.workers=auto` takes here.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SHAPES = {  # layers, width, heads, key-value heads, feed-forward width, vocabul
     "32b": (64, 5120, 40, 8, 27648, 152064),
 }
 HEAD_WIDTH, PROMPT_TEXT = 128, 128
+OUTPUT = Path("outputs/credit_overhead.json")
 
 
 def main() -> None:
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40, help="rounds of the three variants (default 40)")
     parser.add_argument("--rollout", choices=["vllm", "transformers"], default="vllm", help="sampler (default vllm)")
     parser.add_argument("--threads", type=int, help="of the training process (default: all cores)")
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"file for the JSON (default {OUTPUT})")
     parser.add_argument("--memory", choices=["plain", "probe", "output_attentions"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
@@ -63,10 +65,9 @@ def main() -> None:
         },
         **clustering_milliseconds(),
     }  # fmt: skip
-    text = json.dumps(result)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(text)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
 
 
 def step_times(rounds: int, rollout: str, threads: int | None) -> dict:

@@ -1,7 +1,9 @@
-"""The sums of `benchmarks/credit_overhead.py`."""
+"""The sums of `benchmarks/credit_overhead.py`, and what it prints."""
 
 from __future__ import annotations
 
+import json
+import sys
 from types import SimpleNamespace
 
 import psutil
@@ -27,6 +29,54 @@ def test_a_round_draws_its_rollouts_once():
     rollouts = script("rotation").DrawnOnce(source)
     found = [rollouts.generate("p", seed=seed) for seed in ("0", "0", "0", "1", "1")]
     assert found == [["p 0"]] * 3 + [["p 1"]] * 2 and asked == [("p", "0"), ("p", "1")]
+
+
+@pytest.fixture
+def overhead(monkeypatch, tmp_path):
+    """The script with little to measure, in a folder of its own: steps of 2 seconds, 2.2 with a worker, 2.4 without."""
+    module = script("credit_overhead")
+    seconds = {"none": [2.0] * 3, "worker": [2.2] * 3, "inline": [2.4] * 3}
+    nothing, credit = {name: [0.0] * 3 for name in seconds}, {"none": [0.0], "worker": [0.2], "inline": [0.3]}
+    taken = SimpleNamespace(seconds=seconds, rollout_seconds=nothing, credit_seconds=credit)
+    monkeypatch.setitem(sys.modules, "rotation", SimpleNamespace(train_in_rotation=lambda *arguments: taken))
+    monkeypatch.setattr("atrl.credit.background.useful_workers", lambda: 1)
+    monkeypatch.setattr("atrl.quiet.set_environment", lambda: None)  # it would be the other tests' too
+    memory = {"plain": 100, "probe": 30, "output_attentions": 1100}
+    monkeypatch.setattr(module, "in_a_fresh_process", memory.__getitem__)
+    monkeypatch.setattr(module, "arithmetic_fraction", lambda name, *sizes: {"3b": 0.03, "7b": 0.07, "32b": 0.32}[name])
+    clusters = module.clustering_milliseconds
+    monkeypatch.setattr(module, "clustering_milliseconds", lambda: clusters(tokens=32, images=8, repeats=1))
+    monkeypatch.chdir(tmp_path)
+    return module
+
+
+def test_the_last_line_is_one_json_object_and_is_kept(overhead, monkeypatch, tmp_path, capsys):
+    """Others read these keys. 2.2 s are a tenth more than 2; of the eager kernel's 1100 bytes 100 are the pass's."""
+    monkeypatch.setattr(sys, "argv", ["credit_overhead.py"])
+    overhead.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["step_overhead_fraction"] == pytest.approx(0.1)
+    assert found["step_overhead_ci95"] == pytest.approx([0.1, 0.1])
+    assert found["step_overhead_fraction_inline"] == pytest.approx(0.2)
+    assert found["arithmetic_fraction"] == {"3b": 0.03, "7b": 0.07, "32b": 0.32}
+    assert (found["probe_memory_bytes"], found["output_attentions_memory_bytes"]) == (30, 1000)
+    assert isinstance(found["metis_milliseconds_per_1000_tokens"], float)
+    assert json.loads((tmp_path / "outputs" / "credit_overhead.json").read_text()) == found
+
+
+def test_the_json_goes_to_the_file_that_is_named(overhead, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["credit_overhead.py", "--output", "mine/found.json"])
+    overhead.main()
+    assert json.loads((tmp_path / "mine" / "found.json").read_text()) == json.loads(capsys.readouterr().out)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_process_that_measures_memory_prints_a_number(overhead, monkeypatch, tmp_path, capsys):
+    """The benchmark starts it, and reads its last line; a file it leaves alone."""
+    monkeypatch.setattr(overhead, "measure_memory", lambda kind: {"probe": 30}[kind])
+    monkeypatch.setattr(sys, "argv", ["credit_overhead.py", "--memory", "probe"])
+    overhead.main()
+    assert json.loads(capsys.readouterr().out) == 30 and not list(tmp_path.iterdir())
 
 
 def test_the_probe_s_arithmetic_by_hand(monkeypatch):
