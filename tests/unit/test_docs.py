@@ -54,17 +54,7 @@ def test_a_documented_command_composes(program: str, arguments: str) -> None:
     assert composed(program, arguments)
 
 
-def to_start() -> list:
-    """Every documented command, and which are known to be refused."""
-    # Dynamic sampling draws in one process, and this experiment has eight.
-    several = pytest.mark.xfail(strict=True, raises=AssertionError, reason="dynamic sampling needs trainer.devices=1")
-    marks = {"experiment=virl39k algorithm=dapo credit=atrl": (several,)}
-    return [
-        pytest.param(program, arguments, marks=marks.get(arguments.strip(), ())) for program, arguments in documented()
-    ]
-
-
-@pytest.mark.parametrize(("program", "arguments"), to_start())
+@pytest.mark.parametrize(("program", "arguments"), documented())
 def test_a_documented_command_is_not_refused(program: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what a program checks before it looks at files, devices or the network."""
     config = composed(program, arguments)
