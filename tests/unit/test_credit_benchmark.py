@@ -43,7 +43,8 @@ def overhead(monkeypatch, tmp_path):
     monkeypatch.setattr("atrl.quiet.set_environment", lambda: None)  # it would be the other tests' too
     memory = {"plain": 100, "probe": 30, "output_attentions": 1100}
     monkeypatch.setattr(module, "in_a_fresh_process", memory.__getitem__)
-    monkeypatch.setattr(module, "arithmetic_fraction", lambda name, *sizes: {"3b": 0.03, "7b": 0.07, "32b": 0.32}[name])
+    shares = {False: {"3b": 0.03, "7b": 0.07, "32b": 0.32}, True: {"3b": 0.01, "7b": 0.02, "32b": 0.1}}
+    monkeypatch.setattr(module, "arithmetic_fraction", lambda name, *sizes, kept=False: shares[kept][name])
     clusters = module.clustering_milliseconds
     monkeypatch.setattr(module, "clustering_milliseconds", lambda: clusters(tokens=32, images=8, repeats=1))
     monkeypatch.chdir(tmp_path)
@@ -59,6 +60,7 @@ def test_the_last_line_is_one_json_object_and_is_kept(overhead, monkeypatch, tmp
     assert found["step_overhead_ci95"] == pytest.approx([0.1, 0.1])
     assert found["step_overhead_fraction_inline"] == pytest.approx(0.2)
     assert found["arithmetic_fraction"] == {"3b": 0.03, "7b": 0.07, "32b": 0.32}
+    assert found["arithmetic_fraction_kept"] == {"3b": 0.01, "7b": 0.02, "32b": 0.1}
     assert (found["probe_memory_bytes"], found["output_attentions_memory_bytes"]) == (30, 1000)
     assert isinstance(found["metis_milliseconds_per_1000_tokens"], float)
     assert json.loads((tmp_path / "outputs" / "credit_overhead.json").read_text()) == found
