@@ -257,6 +257,8 @@ def _write_metrics(path: Path, steps: int, rng: random.Random) -> None:
         rows.append(row)
         if step % 20 == 0:
             rows.append({"step": step, "epoch": 0, "eval/accuracy": right + rng.gauss(0, 0.01)})
+            with_picture = {"true": right, "blank": 0.12, "swapped": 0.1 - 0.02 * step / steps}
+            rows.append({"step": step, "epoch": 0, **{f"eval/picture_{k}": v for k, v in with_picture.items()}})
     with path.open("w", encoding="utf-8", newline="") as target:
         writer = csv.DictWriter(target, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()

@@ -46,7 +46,7 @@ class TrainerSettings:
     evaluate_every: int | None = None  # steps; null for only before and after
     evaluate_greedy: bool = True  # these problems also at temperature 0
     evaluate_split: Literal["test", "selection"] = "test"  # selection to choose settings, test to report
-    grounding_samples: int = 128  # of these problems, also without their own pictures; 0 leaves that out
+    grounding_samples: int = 128  # of these problems, each time also without their own pictures; 0 leaves it out
     checkpoint_every: int | None = None  # steps; null for only one at the end
     keep_best: int = 0  # evaluated checkpoints that stay, beside the last
 

@@ -227,7 +227,7 @@ def test_the_warm_up_alone(tmp_path: Path) -> None:
 
 def test_evaluate_measures_what_the_pictures_are_worth(finished: Path) -> None:
     """The model that ships reads: of 64 greedy answers 45 were right, 6 when blanked and 3 with another's picture."""
-    arguments = ("checkpoint=tiny", "rollout=transformers", "limit=64", "samples=0", "grounding=true")
+    arguments = ("checkpoint=tiny", "rollout=transformers", "limit=64", "samples=0")
     done = run("evaluate.py", *arguments, "hydra.run.dir=grounded", folder=finished)
     assert done.returncode == 0, done.stderr
     result = json.loads((finished / "grounded" / "evaluation.json").read_text())
@@ -248,6 +248,9 @@ def test_grounding_needs_pictures_to_exchange(finished: Path) -> None:
     arguments = ("checkpoint=tiny", "rollout=transformers", "data=jsonl", path, "data.test_fraction=1")
     done = run("evaluate.py", *arguments, "grounding=true", folder=finished)
     assert_refused(done, ["grounding=true", "different pictures", "2 problems", "grounding=false"])
+    done = run("evaluate.py", *arguments, "samples=0", "hydra.run.dir=ungrounded", folder=finished)
+    assert done.returncode == 0 and "grounding: not measured" in done.stdout, done.stderr
+    assert "grounding" not in json.loads((finished / "ungrounded" / "evaluation.json").read_text())
 
 
 @needs_vllm

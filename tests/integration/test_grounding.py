@@ -44,13 +44,19 @@ def test_a_policy_that_reads_is_lost_without_its_pictures(train) -> None:
 
 
 def test_measuring_it_changes_nothing_else_and_zero_leaves_it_out(train) -> None:
-    options = ("rollout=transformers", "optimizer.learning_rate=1e-3")
+    """Nor what is measured on the way: not the step after it."""
+    options = ("rollout=transformers", "optimizer.learning_rate=1e-3", "trainer.evaluate_every=1")
     with_it = train(*options, "trainer.grounding_samples=6", name="with")
     without = train(*options, "trainer.grounding_samples=0", name="without")
     found = json.loads((with_it.folder / "grounding.json").read_text())
     assert found["after"]["true"]["samples"] == 6
     first = [rewards[0].status.value == "right" for rewards in with_it.trained.after.rewards[:6]]
     assert found["after"]["true"]["accuracy"] == pytest.approx(sum(first) / 6)
+    rows = logged(with_it.folder)
+    assert [row["step"] for row in rows] == [0, 0, 1]  # before, after the first step, after the second and last
+    for row, moment in ((rows[0], "before"), (rows[-1], "after")):
+        for name, entry in found[moment].items():
+            assert row[f"eval/picture_{name}"] == pytest.approx(entry["accuracy"])
     assert without.trained.grounding is None
     assert not (without.folder / "grounding.json").exists() and logged(without.folder) == []
     assert moved(with_it.trained.module.policy.state_dict(), without.trained.module.policy.state_dict()) == set()

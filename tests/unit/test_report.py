@@ -236,6 +236,20 @@ def test_accuracy_chart_tells_its_two_curves_apart():
     ]
 
 
+def test_the_three_accuracies_of_grounding_share_a_chart():
+    steps = [0, 19, 39]
+    values = {"true": [0.4, 0.5, 0.7], "blank": [0.1, 0.1, 0.2], "swapped": [0.1, 0.1, 0.0]}
+    curves = {f"eval/picture_{name}": metrics.Curve(steps, found) for name, found in values.items()}
+    charts, absent = draw_charts(curves, Summary.model_validate(summary()))
+    (chart,) = [chart for chart in charts if chart.panel.name == "pictures"]
+    assert [(entry.label, entry.last) for entry in chart.legend] == [
+        *(("own pictures", "70.0\u202f%"), ("blanked", "20.0\u202f%"), ("another problem’s", "0.0\u202f%")),
+    ]
+    assert len({entry.colour for entry in chart.legend}) == 3
+    without, absent = draw_charts({}, Summary.model_validate(summary()))
+    assert "pictures" not in {chart.panel.name for chart in without} and "Reading the pictures" not in absent
+
+
 # --- Heat maps
 
 

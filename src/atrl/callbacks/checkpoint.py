@@ -180,9 +180,8 @@ class CheckpointCallback(Callback):
         return sorted(self._scores, key=lambda name: (-self._scores[name], name))[: self._keep_best]
 
     def _score_of(self, done: int) -> float | None:
-        if self._evaluation is None or self._evaluation.latest is None or self._evaluation.latest[0] != done:
-            return None
-        return self._evaluation.latest[1]
+        found = None if self._evaluation is None else self._evaluation.scored_at(done)
+        return None if found is None else found.sampled.accuracy
 
     def _is_among_the_best(self, done: int) -> bool:
         score = self._score_of(done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightning import Callback
@@ -12,6 +13,15 @@ from atrl.module import PolicyModule
 from atrl.rollout.bound import BoundRollouts
 from atrl.tracking import log_once
 from atrl.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepScore:
+    """The policy after `step` training steps, sampled and greedy; None where greedy accuracy is not asked for."""
+
+    step: int
+    sampled: Score
+    greedy: Score | None
 
 
 class EvaluateCallback(Callback):
@@ -36,8 +46,8 @@ class EvaluateCallback(Callback):
         self.after: Score | None = None
         self.greedy_before: Score | None = None
         self.greedy_after: Score | None = None
-        self.latest: tuple[int, float] | None = None
-        """Step and sampled accuracy of the last score on the way."""
+        self.latest: StepScore | None = None
+        """The last score on the way."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on need not measure again."""
@@ -61,13 +71,20 @@ class EvaluateCallback(Callback):
         """Log `eval/accuracy`, and `eval/greedy_accuracy`, every so many steps."""
         if self._every and pl_module.steps_done % self._every == 0:
             sampled, greedy = self._both(pl_module)
-            self.latest = pl_module.steps_done, sampled.accuracy
+            self.latest = StepScore(pl_module.steps_done, sampled, greedy)
             more = {} if greedy is None else {"eval/greedy_accuracy": greedy.accuracy}
             log_once(trainer, {"eval/accuracy": sampled.accuracy, **more})
 
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
-        """The policy as training leaves it."""
-        self.after, self.greedy_after = self._both(pl_module)
+        """The policy as training leaves it; the last step's score on the way is of the same."""
+        if (found := self.scored_at(pl_module.steps_done)) is not None:
+            self.after, self.greedy_after = found.sampled, found.greedy
+        else:
+            self.after, self.greedy_after = self._both(pl_module)
+
+    def scored_at(self, step: int) -> StepScore | None:
+        """The score on the way after `step` steps; None unless that is the latest."""
+        return self.latest if self.latest is not None and self.latest.step == step else None
 
     def _both(self, pl_module: PolicyModule) -> tuple[Score, Score | None]:
         sampled = self.score(pl_module, self._prompts)

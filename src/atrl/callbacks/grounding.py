@@ -17,7 +17,10 @@ from atrl.tracking import log_once
 
 
 class GroundingCallback(Callback):
-    """Scores the policy on the controls before and after training, logs the three and writes `grounding.json`.
+    """Scores the policy on the controls whenever `evaluation` scores it: before, on the way and after training.
+
+    Logs the three accuracies each time; those before and after go to `grounding.json`. The same problems, partners and
+    seeds each time, so that a curve moves by the policy alone.
 
     The true accuracy is that of `evaluation`'s own rollouts on the same problems, which would only be drawn again: the
     seeds are the same, and so each problem's random numbers in all three.
@@ -32,6 +35,7 @@ class GroundingCallback(Callback):
         self._controls, self._evaluation, self._path = controls, evaluation, folder / "grounding.json"
         self.before: dict[str, Score] | None = None
         self.after: dict[str, Score] | None = None
+        self._latest: tuple[int, dict[str, Score]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on need not measure again."""
@@ -46,9 +50,18 @@ class GroundingCallback(Callback):
         if self.before is None:
             self.before = self._measure(trainer, pl_module, self._evaluation.before)
 
+    def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
+        """The policy on the way, at the steps at which `evaluation` scores it."""
+        step = pl_module.steps_done
+        if (found := self._evaluation.scored_at(step)) is not None:
+            self._latest = step, self._measure(trainer, pl_module, found.sampled)
+
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
-        """The policy as training leaves it; both go to the file."""
-        self.after = self._measure(trainer, pl_module, self._evaluation.after)
+        """The policy as training leaves it, unless the last step's score is of that; both ends go to the file."""
+        if self._latest is not None and self._latest[0] == pl_module.steps_done:
+            self.after = self._latest[1]
+        else:
+            self.after = self._measure(trainer, pl_module, self._evaluation.after)
         if parallel.rank() == 0:
             self._path.write_text(json.dumps(self._as_json(), indent=2) + "\n", encoding="utf-8")
 

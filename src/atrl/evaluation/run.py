@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     problems = list(source.load("test")[: settings.limit])
     check_videos_taken(problems, model.model_type(), rollout.sampler)
     reward.check(problems)
-    if settings.grounding and not swapped(problems, settings.seed).problems:
+    compared = problems[: settings.grounding_problems]
+    if settings.grounding and not swapped(compared, settings.seed).problems:
         raise ValueError(
-            f"grounding=true needs two problems with different pictures, got none among {len(problems)} problems: "
-            "raise limit, or set grounding=false"
+            f"grounding=true needs two problems with different pictures, got none among {len(compared)} problems: "
+            "raise limit or grounding_problems, or set grounding=false"
         )
     scores, controls, dropped = _answer(settings, model, rollout, reward, problems, folder)
     result = {
@@ -53,8 +55,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
         "problems": len(problems) - len(dropped),
         "dropped_prompts": len(dropped),
         "engine": rollout.sampler.name,
-        **{name: _as_json(value) for name, value in scores.items() if name in MODES},
-        **({} if controls is None else {"grounding": _grounding(controls, scores)}),
+        **_figures(scores, controls),
         "blind": source.baseline(),
     }
     text = json.dumps(result, indent=2) + "\n"
@@ -62,7 +63,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     if (Path(settings.checkpoint) / "summary.json").is_file():
         shutil.copy(folder / "evaluation.json", Path(settings.checkpoint) / "evaluation.json")
     _write_responses(folder / "responses.jsonl", scores)
-    print("\n".join(_table(result, scores, folder)))
+    print("\n".join(_table(result, scores, folder, grounding=settings.grounding is not False)))
     return result
 
 
@@ -76,7 +77,10 @@ def _answer(
     loaded = model.load(folder)
     builder = rollout.prompt_builder(loaded, model.instruction)
     built = builder.build_all(problems)
-    controls = build_controls(built.prompts, builder, seed=settings.seed) if settings.grounding else None
+    controls = None
+    if settings.grounding is not False:
+        controls = build_controls(built.prompts[: settings.grounding_problems], builder, seed=settings.seed)
+        controls = controls if controls.true else None
     sampler = rollout.watched_sampler(folder, lambda: "nothing was scored")
     sampler.start(rollout.handle(loaded, problems))
     try:
@@ -96,6 +100,12 @@ def _answer(
     return scores, controls, built.dropped
 
 
+def _figures(scores: dict[str, Score], controls: Controls | None) -> dict[str, Any]:
+    """What is left of the scores in `evaluation.json`."""
+    found = {name: _as_json(value) for name, value in scores.items() if name in MODES}
+    return found if controls is None else found | {"grounding": _grounding(controls, scores)}
+
+
 def _grounding(controls: Controls, scores: dict[str, Score]) -> dict[str, Any]:
     """Greedy accuracies of the same problems; "true" is not that of "greedy" where some have no partner."""
     true = on_problems(scores["greedy"], {prompt.problem.id for prompt in controls.true})
@@ -106,6 +116,22 @@ def _grounding(controls: Controls, scores: dict[str, Score]) -> dict[str, Any]:
         "left_out": controls.left_out,
         "same_answer": controls.same_answer,
     }
+
+
+def _grounding_lines(found: dict[str, Any]) -> list[str]:
+    left_out = f", {found['left_out']} left out for want of a partner" if found["left_out"] else ""
+    lines = [f"  and without the right pictures, greedily on {found['true']['samples']} of these{left_out}:"]
+    for name, what in (
+        ("true", "their own pictures"),
+        ("blank", "each picture in its mean colour"),
+        ("swapped", "another problem's pictures"),
+    ):
+        lines.append(f"{_line(name, found[name]['accuracy'], found[name]['ci95'])}  {what}")
+    return lines
+
+
+def _line(label: str, accuracy: float, ci95: Sequence[float]) -> str:
+    return f"  {label:8} {accuracy:.3f}  [{ci95[0]:.3f}, {ci95[1]:.3f}]"
 
 
 def _as_json(value: Score) -> dict[str, Any]:
@@ -127,21 +153,17 @@ def _write_responses(path: Path, scores: dict[str, Score]) -> None:
                     file.write(json.dumps(row | {"status": reward.status.value}, ensure_ascii=False) + "\n")
 
 
-def _table(result: dict[str, Any], scores: dict[str, Score], folder: Path) -> list[str]:
+def _table(result: dict[str, Any], scores: dict[str, Score], folder: Path, *, grounding: bool) -> list[str]:
     lines = [f"{result['checkpoint']} on {result['problems']} {result['data']} problems"]
-    for name, value in scores.items():
+    for name in (name for name in MODES if name in scores):
+        value = scores[name]
         label = f"avg@{result[name]['samples_per_problem']}" if name == "sampled" else name
-        low, high = value.ci95
         counts = ", ".join(f"{count} {status}" for status, count in value.statuses.items())
-        lines.append(f"  {label:8} {value.accuracy:.3f}  [{low:.3f}, {high:.3f}]  {counts}")
+        lines.append(f"{_line(label, value.accuracy, value.ci95)}  {counts}")
     if "grounding" in result:
-        true, left_out = result["grounding"]["true"], result["grounding"]["left_out"]
-        lines.append("  (greedy too; blank: each picture in its mean colour, swapped: another problem's picture)")
-        if left_out:
-            lines.append(
-                f"  {left_out} problems have no partner to swap with; the other {true['samples']} reach "
-                f"{true['accuracy']:.3f} with their own pictures"
-            )
+        lines += _grounding_lines(result["grounding"])
+    elif grounding:
+        lines.append("  grounding: not measured, because no two of the problems have different pictures")
     if result["blind"] is not None:
         lines.append(f"  {'blind':8} {result['blind']['accuracy']:.3f}  ({result['blind']['description']})")
     if result["dropped_prompts"]:

@@ -14,7 +14,8 @@ class EvaluateSettings:
 
     checkpoint: str
     samples: int = 8  # per problem, for avg@k; 0 scores greedily alone
-    grounding: bool = False  # also greedily with the pictures blanked, and with another problem's
+    grounding: bool | None = None  # also without the right pictures; null for held-out problems and no benchmark
+    grounding_problems: int | None = 128  # the first so many of the held-out problems for that; null for all
     limit: int | None = 512  # at most so many problems; null for all
     threads: int | None = None  # null for all cores
     seed: int = 0
@@ -32,5 +33,7 @@ class EvaluateSettings:
         if self.threads is not None:
             at_least("threads", self.threads, 1, "null takes all cores")
         at_least("samples", self.samples, 0, "0 scores greedily alone")
+        if self.grounding_problems is not None:
+            at_least("grounding_problems", self.grounding_problems, 1, "grounding=false leaves that out")
         if self.limit is not None:
             at_least("limit", self.limit, 1, "null scores all problems")

@@ -73,6 +73,15 @@ PANELS = (
         unit="share", endpoints=True,
     ),
     Panel(
+        "pictures", "Reading the pictures", "held-out accuracy at T = 1 with the right pictures, and without",
+        (
+            Line(("eval/picture_true",), "own pictures", 1),
+            Line(("eval/picture_blank",), "blanked", 7),
+            Line(("eval/picture_swapped",), "another problem’s", 2),
+        ),
+        unit="share", expected=False,
+    ),
+    Panel(
         "length", "Response length", "tokens",
         (
             Line(("rollout/response_length",), "mean", 1),
