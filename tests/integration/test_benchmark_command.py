@@ -30,8 +30,8 @@ def rooms(folder: Path, *, frames: int = 0) -> str:
     ]
     if frames:
         (folder / "rooms").mkdir()
-        for row in rows:
-            encode(folder / "rooms" / f"{row['scene_name']}.mp4", frames)
+        for number, row in enumerate(rows):
+            encode(folder / "rooms" / f"{row['scene_name']}.mp4", frames + number)
     return write(folder / "vsi.jsonl", rows)
 
 
@@ -74,6 +74,10 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     for arguments, message in (
         (["benchmark=mathvista", f"predictions={answers}", f"data.path={data}"], "5 of 6 problems have no answer in"),
         (["benchmark=mathvsta", f"predictions={answers}"], "did you mean 'mathvista'?"),
+        (
+            ["benchmark=mathvista", f"predictions={answers}", "grounding=true"],
+            "grounding=true needs a checkpoint to ask again, and predictions are recorded: leave it out",
+        ),
         ([f"predictions={answers}"], "predictions are scored by a benchmark's rule: add benchmark=NAME"),
         (["benchmark=mathvista", f"data.path={data}"], "checkpoint is not set"),
         (["benchmark=vsibench", "checkpoint=tiny", f"data.path={rooms(tmp_path)}"], "s0.mp4' does not exist"),
@@ -119,12 +123,17 @@ def test_a_checkpoint_answers_a_benchmark_and_goes_on_where_it_stopped(tmp_path:
 def test_a_checkpoint_answers_questions_about_videos(tmp_path: Path) -> None:
     data = rooms(tmp_path, frames=20)
     arguments = ("benchmark=vsibench", "checkpoint=tiny", f"data.path={data}", "rollout=transformers")
-    more = ("rollout.video_frames=16", "rollout.max_response_tokens=8", "hydra.run.dir=out")
+    more = ("rollout.video_frames=16", "rollout.max_response_tokens=8", "hydra.run.dir=out", "grounding=true")
     done = run("evaluate.py", *arguments, *more, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (result["samples"], result["stamp"]["frames"], result["headline"]["name"]) == (2, 16, "overall")
-    assert len((tmp_path / "out" / "responses.jsonl").read_text().splitlines()) == 2
+    for folder in (tmp_path / "out", tmp_path / "out" / "blank", tmp_path / "out" / "swapped"):
+        assert len((folder / "responses.jsonl").read_text().splitlines()) == 2
+    found = result["grounding"]
+    assert (found["headline"], found["problems"], found["same_answer"]) == ("overall", 2, 2)
+    assert found["true"]["value"] == result["headline"]["value"]
+    assert "overall without the right pictures, on 2 problems:" in done.stdout
 
 
 def test_several_answers_to_a_local_file_are_repeated_figures(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def pictured_problems(*numbers: int) -> list[Problem]:
 
 
 class Reader:
-    """Answers with the number at the upper left of the picture, or always "0" until `reads` is set."""
+    """Answers with the number at the upper left of the picture; "0" without one, and to all until `reads` is set."""
 
     def __init__(self, *, reads: bool = True) -> None:
         self.reads = reads
@@ -43,7 +43,8 @@ class Reader:
         return [self._group(prompt, sampling.group_size) for prompt in prompts]
 
     def _group(self, prompt: Prompt, size: int) -> RolloutGroup:
-        number = prompt.problem.images[0].getpixel((0, 0))[0] if self.reads else 0
+        images = prompt.problem.images
+        number = images[0].getpixel((0, 0))[0] if self.reads and images else 0
         return RolloutGroup(
             prompt, [Rollout([1], [0.0], finished=True)] * size, [f"\\boxed{{{number}}}"] * size, policy_version=0
         )

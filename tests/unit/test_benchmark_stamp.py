@@ -58,6 +58,7 @@ def stamp(rule=RULE, items=ITEMS, **changes):
         (stamp(items=[ITEMS[0], asked(ITEMS[1], "Is it?")]), ["prompt_sha256", "data_sha256"]),
         (stamp(rule=HallusionBench(instruction="Yes or no?")), ["prompt_sha256", "options"]),
         (stamp(extract_again=True), ["extract_again"]),
+        (stamp(pictures="blank"), ["pictures"]),
         (stamp(items=ITEMS[::-1], rule=HallusionBench(hub="a/copy")), []),  # the same rows in another order
         (stamp(), []),
     ],

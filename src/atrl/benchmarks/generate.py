@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrl.benchmarks.base import Answer, Benchmark, Item
+from atrl.benchmarks.grounding import ControlAnswers
 from atrl.data.images import check_images
 from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.data.rows import Row, RowFormat
 from atrl.data.videos import check_videos
+from atrl.evaluation.grounding import Swap, blanked, swapped
 from atrl.evaluation.score import held_out_sampling
 from atrl.preflight import check_videos_taken
 from atrl.types import Problem
@@ -39,6 +41,7 @@ class Session:
         self._settings, self._model, self._rollout, self._folder = settings, model, rollout, folder
         self._sampler = rollout.watched_sampler(folder, lambda: "the answers so far are in responses.jsonl")
         self._problems: dict[str, list[Problem]] = {}
+        self._swaps: dict[str, Swap] = {}
         self._builder: Any = None
         self.pixels: dict[str, Any] = {}
         self._weights: dict[str, Any] = {}
@@ -66,8 +69,8 @@ class Session:
         """Make every problem, so that what can't be used stops the evaluation before a model loads.
 
         Raises:
-            ValueError: as `problems`, for a checkpoint that is not there, and for videos that can't be read, or that
-                model or sampler don't take.
+            ValueError: as `problems`, for a checkpoint that is not there, for videos that can't be read, or that model
+                or sampler don't take, and for a benchmark without pictures to exchange where that is asked for.
         """
         self._model.check()
         for benchmark, table, items in tasks:
@@ -75,6 +78,18 @@ class Session:
             check_images(self._problems[benchmark.name])
             check_videos_taken(self._problems[benchmark.name], self._model.model_type(), self._rollout.sampler)
             check_videos(self._problems[benchmark.name])
+            if self._settings.grounding:
+                self._swaps[benchmark.name] = self._swap(benchmark)
+
+    def _swap(self, benchmark: Benchmark) -> Swap:
+        listed = self._problems[benchmark.name]
+        swap = swapped(listed, self._settings.seed)
+        if not swap.problems:
+            raise ValueError(
+                f"grounding=true needs two problems with different pictures, got none among {len(listed)} of "
+                f"{benchmark.name}: raise limit, or set grounding=false"
+            )
+        return swap
 
     def __enter__(self) -> Session:
         import torch
@@ -101,30 +116,76 @@ class Session:
         A prompt that is longer than ``rollout.max_prompt_tokens`` is not asked: its answers are empty, so that it
         counts as wrong, and the figures are still of the whole benchmark.
         """
+        listed = self._problems[benchmark.name]
+        done = self._answered(benchmark, listed, folder, asked={p.id: _digest(p) for p in listed})
+        return _as_answers(done, [item.id for item in items])
+
+    def answer_controls(self, benchmark: Benchmark, folder: Path) -> ControlAnswers | None:
+        """The answers to the problems that have a partner, blanked and swapped; None where nobody asked for these.
+
+        Those of each are kept in a folder of its name within `folder`, as the true ones are in `folder`. A problem
+        whose prompt is too long, with its own pictures or its partner's, is left out; None also where all are.
+        """
+        swap = self._swaps.get(benchmark.name)
+        if swap is None:
+            return None
+        true = {problem.id: problem for problem in self._problems[benchmark.name]}
+        own = [true[problem.id] for problem in swap.problems]
+        done = {
+            "blank": self._answered(
+                benchmark, own, folder / "blank", asked={p.id: _digest(p) for p in own},
+                pictures="blank", shown=lambda chunk: blanked(chunk, self._rollout.frames),
+            ),
+            "swapped": self._answered(
+                benchmark, swap.problems, folder / "swapped", pictures="swapped",
+                asked={p.id: _digest(p, whose) for p, whose in zip(swap.problems, swap.partners, strict=True)},
+            ),
+        }  # fmt: skip
+        unasked = self._unasked(own, done["blank"]) | self._unasked(swap.problems, done["swapped"])
+        kept = [problem.id for problem in own if problem.id not in unasked]
+        if not kept:
+            return None
+        return ControlAnswers(
+            ids=kept,
+            answers={name: _as_answers(found, kept) for name, found in done.items()},
+            left_out=len(true) - len(kept),
+            same_answer=len(set(kept).intersection(swap.same_answer)),
+        )
+
+    def _answered(
+        self,
+        benchmark: Benchmark,
+        listed: Sequence[Problem],
+        folder: Path,
+        *,
+        asked: Mapping[str, str],
+        pictures: str | None = None,
+        shown: Callable[[Sequence[Problem]], Sequence[Problem]] = list,
+    ) -> dict[str, list[str]]:
+        """By problem its answers, from `folder` or drawn, those of a chunk by what `shown` makes of its problems."""
         from tqdm import tqdm
 
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "responses.jsonl"
         job: dict[str, Any] = {"benchmark": benchmark.name, "decoding": self.decoding, "weights": self._weights}
         job |= {"seed": self._settings.seed, "frames": self.frames, "pixels": self.pixels}
-        listed = self._problems[benchmark.name]
-        asked = {problem.id: _digest(problem) for problem in listed}
+        job |= {} if pictures is None else {"pictures": pictures}
+        label = f"answering {benchmark.name}" + (f", {pictures}" if pictures else "")
         done = _finished(path, job, asked, self._sampling.group_size)
         waiting = [problem for problem in listed if problem.id not in done]
-        with tqdm(
-            total=len(listed), initial=len(listed) - len(waiting), desc=f"answering {benchmark.name}", disable=None
-        ) as progress:
+        with tqdm(total=len(listed), initial=len(listed) - len(waiting), desc=label, disable=None) as progress:
             for start in range(0, len(waiting), _CHUNK):
                 chunk = waiting[start : start + _CHUNK]
-                fresh = self._draw(chunk)
+                fresh = self._draw(shown(chunk))
                 with path.open("a", encoding="utf-8") as file:
                     file.write("".join(_rows(problem.id, fresh[problem.id], asked[problem.id]) for problem in chunk))
                 done |= fresh
                 progress.update(len(chunk))
-        return [
-            Answer(id=item.id, response=text, sample=sample)
-            for item in items
-            for sample, text in enumerate(done[item.id])
-        ]
+        return done
+
+    def _unasked(self, listed: Sequence[Problem], done: Mapping[str, Sequence[str]]) -> set[str]:
+        """Ids of the problems that are too long to be asked: their answers are empty, but so may others be."""
+        return set(self._builder.build_all([problem for problem in listed if not any(done[problem.id])]).dropped)
 
     def _draw(self, chunk: Sequence[Problem]) -> dict[str, list[str]]:
         built = self._builder.build_all(chunk)
@@ -182,8 +243,14 @@ def weights_of(folder: Path) -> dict[str, Any]:
     return {"folder": str(folder.resolve()), "changed": {file.name: file.stat().st_mtime_ns for file in files}}
 
 
-def _digest(problem: Problem) -> str:
-    return hashlib.sha256(problem.question.encode("utf-8", "replace")).hexdigest()[:16]
+def _digest(problem: Problem, partner: str = "") -> str:
+    """Of what is asked, and of whose pictures are shown with it where they are not the problem's own."""
+    text = f"{problem.question}\n{partner}" if partner else problem.question
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _as_answers(done: Mapping[str, Sequence[str]], ids: Sequence[str]) -> list[Answer]:
+    return [Answer(id=name, response=text, sample=sample) for name in ids for sample, text in enumerate(done[name])]
 
 
 def _rows(problem_id: str, texts: Sequence[str], digest: str) -> str:

@@ -35,6 +35,7 @@ def make_stamp(
     pixels: Mapping[str, Any] | None = None,
     frames: int | str | None = None,
     extract_again: bool | None = None,
+    pictures: str | None = None,
 ) -> dict[str, Any]:
     """All that must agree before two results may stand in one table.
 
@@ -44,6 +45,7 @@ def make_stamp(
         pixels: `min_pixels` and `max_pixels` of a picture; None likewise.
         frames: that were shown of a video; None likewise, and without videos.
         extract_again: of recorded answers whether extractions were ignored; None of others.
+        pictures: "blank" or "swapped"; None where problems are shown with their own.
     """
     asked = decoding is not None
     options = {
@@ -66,6 +68,7 @@ def make_stamp(
         "options": options,
         "reward": _reward_name(benchmark),
         "extract_again": extract_again,
+        "pictures": pictures,
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from atrl.benchmarks.answers import digest, read_answers
 from atrl.benchmarks.base import Answer, Benchmark, Item, check_gold, checksum
 from atrl.benchmarks.generate import Session
+from atrl.benchmarks.grounding import ControlAnswers, grounding_lines, grounding_of, on_items
 from atrl.benchmarks.result import make_stamp, summarise, table, write_result
 from atrl.benchmarks.rewarded import RewardedBenchmark
-from atrl.benchmarks.scoring import RecordFile, score_answers, scorer_for
+from atrl.benchmarks.scoring import Record, RecordFile, score_answers, scorer_for
 from atrl.benchmarks.source import rows_of
 from atrl.config import check_config, read_section
 from atrl.data.base import uniform_hash
@@ -48,6 +50,8 @@ def score_recorded(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     config = without(config, "model", "rollout")
     settings = _settings(config)
+    if settings.grounding:
+        raise ValueError("grounding=true needs a checkpoint to ask again, and predictions are recorded: leave it out")
     benchmarks = [instantiate(node) for node in config.benchmark.values()]
     if len(benchmarks) != 1:
         raise ValueError(f"predictions are of one benchmark, got {len(benchmarks)}: score one after the other")
@@ -63,7 +67,8 @@ def score_recorded(config: DictConfig, folder: Path) -> dict[str, Any]:
     items = [item for item in task.items if item.id not in unanswered]
     subset = task.subset if not unanswered else f"{len(items)} answered of {task.subset}"
     stamp = make_stamp(task.benchmark, items, subset=subset, judge=judge, extract_again=settings.extract_again)
-    result = _score(task, items, recorded.answers, stamp, judge, settings)
+    result, _ = _score(task, items, recorded.answers, stamp, judge, settings)
+    _finish(task, result, judge)
     if recorded.left_out:
         print(f"  {recorded.left_out} answers are to problems that the data does not hold, and were left out")
     return result
@@ -92,19 +97,27 @@ def score_checkpoint(config: DictConfig, folder: Path) -> dict[str, Any]:
     session = Session(settings, instantiate(config.model), instantiate(config.rollout), folder)
     session.check([(task.benchmark, task.table, task.items) for task in tasks])
     with session:
-        answered = [session.answer(task.benchmark, task.table, task.items, task.folder) for task in tasks]
+        answered = [
+            (
+                session.answer(task.benchmark, task.table, task.items, task.folder),
+                session.answer_controls(task.benchmark, task.folder),
+            )
+            for task in tasks
+        ]
     results = {}
-    for task, answers in zip(tasks, answered, strict=True):
-        stamp = make_stamp(
+    for task, (answers, controls) in zip(tasks, answered, strict=True):
+        stamp = partial(
+            make_stamp,
             task.benchmark,
-            task.items,
-            subset=task.subset,
             judge=judge,
             decoding=session.decoding,
             pixels=session.pixels,
             frames=session.frames if task.benchmark.has_videos else None,
         )
-        results[task.benchmark.name] = _score(task, task.items, answers, stamp, judge, settings)
+        result, records = _score(task, task.items, answers, stamp(task.items, subset=task.subset), judge, settings)
+        if controls is not None:
+            result["grounding"] = _score_controls(task, controls, records, stamp, judge, settings)
+        results[task.benchmark.name] = _finish(task, result, judge)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -167,7 +180,8 @@ def _score(
     stamp: Mapping[str, Any],
     judge: Judge | None,
     settings: EvaluateSettings,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Record]]:
+    """The result on `items`, and the verdicts behind it, which go to `records.jsonl` in the task's folder."""
     job = {"benchmark": task.benchmark.name, "stamp": dict(stamp), "answers": digest(answers), "data": checksum(items)}
     scorer = scorer_for(task.benchmark, judge, workers=settings.threads)
     try:
@@ -178,9 +192,37 @@ def _score(
         scorer.close()
     if judge is not None and all(record.scored is None for record in records):
         raise ValueError(f"judge: none of {len(records)} answers could be judged, {_why_none(judge)}")
-    result = summarise(task.benchmark, items, records, stamp, seed=settings.seed)
+    return summarise(task.benchmark, items, records, stamp, seed=settings.seed), records
+
+
+def _score_controls(
+    task: Task,
+    controls: ControlAnswers,
+    records: Sequence[Record],
+    stamp: Callable[..., dict[str, Any]],
+    judge: Judge | None,
+    settings: EvaluateSettings,
+) -> dict[str, Any]:
+    """What `evaluation.json` says of grounding; each control leaves one of its own in the folder of its name."""
+    items, true = on_items(controls, task.items, records)
+    subset = task.subset if len(items) == len(task.items) else f"{len(items)} with a partner of {task.subset}"
+    results = {"true": summarise(task.benchmark, items, true, stamp(items, subset=subset), seed=settings.seed)}
+    for name, answers in controls.answers.items():
+        shown = replace(task, folder=task.folder / name)
+        results[name], _ = _score(shown, items, answers, stamp(items, subset=subset, pictures=name), judge, settings)
+        _write(shown, results[name])
+    return grounding_of(results, controls)
+
+
+def _finish(task: Task, result: dict[str, Any], judge: Judge | None) -> dict[str, Any]:
+    """Write `result` and print it."""
     if judge is not None:
         result["judge"] = judge.usage()
-    write_result(task.folder, json.loads(json.dumps(result, default=str)))
-    print("\n".join([*table(result), f"  written to {task.folder}"]))
+    _write(task, result)
+    more = grounding_lines(result["grounding"]) if "grounding" in result else []
+    print("\n".join([*table(result), *more, f"  written to {task.folder}"]))
     return result
+
+
+def _write(task: Task, result: Mapping[str, Any]) -> None:
+    write_result(task.folder, json.loads(json.dumps(result, default=str)))

@@ -44,6 +44,8 @@ class Swap:
     """Problems with each other's pictures, in their old order."""
 
     problems: list[Problem]
+    partners: list[str]
+    """For each of these the id of the problem whose pictures it has now."""
     left_out: list[str]
     """Ids of those without a picture, or without another problem that has as many pictures and not the same."""
     same_answer: list[str]
@@ -110,6 +112,7 @@ def swapped(problems: Sequence[Problem], seed: int) -> Swap:
     pairs = [(problems[index], problems[partners[index]]) for index in sorted(partners)]
     return Swap(
         problems=[replace(problem, images=partner.images, videos=partner.videos) for problem, partner in pairs],
+        partners=[partner.id for _, partner in pairs],
         left_out=[problem.id for index, problem in enumerate(problems) if index not in partners],
         same_answer=[problem.id for problem, partner in pairs if _answer(problem) == _answer(partner)],
     )
