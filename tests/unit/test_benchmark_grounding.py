@@ -102,7 +102,7 @@ def test_the_same_problems_three_times(tmp_path, capsys):
     assert found["true"]["ci95"] == [100, 100] and found["swapped"]["ci95"] == [0, 0]
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
     lines = capsys.readouterr().out.splitlines()
-    assert "  accuracy without the right pictures, on 4 problems, 1 others left out:" in lines
+    assert "  accuracy without the right pictures, on 4 problems, 1 more left out:" in lines
     assert f"    {'swapped':30}   0.00  [0.00, 0.00]  another problem's pictures" in lines
     assert len({seed for _, seed in asked.reader.asked}) == 1, "each problem keeps its random numbers"
 

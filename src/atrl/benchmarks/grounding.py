@@ -66,7 +66,7 @@ def grounding_of(results: Mapping[str, Mapping[str, Any]], controls: ControlAnsw
 
 def grounding_lines(found: Mapping[str, Any]) -> list[str]:
     """The three headlines in lines."""
-    left_out = f", {found['left_out']} others left out" if found["left_out"] else ""
+    left_out = f", {found['left_out']} more left out" if found["left_out"] else ""
     lines = [f"  {found['headline']} without the right pictures, on {found['problems']} problems{left_out}:"]
     for name, what in _MEANING.items():
         side = found[name]
