@@ -86,14 +86,14 @@ def demo_rows() -> list[TokenRows]:
     return token_rows(read[scheme.requests[0]], density, batch.response_mask, reading)
 
 
-def random_rows(tokens: int) -> TokenRows:
-    """As many tokens, which look at a picture of 1,000."""
+def random_rows(tokens: int, images: int = IMAGE_TOKENS) -> TokenRows:
+    """As many tokens, which look at a picture of `images`."""
     import numpy as np
 
     from atrl.credit.clusters import TokenRows
 
     generator = np.random.default_rng(0)
-    image = generator.random((tokens, IMAGE_TOKENS), np.float32) ** 4
+    image = generator.random((tokens, images), np.float32) ** 4
     return TokenRows(generator.random(tokens, np.float32), image, None, None)
 
 

@@ -216,17 +216,14 @@ def arithmetic_fraction(name: str, images: int, tokens: int, *, kept: bool = Fal
 
 def clustering_milliseconds(tokens: int = 1000, images: int = 1000, repeats: int = 15) -> dict[str, float]:
     """Median times for one response of 1,000 tokens: METIS alone, and graph, clusters and weights together."""
-    import numpy as np
+    from clusters import random_rows
 
     from atrl.credit import metis
     from atrl.credit.atrl import AtrlCredit
-    from atrl.credit.clusters import TokenRows, weigh_all
-    from atrl.credit.graph import combined, nearest_neighbours, similarity_strengths
+    from atrl.credit.clusters import token_graph, weigh_all
 
-    generator = np.random.default_rng(0)
-    image = generator.random((tokens, images), np.float32) ** 4
-    rows = TokenRows(generator.random(tokens, np.float32), image, None, None)
-    graph = nearest_neighbours(combined([similarity_strengths(image)]), neighbours=8)
+    rows, settings = random_rows(tokens, images), AtrlCredit().settings
+    graph = token_graph(rows, settings)
 
     def median(work) -> float:
         seconds = []
@@ -238,7 +235,7 @@ def clustering_milliseconds(tokens: int = 1000, images: int = 1000, repeats: int
 
     return {
         "metis_milliseconds_per_1000_tokens": median(lambda: metis.partition(*graph, num_clusters=8)),
-        "clustering_milliseconds_per_1000_tokens": median(lambda: weigh_all([rows], AtrlCredit().settings)),
+        "clustering_milliseconds_per_1000_tokens": median(lambda: weigh_all([rows], settings)),
     }
 
 

@@ -59,6 +59,11 @@ class PhaseTimer:
         self.device_peak = 0
         """The most that torch ever held on the GPU, in bytes; 0 without one."""
 
+    @property
+    def open_phase(self) -> str | None:
+        """The innermost phase that is open."""
+        return self._open[-1] if self._open else None
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time inside the block to phase `name`; on CUDA the device is waited for at both ends.
@@ -78,13 +83,13 @@ class PhaseTimer:
             self._open.pop()
             seconds = time.perf_counter() - start
             self._add(name, seconds)
-            if self._open:
-                self._add(self._open[-1], -seconds)
+            if self.open_phase is not None:
+                self._add(self.open_phase, -seconds)
 
     def recount(self, seconds: float, *, to: str) -> None:
         """Count `seconds` of the phase that is open now as phase `to`'s instead."""
-        if self._open:
-            self._add(self._open[-1], -seconds)
+        if self.open_phase is not None:
+            self._add(self.open_phase, -seconds)
             self._add(to, seconds)
 
     def _add(self, name: str, seconds: float) -> None:
@@ -98,8 +103,8 @@ class PhaseTimer:
             used = self._process.memory_info().rss
         else:
             self.device_peak = max(self.device_peak, used)
-        if self._open:
-            self._memory[self._open[-1]] = max(self._memory.get(self._open[-1], 0), used)
+        if self.open_phase is not None:
+            self._memory[self.open_phase] = max(self._memory.get(self.open_phase, 0), used)
 
     def lap(self) -> dict[str, float]:
         """Seconds per phase since the last call."""

@@ -6,7 +6,7 @@ import copy
 import csv
 import importlib
 import json
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -272,25 +272,39 @@ def test_no_layer_runs_for_credit_alone(train, monkeypatch) -> None:
 
     from atrl.timing import PhaseTimer
 
-    open_phases, counted = [], {"atrl": 0, "none": 0}
-    phase, forward = PhaseTimer.phase, Qwen2_5_VLTextModel.forward
-
-    @contextmanager
-    def watched_phase(timer, name):
-        open_phases.append(name)
-        with phase(timer, name):
-            yield
-        open_phases.pop()
+    counted, forward, make = {"atrl": 0, "none": 0}, Qwen2_5_VLTextModel.forward, PhaseTimer.__init__
+    timers = []
 
     def counting(*arguments, **options):
-        counted[scheme] += {"score", "credit", "update"}.intersection(open_phases) != set()
+        counted[scheme] += any(timer.open_phase in ("score", "credit", "update") for timer in timers)
         return forward(*arguments, **options)
 
-    monkeypatch.setattr(PhaseTimer, "phase", watched_phase)
+    monkeypatch.setattr(PhaseTimer, "__init__", lambda timer: timers.append(timer) or make(timer))
     monkeypatch.setattr(Qwen2_5_VLTextModel, "forward", counting)
     for scheme in counted:
         train(TRANSFORMERS, f"credit={scheme}", "trainer.max_steps=1", "trainer.evaluate_samples=0", name=scheme)
     assert counted["atrl"] == counted["none"] > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "counted"),
+    [
+        (("credit=vppo",), "credit"),  # it compares rollouts, and nothing else needs the pass
+        (("credit=vppo", "algorithm.kl_coefficient=0.1"), "credit"),  # nor does the reference, which has its own
+        (("credit=vppo", "algorithm.updates_per_batch=2"), "score"),
+        (("credit=atrl", "algorithm.updates_per_batch=2"), "score"),
+    ],
+)
+def test_a_scoring_pass_is_counted_as_theirs_who_need_it(train, monkeypatch, overrides, counted) -> None:
+    seen, forward = [], ForwardPass.__call__
+
+    def watching(self, *arguments, **options):
+        seen.extend([self.timer.open_phase] if not torch.is_grad_enabled() else [])
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(ForwardPass, "__call__", watching)
+    train(TRANSFORMERS, *overrides, "trainer.max_steps=1", "trainer.evaluate_samples=0")
+    assert set(seen) == {counted}
 
 
 def test_clusters_are_begun_while_scoring_goes_on(train, monkeypatch) -> None:

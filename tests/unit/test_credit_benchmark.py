@@ -34,6 +34,7 @@ def test_a_round_draws_its_rollouts_once():
 @pytest.fixture
 def overhead(monkeypatch, tmp_path):
     """The script with little to measure, in a folder of its own: steps of 2 seconds, 2.2 with a worker, 2.4 without."""
+    monkeypatch.syspath_prepend(FOLDER)
     module = script("credit_overhead")
     seconds = {"none": [2.0] * 3, "worker": [2.2] * 3, "inline": [2.4] * 3}
     nothing, credit = {name: [0.0] * 3 for name in seconds}, {"none": [0.0], "worker": [0.2], "inline": [0.3]}

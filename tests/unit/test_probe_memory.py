@@ -88,7 +88,7 @@ def test_a_kernel_s_own_log_sum_exp_is_accepted():
         lambda lse: lse.roll(1, dims=2),
         lambda lse: lse * torch.nan,
     ],
-    ids=["to the base 2", "other heads", "other rows", "none"],
+    ids=["to the base 2", "other heads", "other rows", "no number"],
 )
 def test_anything_else_is_noticed(wrong):
     with pytest.raises(AssertionError, match=r"the attention kernel keeps .* set model\.attention=eager"):

@@ -233,8 +233,7 @@ def test_uniform_is_also_run_at_the_rate_of_what_might_win(study):
 
 def test_intervals_by_hand(study):
     """Of 1, 2, 3: mean 2, standard deviation 1, t(2) = 4.303 over the root of 3."""
-    mean, half = study.study_table.interval([1.0, 2.0, 3.0])
-    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
+    assert study.study_table.shown([1.0, 2.0, 3.0]) == "2.000 ± 2.484"
 
 
 def test_the_table_pairs_runs_by_seed(study):

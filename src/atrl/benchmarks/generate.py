@@ -14,7 +14,7 @@ from atrl.data.images import check_images
 from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.data.rows import Row, RowFormat
 from atrl.data.videos import check_videos
-from atrl.evaluation.grounding import Swap, blanked, swapped
+from atrl.evaluation.grounding import Swap, blanked, check_swap, swapped
 from atrl.evaluation.score import held_out_sampling
 from atrl.preflight import check_videos_taken
 from atrl.types import Problem
@@ -79,17 +79,9 @@ class Session:
             check_videos_taken(self._problems[benchmark.name], self._model.model_type(), self._rollout.sampler)
             check_videos(self._problems[benchmark.name])
             if self._settings.grounding:
-                self._swaps[benchmark.name] = self._swap(benchmark)
-
-    def _swap(self, benchmark: Benchmark) -> Swap:
-        listed = self._problems[benchmark.name]
-        swap = swapped(listed, self._settings.seed)
-        if not swap.problems:
-            raise ValueError(
-                f"grounding=true needs two problems with different pictures, got none among {len(listed)} of "
-                f"{benchmark.name}: raise limit, or set grounding=false"
-            )
-        return swap
+                listed = self._problems[benchmark.name]
+                swap = self._swaps[benchmark.name] = swapped(listed, self._settings.seed)
+                check_swap(swap, among=f"{len(listed)} of {benchmark.name}", raised="limit")
 
     def __enter__(self) -> Session:
         import torch

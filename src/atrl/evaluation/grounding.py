@@ -35,6 +35,13 @@ from atrl.types import Frames, Problem, Prompt, Video
 if TYPE_CHECKING:
     from atrl.data.prompts import PromptBuilder
 
+SIDES = {
+    "true": "their own pictures",
+    "blank": "each picture in its mean colour",
+    "swapped": "another problem's pictures",
+}
+"""What the same problems are shown, by the names that figures have."""
+
 _SAME_PICTURES, _SAME_ANSWER, _OTHER_QUESTION = 100, 4, 1
 """What is wrong with a partner. Two of the lesser faults together weigh less than one of the next worse."""
 
@@ -116,6 +123,15 @@ def swapped(problems: Sequence[Problem], seed: int) -> Swap:
         left_out=[problem.id for index, problem in enumerate(problems) if index not in partners],
         same_answer=[problem.id for problem, partner in pairs if _answer(problem) == _answer(partner)],
     )
+
+
+def check_swap(swap: Swap, *, among: str, raised: str) -> None:
+    """Raises ValueError, with which option may be `raised`, where nobody `among` the problems has a partner."""
+    if not swap.problems:
+        raise ValueError(
+            f"grounding=true needs two problems with different pictures, got none among {among}: raise {raised}, or "
+            "set grounding=false"
+        )
 
 
 def build_controls(prompts: Sequence[Prompt], builder: PromptBuilder, *, seed: int) -> Controls:

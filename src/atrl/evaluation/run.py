@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from atrl.config import check_config, read_section
-from atrl.evaluation.grounding import Controls, build_controls, swapped
+from atrl.evaluation.grounding import SIDES, Controls, build_controls, check_swap, swapped
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
 from atrl.evaluation.settings import EvaluateSettings
 from atrl.models.asked import asked_as_trained
@@ -42,11 +42,9 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     check_videos_taken(problems, model.model_type(), rollout.sampler)
     reward.check(problems)
     compared = problems[: settings.grounding_problems]
-    if settings.grounding and not swapped(compared, settings.seed).problems:
-        raise ValueError(
-            f"grounding=true needs two problems with different pictures, got none among {len(compared)} problems: "
-            "raise limit or grounding_problems, or set grounding=false"
-        )
+    if settings.grounding:
+        swap = swapped(compared, settings.seed)
+        check_swap(swap, among=f"{len(compared)} problems", raised="limit or grounding_problems")
     scores, controls, dropped = _answer(settings, model, rollout, reward, problems, folder)
     result = {
         "checkpoint": settings.checkpoint,
@@ -121,11 +119,7 @@ def _grounding(controls: Controls, scores: dict[str, Score]) -> dict[str, Any]:
 def _grounding_lines(found: dict[str, Any]) -> list[str]:
     left_out = f", {found['left_out']} left out for want of a partner" if found["left_out"] else ""
     lines = [f"  and without the right pictures, greedily on {found['true']['samples']} of these{left_out}:"]
-    for name, what in (
-        ("true", "their own pictures"),
-        ("blank", "each picture in its mean colour"),
-        ("swapped", "another problem's pictures"),
-    ):
+    for name, what in SIDES.items():
         lines.append(f"{_line(name, found[name]['accuracy'], found[name]['ci95'])}  {what}")
     return lines
 
