@@ -98,6 +98,11 @@ def assign_share() -> CreditOutput:
     return BoundCredit(AgainstTheBatch(), None, PictureScale((), ()), None).assign(own[0], [own[1]], [None])
 
 
+def test_a_scheme_that_compares_rollouts_begins_on_no_piece_of_the_batch():
+    bound = BoundCredit(AgainstTheBatch(), None, PictureScale((), ()), None)
+    assert bound.begin(*rollouts(slice(0, 1), 2)) is None
+
+
 def test_a_scheme_that_compares_rollouts_sees_those_of_all_ranks():
     whole = AgainstTheBatch().assign(*rollouts(slice(0, 4), 5))
     first, second = run_ranks(assign_share)

@@ -7,11 +7,13 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from atrl.models.attention import Attention
 from atrl.models.published import published_config, published_names
 from atrl.plan.activations import text_activations, text_block, vision_block, weight_copies
 from atrl.plan.advice import advice, problems, remedies
@@ -457,6 +459,12 @@ def test_strategy_devices_and_precision_are_the_trainers() -> None:
     )
     assert job_of(config_of("model.dtype=bfloat16")).precision == Precision(weights=2, compute=2)
     assert job_of(config_of("trainer=fsdp", "trainer.cpu_offload=true", "trainer.devices=2")).cpu_offload
+
+
+def test_which_kernels_make_a_mask() -> None:
+    kernels = {name: job_of(config_of(f"model.attention={name}")).flash_attention for name in get_args(Attention)[2:]}
+    assert kernels == {"flex_attention": True, "flash_attention_2": True, "flash_attention_3": True}
+    assert not job_of(config_of()).flash_attention
 
 
 @pytest.mark.parametrize("data", ["virl39k", "mmk12", "geometry3k"])

@@ -112,6 +112,10 @@ def test_an_attention_kernel_that_is_not_installed(monkeypatch):
     TINY.check()
     with pytest.raises(ValueError, match=r"^model\.attention=flash_attention_2 needs the package flash-attn"):
         PretrainedModel(attention="flash_attention_2").check()
+    with pytest.raises(ValueError, match=r"^model\.attention=flash_attention_3 needs the package flash-attn-3, which"):
+        PretrainedModel(attention="flash_attention_3").check()
+    monkeypatch.setattr("atrl.models.attention.find_spec", lambda name: name == "kernels" or None)
+    PretrainedModel(attention="flash_attention_3").check()  # transformers fetches it from the hub
 
 
 @pytest.mark.parametrize("option", [{"threads": 0}, {"seed": -1}, {"samples": -1}, {"limit": 0}])

@@ -58,6 +58,15 @@ def test_an_error_of_the_other_side_is_raised_here() -> None:
         turns.step()
 
 
+def test_responses_without_spread_are_all_as_long(checkpoint) -> None:
+    """As `kept_memory.py` wants them."""
+    from atrl.models.load import PretrainedModel
+
+    loaded = PretrainedModel(path=str(checkpoint)).load(checkpoint)
+    batch = script("micro_batches").experience(loaded, typical=7, spread=0)
+    assert batch.response_mask.sum(dim=1).tolist() == [7] * batch.size
+
+
 def test_spread_groups_encode_their_pictures_more_often(checkpoint) -> None:
     """What `micro_batches.py` counts of both orders, on the same batch."""
     from atrl.models.load import PretrainedModel
@@ -65,6 +74,7 @@ def test_spread_groups_encode_their_pictures_more_often(checkpoint) -> None:
 
     benchmark = script("micro_batches")
     batch = benchmark.experience(PretrainedModel(path=str(checkpoint)).load(checkpoint))
+    assert len(set(batch.response_mask.sum(dim=1).tolist())) > 1
     whole = benchmark.cut(batch, EvenSplit(size=batch.size), False)
     assert (whole["micro_batches"], whole["pictures_encoded"]) == (1, benchmark.PROMPTS)
     assert whole["cells"] == whole["largest"] == batch.input_ids.numel()
