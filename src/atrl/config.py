@@ -25,7 +25,7 @@ from atrl.models.checks import (
     quantized_weights_stay,
 )
 from atrl.plan.settings import PlannerSettings
-from atrl.process_checks import one_process_draws, processes_have_work, sharded_ranks_work_alike
+from atrl.process_checks import processes_have_work, sharded_ranks_work_alike
 from atrl.replay.settings import ReplaySettings
 from atrl.rollout.checks import groups_can_be_separate, kept_tokens_are_known
 from atrl.schema import UNSET, check_call, check_group, to_plain
@@ -159,7 +159,6 @@ CHECKS: tuple[Check, ...] = (
     quantized_weights_stay,
     processes_have_work,
     sharded_ranks_work_alike,
-    one_process_draws,
     group_holds_a_comparison,
     overlong_fits_the_response,
     credit_suits_the_loss,

@@ -61,6 +61,12 @@ def sampler_gap(step: StepRecord) -> SamplerGap:
     return SamplerGap(mean=differences / tokens, largest=float(largest), kl=kls / tokens)
 
 
+def left_out_tokens(step: StepRecord) -> int:
+    """Tokens of the responses that all ranks drew and left out."""
+    own = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
+    return sum(parallel.gather(own))
+
+
 def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float]:
     """Of all ranks: lengths in tokens, tokens generated per second of the rollout phase, how far the sampler is off.
 
@@ -68,15 +74,14 @@ def rollout_metrics(step: StepRecord, rollout_seconds: float) -> dict[str, float
     """
     gap = sampler_gap(step)
     lengths = [len(rollout.token_ids) for group in step.groups for rollout in group.rollouts]
-    left_out = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
-    tokens, rollouts, unused = parallel.sums([sum(lengths), len(lengths), left_out])
+    tokens, rollouts = parallel.sums([sum(lengths), len(lengths)])
     mask = step.experience.response_mask
     difference = log_ratio(step.logprobs, step.experience.sampler_logprobs, mask).double()
     ratios = [torch.cat(parallel.gather(part.cpu())).numpy() for part in (difference[mask], difference.sum(dim=1))]
     return ratio_metrics(*ratios) | {
         "rollout/response_length": tokens / rollouts,
         "rollout/response_length_max": float(max(parallel.gather(max(lengths)))),
-        "rollout/tokens_per_second": (tokens + unused) / max(rollout_seconds, 1e-9),
+        "rollout/tokens_per_second": (tokens + left_out_tokens(step)) / max(rollout_seconds, 1e-9),
         "rollout/logprob_gap_mean": gap.mean,
         "rollout/logprob_gap_max": gap.largest,
         "rollout/sampler_trainer_kl": gap.kl,

@@ -26,6 +26,7 @@ from atrl.models.vision import frozen_vision_once
 from atrl.prompt_module import PromptModule
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.bound import RolloutSource
+from atrl.rollout.dealing import PromptStream
 from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
 from atrl.schedule import optimizer_and_schedule, schedule_of
 from atrl.sections import OptimizerSettings
@@ -61,7 +62,7 @@ class PolicyModule(PromptModule):
         seed: of the run.
         split: how a batch is cut into micro-batches.
         gradients: how theirs are added up.
-        more_prompts: number → as many further prompts of the data, for dynamic sampling.
+        stream: of prompts, from which dynamic sampling takes further ones.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class PolicyModule(PromptModule):
         split: Split,
         share_prompts: bool,
         gradients: GradientSum,
-        more_prompts: Callable[[int], Sequence[Prompt]] | None = None,
+        stream: PromptStream | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -91,7 +92,7 @@ class PolicyModule(PromptModule):
         self.objective, self.reward, self.optimizer_settings = objective, reward, optimizer_settings
         self.pad_id = pad_id
         self.max_response_tokens, self.max_steps, self.seed = max_response_tokens, max_steps, seed
-        self.split, self.gradients, self.more_prompts = split, gradients, more_prompts
+        self.split, self.gradients, self.stream = split, gradients, stream
         self.rollouts: RolloutSource | None = None
         self.credit: BoundCredit | None = None
         self.timer = PhaseTimer()
@@ -168,7 +169,7 @@ class PolicyModule(PromptModule):
             logprobs=join_rows([outcome.logprobs for outcome in first], width)[back],
             entropy=join_rows([outcome.entropy for outcome in first], width)[back],
             losses=join_rows([outcome.losses for outcome in first], width)[back],
-            metrics=metrics | taken | (sampling_metrics(drawn) if self.objective.dynamic_sampling else {}),
+            metrics=metrics | taken | ({} if drawn.choice is None else sampling_metrics(drawn.choice)),
         )
 
     def _draw(self, prompts: Sequence[Prompt], seed: str) -> DynamicBatch:
@@ -184,8 +185,8 @@ class PolicyModule(PromptModule):
             return groups, rewards
 
         if self.objective.dynamic_sampling is None:
-            return DynamicBatch(*draw(prompts, 0), discarded=[], filled_up_groups=0)
-        return self.objective.dynamic_sampling.fill(prompts, draw=draw, more=self.more_prompts)
+            return DynamicBatch(*draw(prompts, 0), discarded=[], choice=None)
+        return self.objective.dynamic_sampling.fill(prompts, draw=draw, stream=self.stream)
 
     def _advantages(self, rewards: list[list[Reward]], seed: str) -> Float[Tensor, "group sample"]:
         """Stage 3, over the global batch; this rank's rows of it."""

@@ -40,14 +40,3 @@ def sharded_ranks_work_alike(config: DictConfig) -> str | None:
             "stage=sft first, and stage=rl with model.path set to the model that it leaves"
         )
     return None
-
-
-def one_process_draws(config: DictConfig) -> str | None:
-    """Which prompts are drawn again would depend on the split over processes."""
-    if OmegaConf.select(config, "algorithm.dynamic_sampling") is None:
-        return None
-    for key in ("trainer.devices", "trainer.num_nodes"):
-        value = OmegaConf.select(config, key)
-        if value not in (None, 1):
-            return f"{key} must be 1 with dynamic sampling, got {value}: or set algorithm.dynamic_sampling=null"
-    return None

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from atrl.data.prompts import PromptBuilder
     from atrl.models.load import LoadedModel
     from atrl.rollout.base import Sampling
+    from atrl.rollout.dealing import PromptStream
     from atrl.types import Prompt
 
 
@@ -130,7 +131,7 @@ def reinforce(
         steps=parts.trainer.max_steps,
         seed=parts.run.seed,
     )
-    module = policy_module(parts, loaded, more_prompts=loader.take)
+    module = policy_module(parts, loaded, stream=loader)
     record = record_callback(parts, loaded)
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
     handle = parts.rollout.handle(loaded, [*examples(data.train), *examples(data.test)])
@@ -210,7 +211,7 @@ def credit_callback(parts: Parts, data: Data, loaded: LoadedModel, builder: Prom
     return AnchorCreditCallback(parts.credit, loaded.processor, calibration)
 
 
-def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> PolicyModule:
+def policy_module(parts: Parts, loaded: LoadedModel, *, stream: PromptStream | None = None) -> PolicyModule:
     """The module around the policy, with a reference where the objective asks for one.
 
     That is a frozen copy, or the policy itself where it has adapters to be passed by.
@@ -238,7 +239,7 @@ def policy_module(parts: Parts, loaded: LoadedModel, *, more_prompts=None) -> Po
         split=split_of(parts),
         share_prompts=shares_prompts(parts),
         gradients=DoubleSum() if parts.trainer.deterministic else RunningSum(),
-        more_prompts=more_prompts,
+        stream=stream,
     )
 
 

@@ -126,6 +126,8 @@ class Prompt:
     videos: tuple[Frames, ...] = ()
     epoch: int = 0
     """Which pass over the data it belongs to: tells apart the visits of one problem, also within a batch."""
+    place: int = 0
+    """Where it stands in the stream of all passes over the data; finds it again (`PromptLoader.again`)."""
 
     @property
     def key(self) -> str:

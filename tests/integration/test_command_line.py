@@ -281,7 +281,6 @@ ROW = {"id": "p1", "problem": "<image>What is it?", "answer": "4", "images": ["a
     [
         (["trainer.devices=20"], ["rollout.prompts_per_step", "20", "16"]),
         (["algorithm=gspo"], ["credit=atrl", "gspo_token"]),
-        (["algorithm=dapo", "trainer.devices=2"], ["trainer.devices", "dynamic_sampling"]),
         (["trainer.max_step=3"], ["trainer.max_step", "trainer.max_steps"]),
         (["credit=atlr"], ["atlr", "atrl"]),
         (["trainer.max_steps=many"], ["trainer.max_steps", "many"]),

@@ -23,7 +23,7 @@ from atrl.config import (
     group_holds_a_comparison,
     read_section,
 )
-from atrl.process_checks import one_process_draws, processes_have_work, sharded_ranks_work_alike
+from atrl.process_checks import processes_have_work, sharded_ranks_work_alike
 from atrl.sections import OptimizerSettings, RunSettings, TrainerSettings
 
 if TYPE_CHECKING:
@@ -320,16 +320,6 @@ def test_every_process_takes_prompts():
     assert check(5).startswith("rollout.prompts_per_step must be at least 5, got 4")
     assert check(2, nodes=4).startswith("rollout.prompts_per_step must be at least 8, got 4")
     assert check(4, batch=3).startswith("sft.batch_size must be at least 4, got 3")
-
-
-def test_dynamic_sampling_is_for_one_process():
-    def check(devices, sampling):
-        return one_process_draws(
-            OmegaConf.create({"trainer": {"devices": devices}, "algorithm": {"dynamic_sampling": sampling}})
-        )
-
-    assert check(1, {"max_draws": 4}) is None and check(2, None) is None
-    assert check(2, {"max_draws": 4}).startswith("trainer.devices must be 1 with dynamic sampling, got 2")
 
 
 def test_ranks_that_divide_a_model_get_equal_shares_and_an_undivided_reference():

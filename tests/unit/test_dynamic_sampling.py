@@ -1,15 +1,25 @@
-"""Dynamic sampling on problems whose rewards are known beforehand: u has unequal ones, e equal ones."""
+"""Dynamic sampling on problems whose rewards are known beforehand: u has unequal ones, e equal ones.
+
+In one process, and in several that share the work.
+"""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from atrl.rollout.dynamic import DynamicSampling, rewards_differ
-from atrl.types import Problem, Prompt, Reward, RolloutGroup, Status
+import pytest
+import torch
+
+from atrl import parallel
+from atrl.rollout.dynamic import Choice, DynamicSampling, choose, rewards_differ, sampling_metrics
+from atrl.types import Problem, Prompt, Reward, Rollout, RolloutGroup, Status
+from tests.unit.ranks import run_ranks
 
 
 def prompt(name: str) -> Prompt:
-    return Prompt(Problem(name, "?", "1"), token_ids=[1], pixels={}, images=(), engine_token_ids=[1])
+    problem = Problem(name, "?", "1", images=(Path(f"{name}.png"),))
+    pixels = {"pixel_values": torch.full((1,), float(name[1:]))}
+    return Prompt(problem, token_ids=[1], pixels=pixels, images=(), engine_token_ids=[1])
 
 
 def rewards_of(name: str) -> list[Reward]:
@@ -21,24 +31,33 @@ class Source:
     """Hands out `queue` in order, and writes down what it was asked for."""
 
     def __init__(self, queue: str) -> None:
-        self.queue, self.asked, self.draws = queue.split(), [], []
+        self.queue, self.asked, self.draws, self.built = queue.split(), [], [], []
 
-    def more(self, count: int) -> list[Prompt]:
+    def take(self, count: int) -> list[Prompt]:
         self.asked.append(count)
         names, self.queue = self.queue[:count], self.queue[count:]
         return [prompt(name) for name in names]
 
+    def again(self, left: Prompt) -> Prompt:
+        self.built.append(left.problem.id)
+        return prompt(left.problem.id)
+
     def draw(self, prompts, attempt):
         names = [entry.problem.id for entry in prompts]
         self.draws.append((attempt, names))
-        return [RolloutGroup(entry, [], [], 0) for entry in prompts], [rewards_of(name) for name in names]
+        return [group_of(entry) for entry in prompts], [rewards_of(name) for name in names]
+
+
+def group_of(entry: Prompt) -> RolloutGroup:
+    """Two responses that hold the problem's number, and its name."""
+    name = entry.problem.id
+    rollouts = [Rollout([int(name[1:]), sample], [-0.5, -1.0], finished=True) for sample in range(2)]
+    return RolloutGroup(entry, rollouts, [name, name], policy_version=3)
 
 
 def fill(first: str, queue: str = "", **options):
     source = Source(queue)
-    batch = DynamicSampling(**options).fill(
-        [prompt(name) for name in first.split()], draw=source.draw, more=source.more
-    )
+    batch = DynamicSampling(**options).fill([prompt(name) for name in first.split()], draw=source.draw, stream=source)
     assert batch.rewards == [rewards_of(name) for name in names_of(batch.groups)]
     assert all(rewards == rewards_of(group.prompt.problem.id) for group, rewards in batch.discarded)
     assert len(batch.groups) == len(first.split())
@@ -54,7 +73,8 @@ def discarded(batch) -> list[str]:
 
 
 def counts(batch) -> tuple[int, int, int]:
-    return batch.drawn_groups, batch.discarded_groups, batch.filled_up_groups
+    metrics = sampling_metrics(batch.choice)
+    return tuple(int(metrics[f"rollout/{name}_groups"]) for name in ("drawn", "discarded", "filled_up"))
 
 
 def test_a_batch_without_equal_groups_is_drawn_once():
@@ -116,9 +136,121 @@ def test_too_few_groups_or_prompts_are_noticed():
     with pytest.raises(AssertionError, match="2 further prompts were asked for, 1 came"):
         fill("e1 e2", "u1")
     with pytest.raises(AssertionError, match="1 prompts were drawn, 0 groups came back"):
-        DynamicSampling().fill([prompt("u1")], draw=lambda prompts, attempt: ([], []), more=lambda count: [])
+        DynamicSampling().fill([prompt("u1")], draw=lambda prompts, attempt: ([], []), stream=Source(""))
 
 
 def test_the_bound_is_checked():
     with pytest.raises(ValueError, match=r"algorithm\.dynamic_sampling\.max_draws must be at least 1, got 0: .*=null"):
         DynamicSampling(max_draws=0)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "size", "kept", "left_out", "filled_up"),
+    [
+        ("uuu", 3, [0, 1, 2], [], 0),
+        ("ueueeuu", 4, [0, 2, 5, 6], [1, 3, 4], 0),
+        ("eueeue", 3, [1, 4, 5], [0, 2, 3], 1),
+        ("eeueu", 3, [2, 3, 4], [0, 1], 1),
+        ("eeee", 2, [2, 3], [0, 1], 2),
+        ("eue", 3, [0, 1, 2], [], 2),
+    ],
+)
+def test_which_groups_are_kept(drawn, size, kept, left_out, filled_up):
+    """u differs, e is equal: all that differ stay, the equal ones drawn last fill up, all in the order of drawing."""
+    choice = choose([letter == "u" for letter in drawn], size)
+    assert choice == Choice(kept=kept, left_out=left_out, filled_up=filled_up)
+
+
+@pytest.mark.parametrize(("drawn", "size"), [("uuu", 2), ("ue", 3)])
+def test_a_batch_that_can_not_be_filled_is_noticed(drawn, size):
+    with pytest.raises(AssertionError, match=f"do not give {size}"):
+        choose([letter == "u" for letter in drawn], size)
+
+
+def fill_share(cases: list[tuple[str, str, dict]]) -> list[dict]:
+    """As one of several ranks: what this one drew and ended with, case by case."""
+    found = []
+    for first, queue, options in cases:
+        source = Source(queue)
+        share = [prompt(name) for name in parallel.share(first.split())]
+        batch = DynamicSampling(**options).fill(share, draw=source.draw, stream=source)
+        assert batch.rewards == [rewards_of(name) for name in names_of(batch.groups)]
+        for group in batch.groups:
+            expected = group_of(prompt(group.prompt.problem.id))
+            assert (group.rollouts, group.texts, group.policy_version) == (expected.rollouts, expected.texts, 3)
+            assert group.prompt.problem == expected.prompt.problem
+            assert torch.equal(group.prompt.pixels["pixel_values"], expected.prompt.pixels["pixel_values"])
+        for group, rewards in batch.discarded:
+            expected = group_of(prompt(group.prompt.problem.id))
+            assert (group.rollouts, rewards) == (expected.rollouts, rewards_of(group.prompt.problem.id))
+            assert group.prompt.pixels == {} and group.prompt.problem.images == ()
+        found.append(
+            {
+                "draws": source.draws,
+                "kept": names_of(batch.groups),
+                "left out": discarded(batch),
+                "built": source.built,
+                "asked": source.asked,
+                "queue": source.queue,
+                "counts": counts(batch),
+            }
+        )
+    return found
+
+
+def test_two_ranks_fill_the_batch_that_one_process_fills():
+    """By hand, of n groups rank 0 has those below ⌊n/2⌋, of what is drawn as of what is kept and of what is left out.
+
+    The first case is that of `test_equal_groups_are_replaced_by_others_until_none_is_missing`, whose last prompt rank 0
+    has no share of; the second that of `test_at_the_bound_…`, where e4 fills up; in the third the first rank draws
+    all that is useful; in the fourth nothing is replaced, and nothing moves.
+    """
+    cases = [
+        ("u1 e1 u2 e2", "e3 u3 u4 u5", {}),
+        ("e1 u1 e2", "e3 u2 e4 u3", {"max_draws": 3}),
+        ("u1 u2 e1 e2", "u3 u4", {}),
+        ("u1 u2 u3 u4", "u5", {}),
+    ]
+    first, second = run_ranks(fill_share, cases)
+    assert first[0] == {
+        "draws": [(0, ["u1", "e1"]), (1, ["e3"]), (2, [])],
+        "kept": ["u1", "u2"],
+        "left out": ["e1"],
+        "built": ["u2"],
+        "asked": [2, 1],
+        "queue": ["u5"],
+        "counts": (7, 3, 0),
+    }
+    assert second[0] == {
+        "draws": [(0, ["u2", "e2"]), (1, ["u3"]), (2, ["u4"])],
+        "kept": ["u3", "u4"],
+        "left out": ["e2", "e3"],
+        "built": [],
+        "asked": [2, 1],
+        "queue": ["u5"],
+        "counts": (7, 3, 0),
+    }
+    assert (first[1]["kept"], second[1]["kept"]) == (["u1"], ["u2", "e4"])
+    assert (first[1]["left out"], second[1]["left out"]) == (["e1"], ["e2", "e3"])
+    assert (first[1]["draws"][2], second[1]["draws"][2]) == ((2, []), (2, ["e4"]))
+    assert first[1]["counts"] == second[1]["counts"] == (6, 3, 1)
+    assert (first[2]["kept"], second[2]["kept"]) == (["u1", "u2"], ["u3", "u4"])
+    assert (first[2]["built"], second[2]["built"]) == ([], ["u3"])
+    assert (first[3]["kept"], second[3]["kept"]) == (["u1", "u2"], ["u3", "u4"])
+    assert first[3]["built"] == second[3]["built"] == first[3]["asked"] == []
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_the_split_changes_nothing(world):
+    """Any number of ranks, up to one a prompt, against one process."""
+    first, queue = "e1 u1 e2 e3 u2", "e4 u3 e5 e6 u4 u5 e7 u6"
+    cases = [(first, queue, {"max_draws": draws}) for draws in (1, 2, 3, 4)]
+    ranks = run_ranks(fill_share, cases, world=world)
+    for number, (_, _, options) in enumerate(cases):
+        batch, source = fill(first, queue, **options)
+        shares = [rank[number] for rank in ranks]
+        assert [name for share in shares for name in share["kept"]] == names_of(batch.groups)
+        assert [name for share in shares for name in share["left out"]] == discarded(batch)
+        assert {len(share["draws"]) for share in shares} == {options["max_draws"]}
+        assert all((share["counts"], share["queue"]) == (counts(batch), source.queue) for share in shares)
+        assert max(len(share["kept"]) for share in shares) - min(len(share["kept"]) for share in shares) <= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from atrl import parallel
@@ -47,6 +49,18 @@ def test_taken_prompts_are_not_handed_out_again(loader):
     taken = source.take(2)
     keys = [prompt.key for prompt in (*first, *taken, *next(batches))]
     assert len(set(keys)) == 8 and not source.take(0)
+
+
+def test_a_taken_prompt_is_built_again_without_moving_on(loader):
+    """Also one of an earlier pass, by another rank's loader, from what is left without pictures."""
+    source, other = loader(), loader()
+    prompts = source.take(10)
+    assert [prompt.epoch for prompt in prompts] == [0] * 4 + [1] * 4 + [2] * 2
+    for prompt in prompts[::-1]:
+        again = other.again(replace(prompt, problem=replace(prompt.problem, question=""), pixels={}))
+        assert (again.key, again.place, again.token_ids) == (prompt.key, prompt.place, prompt.token_ids)
+        assert again.problem == prompt.problem
+    assert [prompt.key for prompt in other.take(10)] == [prompt.key for prompt in prompts]
 
 
 def test_data_of_which_nothing_fits_is_refused(processor):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from atrl.metrics import rollout_metrics, sampler_gap
+from atrl.metrics import left_out_tokens, rollout_metrics, sampler_gap
 from tests.unit.ranks import run_ranks
 
 
@@ -26,6 +26,16 @@ def test_tokens_that_dynamic_sampling_left_out_were_generated_too():
     metrics = rollout_metrics(step, 2.0)
     assert metrics["rollout/tokens_per_second"] == 5.0 and metrics["rollout/response_length"] == 2.0
     assert metrics["rollout/logprob_gap_mean"] == metrics["rollout/logprob_gap_max"] == 0.5
+
+
+def left_out_of_rank() -> int:
+    """The first rank left out responses of 2 and 4 tokens, the second nothing."""
+    discarded = [(group(2, 4), [])] if torch.distributed.get_rank() == 0 else []
+    return left_out_tokens(SimpleNamespace(discarded=discarded))
+
+
+def test_what_was_left_out_is_that_of_all_ranks():
+    assert run_ranks(left_out_of_rank) == [6, 6]
 
 
 def gap_of(sampler, trainer, mask):

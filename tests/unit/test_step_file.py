@@ -108,6 +108,25 @@ def test_the_shares_of_two_ranks_are_one_step():
     assert both.place("losses", 4) == "b/2, sample 0, token 1"
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_ranks_left_out_comes_after_what_they_trained_on(kept):
+    """The first rank trained on a and left out b, the second trained on c and left out nothing: a, c, then b."""
+    first, second = a_step(kept=kept), a_step(kept=kept)
+    second.groups, second.discarded = [group("c", [1, 2], [3], kept=kept)], []
+    second.rewards = [rewards(0.5, 0.75)]
+    both = RecordedStep.joined([RecordedStep.of(first), RecordedStep.of(second)])
+    assert both.prompts == [("a/2", 2), ("c/2", 2), ("b/2", 1)] and both.trained == 2
+    assert both.tensors["token_ids"].tolist() == [5, 6, 7, 1, 2, 3, 8]
+    assert both.tensors["sampler_logprobs"].tolist() == [-0.625, -0.75, -0.875, -0.125, -0.25, -0.375, -1.0]
+    assert both.tensors["lengths"].tolist() == [2, 1, 2, 1, 1]
+    assert both.tensors["finished"].tolist() == [True, False, True, False, False]
+    assert both.tensors["rewards"].tolist() == [1.0, 0.1, 0.5, 0.75, 0.25]
+    assert both.tensors["losses"].tolist() == [10.0, 20.0, 30.0] * 2
+    if kept:
+        assert both.tensors["kept_ids"].tolist() == [5, 6, 6, 7, 7, 8, 1, 2, 2, 3, 3, 4, 8, 9]
+        assert both.tensors["kept_counts"].tolist() == [2] * 7
+
+
 @pytest.mark.parametrize(
     ("name", "index", "place"),
     [

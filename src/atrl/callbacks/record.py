@@ -16,7 +16,7 @@ from atrl import parallel
 from atrl.callbacks.pictures import shown_pictures
 from atrl.callbacks.samples import SampleWriter, head_maps, numbers
 from atrl.credit.reading import token_pieces
-from atrl.metrics import reward_metrics, rollout_metrics
+from atrl.metrics import left_out_tokens, reward_metrics, rollout_metrics
 from atrl.module import PolicyModule
 from atrl.step import StepRecord
 from atrl.timing import PhaseTimer
@@ -82,8 +82,7 @@ class RecordCallback(Callback):
         self.statuses.update(reward.status for group in drawn for reward in group)
         trained = sum(len(row["tokens"]) for row in rows)
         self.trained_tokens += trained
-        left_out = sum(len(rollout.token_ids) for group, _ in step.discarded for rollout in group.rollouts)
-        self.generated_tokens += trained + left_out
+        self.generated_tokens += trained + left_out_tokens(step)
         heads = head_maps(pl_module, step) if step.step in self._moments else {}
         groups = [line for lines in parallel.gather(group_lines(step, own)) for line in lines]
         if parallel.rank() > 0:

@@ -61,13 +61,18 @@ class PromptLoader:
                     f"pass over the data found {len(batch)}, the shortest dropped ids are {sorted(self.dropped)[:3]}; "
                     "raise the limit or lower the model's image size"
                 )
-            epoch = self._cursor // len(self._problems)
-            built = self._builder.build_all([self._problem(self._cursor)])
+            epoch, place = self._cursor // len(self._problems), self._cursor
+            built = self._builder.build_all([self._problem(place)])
             self.dropped.update(built.dropped)
-            batch += [replace(prompt, epoch=epoch) for prompt in built.prompts]
+            batch += [replace(prompt, epoch=epoch, place=place) for prompt in built.prompts]
             self._cursor += 1
             tried += 1
         return batch
+
+    def again(self, prompt: Prompt) -> Prompt:
+        """`prompt`, which a loader over the same problems took, built anew: another rank has its pictures."""
+        built = self._builder.build(self._problem(prompt.place))
+        return replace(built, epoch=prompt.epoch, place=prompt.place)
 
     def _problem(self, cursor: int) -> Problem:
         epoch, position = divmod(cursor, len(self._problems))

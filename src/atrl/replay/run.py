@@ -70,7 +70,7 @@ def _compute(
     loader = PromptLoader(
         data.train, builder, batch_size=parts.rollout.prompts_per_step, steps=settings.step, seed=parts.run.seed
     )
-    module = stages.policy_module(parts, loaded, more_prompts=loader.take)
+    module = stages.policy_module(parts, loaded, stream=loader)
     handle = parts.rollout.handle(loaded, data.train)
     sampler = None
     if settings.sample:

@@ -75,14 +75,27 @@ class RecordedStep:
 
     @classmethod
     def joined(cls, shares: Sequence[RecordedStep]) -> RecordedStep:
-        """The shares of all ranks, in order, as one; only a single process leaves prompts out."""
-        if len(shares) == 1:
-            return shares[0]
-        assert all(share.trained == len(share.prompts) for share in shares), "dynamic sampling is for one process"
-        prompts = [prompt for share in shares for prompt in share.prompts]
-        names = shares[0].tensors
-        tensors = {name: torch.cat([share.tensors[name] for share in shares]) for name in names}
-        return cls(prompts, len(prompts), tensors, shares[0].metrics)
+        """The shares of all ranks, in order, as one: what they trained on, and after it what they left out."""
+        trained, left_out = zip(*(share._parts() for share in shares), strict=True)
+        parts = [*trained, *left_out]
+        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in shares[0].tensors}
+        prompts = [prompt for part in parts for prompt in part.prompts]
+        return cls(prompts, sum(share.trained for share in shares), tensors, shares[0].metrics)
+
+    def _parts(self) -> tuple[RecordedStep, RecordedStep]:
+        """What was trained on, and what was left out, as steps of their own."""
+        rollouts = sum(size for _, size in self.prompts[: self.trained])
+        tokens = int(self.tensors["lengths"][:rollouts].sum())
+        edges = dict.fromkeys(("lengths", "finished", "rewards"), rollouts)
+        edges |= dict.fromkeys(("token_ids", "sampler_logprobs", "kept_counts"), tokens)
+        if "kept_counts" in self.tensors:
+            edges["kept_ids"] = int(self.tensors["kept_counts"][:tokens].sum())
+        kept = {name: values[: edges.get(name)] for name, values in self.tensors.items()}
+        rest = {name: values[edges.get(name, len(values)) :] for name, values in self.tensors.items()}
+        return (
+            RecordedStep(self.prompts[: self.trained], self.trained, kept, self.metrics),
+            RecordedStep(self.prompts[self.trained :], 0, rest, self.metrics),
+        )
 
     def rollouts(self) -> dict[str, list[Rollout]]:
         """By the key of their prompt."""

@@ -42,10 +42,13 @@ class WeightedReward:
     def score(self, groups: Sequence[RolloutGroup]) -> list[list[Reward]]:
         """[group][rollout] rewards, aligned with `groups` and their rollouts.
 
-        Every part sees all responses in one call, so that a worker pool gets a whole batch.
+        Every part sees all responses in one call, so that a worker pool gets a whole batch, and none is called for no
+        response: a rank may have drawn nothing.
         """
         for group in groups:
             assert len(group.texts) == len(group.rollouts), "a rollout group needs one text for each rollout"
+        if not groups:
+            return []
         texts = [text for group in groups for text in group.texts]
         problems = [group.prompt.problem for group in groups for _ in group.texts]
         finished = [rollout.finished for group in groups for rollout in group.rollouts]

@@ -104,7 +104,10 @@ class ResponseSource(Protocol):
         ...
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: str) -> list[RolloutGroup]:
-        """`group_size` responses to every prompt, in order; the same for the same weights, prompts and `seed`."""
+        """`group_size` responses to every prompt, in order; the same for the same weights, prompts and `seed`.
+
+        All ranks call together, and one may have no prompts.
+        """
         ...
 
     def rest(self) -> None:

@@ -5,33 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from atrl import parallel
+from atrl.rollout.dealing import PromptStream, Scored, dealt
 from atrl.types import Prompt, Reward, RolloutGroup
 
-Scored = tuple[RolloutGroup, list[Reward]]
 Draw = Callable[[Sequence[Prompt], int], tuple[Sequence[RolloutGroup], Sequence[list[Reward]]]]
-More = Callable[[int], Sequence[Prompt]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which of the groups that all ranks drew make up the batch, by their numbers in the order of drawing."""
+
+    kept: list[int]
+    left_out: list[int]
+    """Their rewards are all equal."""
+    filled_up: int
+    """How many of `kept` have equal rewards, which the bound on draws left no time to replace."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DynamicBatch:
-    """A batch as large as was asked for, in order of drawing, and what was drawn besides."""
+    """This rank's share of a batch as large as was asked for, in order of drawing, and of what was drawn besides."""
 
     groups: list[RolloutGroup]
     rewards: list[list[Reward]]
     discarded: list[Scored]
-    """Not in the batch: their rewards are all equal. They still count in a run's statistics of rewards."""
-    filled_up_groups: int
-    """Groups of the batch with equal rewards, which the bound on draws left no time to replace."""
-
-    @property
-    def discarded_groups(self) -> int:
-        """Groups that were sampled and left out."""
-        return len(self.discarded)
-
-    @property
-    def drawn_groups(self) -> int:
-        """Groups that were sampled in all."""
-        return len(self.groups) + len(self.discarded)
+    """Not in the batch, and without their pictures. They still count in a run's statistics of rewards."""
+    choice: Choice | None
+    """Of the global batch; None without dynamic sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +58,36 @@ class DynamicSampling:
                 "algorithm.dynamic_sampling=null is off"
             )
 
-    def fill(self, prompts: Sequence[Prompt], *, draw: Draw, more: More) -> DynamicBatch:
-        """As many groups as `prompts`; a function of what `draw` and `more` return alone.
+    def fill(self, prompts: Sequence[Prompt], *, draw: Draw, stream: PromptStream) -> DynamicBatch:
+        """As many groups as `prompts`; a function of what `draw` and `stream` return alone.
+
+        Of every round's prompts each rank draws its share, and goes on by the verdicts on all ranks' groups. So the
+        batch does not depend on the split, and all ranks take equally many rounds: a rank whose share is empty calls
+        `draw` all the same, because a sampler may need all of them at once.
 
         Args:
-            prompts: of the batch.
+            prompts: this rank's share of the batch's.
             draw: (prompts, attempt from 0) → a group for each and the rewards of its rollouts, in order.
-            more: number → as many further prompts.
+            stream: where further prompts come from; every rank's is at the same place.
         """
-        drawn: list[Scored] = []
+        size = sum(parallel.gather(len(prompts)))
+        held: dict[int, Scored] = {}
+        differ: list[bool] = []
         pending = prompts
         for attempt in range(self.max_draws):
             groups, rewards = draw(pending, attempt)
             assert len(groups) == len(pending), f"{len(pending)} prompts were drawn, {len(groups)} groups came back"
-            drawn += zip(groups, rewards, strict=True)
-            missing = len(prompts) - sum(rewards_differ(rewards) for _, rewards in drawn)
+            verdicts = parallel.gather([rewards_differ(group) for group in rewards])
+            first = len(differ) + sum(len(share) for share in verdicts[: parallel.rank()])
+            held |= enumerate(zip(groups, rewards, strict=True), start=first)
+            differ += [verdict for share in verdicts for verdict in share]
+            missing = size - sum(differ)
             if missing == 0 or attempt + 1 == self.max_draws:
                 break
-            pending = more(missing)
-            assert len(pending) == missing, f"{missing} further prompts were asked for, {len(pending)} came"
-        return _batch(drawn, missing)
+            pending = _share_of_further(missing, stream)
+        choice = choose(differ, size)
+        kept, left_out = dealt(held, kept=choice.kept, left_out=choice.left_out, again=stream.again)
+        return DynamicBatch([group for group, _ in kept], [rewards for _, rewards in kept], left_out, choice)
 
 
 def rewards_differ(rewards: Sequence[Reward]) -> bool:
@@ -84,22 +95,32 @@ def rewards_differ(rewards: Sequence[Reward]) -> bool:
     return len({reward.total for reward in rewards}) > 1
 
 
-def _batch(drawn: Sequence[Scored], missing: int) -> DynamicBatch:
-    equal = [index for index, (_, rewards) in enumerate(drawn) if not rewards_differ(rewards)]
-    left_out = set(equal[: len(equal) - missing])
-    chosen = [entry for index, entry in enumerate(drawn) if index not in left_out]
-    return DynamicBatch(
-        groups=[group for group, _ in chosen],
-        rewards=[rewards for _, rewards in chosen],
-        discarded=[drawn[index] for index in sorted(left_out)],
-        filled_up_groups=missing,
-    )
+def choose(differ: Sequence[bool], size: int) -> Choice:
+    """The `size` groups that are kept: those with unequal rewards, filled up with the last of the others.
+
+    Args:
+        differ: [group] in the order of drawing, whether its rewards do; at least `size` groups, and at most `size` of
+            them that do.
+    """
+    equal = [number for number, differs in enumerate(differ) if not differs]
+    filled_up = size - (len(differ) - len(equal))
+    assert 0 <= filled_up <= len(equal), f"{len(differ)} groups, {len(equal)} of them equal, do not give {size}"
+    left_out = equal[: len(equal) - filled_up]
+    kept = sorted(set(range(len(differ))).difference(left_out))
+    return Choice(kept=kept, left_out=left_out, filled_up=filled_up)
 
 
-def sampling_metrics(batch: DynamicBatch) -> dict[str, float]:
+def _share_of_further(count: int, stream: PromptStream) -> Sequence[Prompt]:
+    """A function of its own, so that the other ranks' prompts and their pictures are let go before sampling."""
+    prompts = stream.take(count)
+    assert len(prompts) == count, f"{count} further prompts were asked for, {len(prompts)} came"
+    return parallel.share(prompts)
+
+
+def sampling_metrics(choice: Choice) -> dict[str, float]:
     """How many groups were drawn, left out for equal rewards, and kept all the same when the draws ran out."""
     return {
-        "rollout/drawn_groups": float(batch.drawn_groups),
-        "rollout/discarded_groups": float(batch.discarded_groups),
-        "rollout/filled_up_groups": float(batch.filled_up_groups),
+        "rollout/drawn_groups": float(len(choice.kept) + len(choice.left_out)),
+        "rollout/discarded_groups": float(len(choice.left_out)),
+        "rollout/filled_up_groups": float(choice.filled_up),
     }

@@ -150,6 +150,8 @@ class VllmSampler(EngineOptions):
         before, together = 0, requests
         if self.tensor_parallel_size > 1:
             before, together = _gather(requests)
+        if not together:
+            return []
         prompts, parameters = zip(*together, strict=True)
         # The CPU engine draws from the global generator even where every request has a seed.
         with torch.random.fork_rng(devices=[]):
