@@ -190,3 +190,45 @@ def test_ranks_that_divide_a_policy_take_equally_many_micro_batches_of_a_budget(
     assert first == second and min(first) > 1
     before, after = two_steps(tmp_path / "alone", *options)
     assert relative_change(before, after, both) < 1e-3
+
+
+def drawn_again(folder: Path, runs: dict[str, tuple[str, ...]]) -> dict[str, tuple[list[int], dict]]:
+    """By name of the run: how many prompts each call of this rank's sampler had, and the policy after two steps."""
+    from atrl.rollout.transformers import TransformersSampler
+
+    sizes, generate = [], TransformersSampler.generate
+
+    def counting(sampler, prompts, sampling, *, seed):
+        sizes.append(len(prompts))
+        return generate(sampler, prompts, sampling, seed=seed)
+
+    TransformersSampler.generate = counting
+    found = {}
+    for name, options in runs.items():
+        sizes.clear()
+        after = as_one_of_two(folder, {name: options})[name]
+        found[name] = (list(sizes), after)
+    return found
+
+
+def test_two_processes_draw_again_what_one_does(tmp_path: Path) -> None:
+    """The same prompts in the same order, left out ones included, also where a rank has no share of a round.
+
+    To the bit if deterministic; but for rounding where FSDP divides the policy and gathers it around each round.
+    """
+    dapo = ("algorithm=dapo", "algorithm.overlong=null", "algorithm.dynamic_sampling.max_draws=3", "rollout.group_size=2")
+    alone = {"ddp": (*DETERMINISTIC, *dapo), "fsdp": (*BASE, *dapo, "rollout.top_k=12")}
+    runs = {name: (*options, f"trainer.strategy={name}") for name, options in alone.items()}
+    first, second = run_ranks(drawn_again, tmp_path, runs, seconds=600)
+    for name, options in alone.items():
+        before, after = two_steps(tmp_path / f"{name}_alone", *options)
+        assert len(first[name][0]) == len(second[name][0]) > 2 and 0 in first[name][0], name
+        for step in (1, 2):
+            both, one = (read_step(tmp_path / folder, step)[0] for folder in (name, f"{name}_alone"))
+            assert (both.prompts, both.trained) == (one.prompts, one.trained) and one.trained == 4 < len(one.prompts)
+            assert torch.equal(both.tensors["token_ids"], one.tensors["token_ids"])
+        off = relative_change(before, after, first[name][1])
+        print(f"\n{name}: {first[name][0]} and {second[name][0]} prompts a round, {off:.1e}")
+        assert off == 0 if name == "ddp" else off < 1e-3
+    for step in (1, 2):
+        assert groups_of(tmp_path / "ddp", step) == groups_of(tmp_path / "ddp_alone", step)

@@ -214,6 +214,36 @@ def test_divided_among_two_ranks_killed_and_finished_by_one(whole: Path, tmp_pat
     assert [json.loads(row)["response"] for row in rows[0]] == [json.loads(row)["response"] for row in rows[1]]
 
 
+def test_dynamic_sampling_of_two_processes_killed_and_finished_by_one(tmp_path: Path) -> None:
+    """To the bits of one process: what was drawn before the kill is not drawn again, and counts once.
+
+    The record of the first step, which the two processes left, is computed again by one, but for a loss that is added
+    up rank by rank.
+    """
+    options = (
+        *("algorithm=dapo", "algorithm.overlong=null", "rollout.group_size=2", "trainer.deterministic=true"),
+        *("trainer.evaluate_samples=0", "trainer.grounding_samples=0", "trainer.threads=1", "trainer.max_steps=4"),
+    )
+    finish(tmp_path / "whole", *options)
+    folder = tmp_path / "killed"
+    killed_after_the_checkpoint(folder, 2, *options, "trainer.devices=2")
+    finish(folder, *options)
+    for name in ("model/model.safetensors", "rollouts.jsonl", "groups.jsonl"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    rows, expected = metrics_of(folder), metrics_of(tmp_path / "whole")
+    counts = ("rollout/drawn_groups", "rollout/discarded_groups", "rollout/filled_up_groups")
+    assert [[row[name] for name in counts] for row in rows] == [[row[name] for name in counts] for row in expected]
+    assert sum(float(row["rollout/discarded_groups"]) for row in rows[:2]) > 0 < len(rows[2:])
+    for key in ("steps", "tokens", "rewards"):
+        assert summary_of(folder)[key] == summary_of(tmp_path / "whole")[key], key
+    again = (f"run={folder}", "step=1", "tolerance=1e-6", f"hydra.run.dir={tmp_path / 'again'}")
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "replay.py", *again],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_best_checkpoints_stay(train) -> None:
     """Of five, scored after each step: the two best, the earlier of equals, and the last."""
     run = train(

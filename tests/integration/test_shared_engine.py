@@ -60,12 +60,16 @@ def sample_on_each_rank(checkpoint: Path) -> dict:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
     sampler.update_weights(named_parameters(policy), version=1)
     groups = sampler.generate(prompts, sampling, seed="0/2")
+    uneven = sampler.generate(prompts if torch.distributed.get_rank() else [], sampling, seed="0/2")
+    nothing = sampler.generate([], sampling, seed="0/3")
     sampler.close()
     return found | {
         "after the sync": worst_difference(policy, groups, banned),
         "old weights": worst_difference(policy, first, banned),
         "ids": [group.prompt.problem.id for group in groups],
         "texts": [group.texts for group in groups],
+        "uneven": [group.prompt.problem.id for group in uneven],
+        "nothing": nothing,
         "expected": [prompt.problem.id for prompt in prompts],
         "group spared": torch.distributed.is_initialized(),
     }
@@ -77,6 +81,8 @@ def test_each_process_gets_its_own_prompts_responses(checkpoint: Path) -> None:
     for rank in found:
         assert rank["first"] < TOLERANCE and rank["after the sync"] < TOLERANCE < 0.02 < rank["old weights"]
         assert rank["ids"] == rank["expected"] and rank["group spared"]
+        assert rank["nothing"] == []
+    assert found[0]["uneven"] == [] and found[1]["uneven"] == found[1]["ids"]
     assert found[0]["ids"] != found[1]["ids"]
 
 

@@ -92,7 +92,9 @@ def test_each_part_sees_all_groups_in_one_call_and_is_closed():
 
 
 def test_no_groups_have_no_rewards():
-    assert WeightedReward(parts={"exact": ExactAnswer()}).score([]) == []
+    part = Batches(weight=1.0)
+    assert WeightedReward(parts={"exact": ExactAnswer(), "batches": part}).score([]) == []
+    assert part.asked == []
 
 
 @pytest.mark.parametrize(
