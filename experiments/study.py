@@ -1,16 +1,17 @@
 """The study of credit schemes: many runs, one small JSON each, and a table a task.
 
-    python experiments/study.py run [--task geometry|wordy] [--jobs 2] [--cells N] [--only rates|main|controls|variants]
-    python experiments/study.py table [--task geometry|wordy]
+    python experiments/study.py run [--task TASK] [--jobs 2] [--cells N] [--only rates|main|controls|variants]
+    python experiments/study.py table [--task TASK]
 
-`run` does all of it, `geometry` and then `wordy`, and goes on where it was stopped: a cell whose file is in
+`run` does all of it, `geometry`, `wordy` and `easy_vqa`, and goes on where it was stopped: a cell whose file is in
 `experiments/study/` is not run again. All cells have theirs there, so move that folder away to repeat the study. First
 each scheme's learning rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme
 trains with its own rate and is scored on the test split (`main`, five seeds; ten of what might win), and so do the
 `controls` and the `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task
 `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first
 cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it has fewer:
-five schemes, one seed of two values for the rates, then three or six.
+five schemes, one seed of two values for the rates, then three or six. `easy_vqa` has published pictures, a checkpoint of
+its own too, and seven schemes: two seeds of two rates, then three or six.
 """
 
 from __future__ import annotations
@@ -30,74 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import study_table
+from study_tasks import COMMON, CONTROLS, SCHEMES, TASKS, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
-STEPS = 60
-WORDY = ROOT / "outputs" / "wordy_checkpoint" / "build"
-RATES = (2e-4, 4e-4, 8e-4)  # 1e-4, tried on seed 100 first, was never the best
-SCHEMES = {
-    "uniform": ["credit=uniform"],
-    "atrl": ["credit=atrl"],
-    "token_level": ["credit=token_level"],
-    "anchor_only": ["credit=anchor_only"],
-    "random_only": ["credit=random", "credit.rest_weight=0"],  # as many tokens as anchor_only, drawn at random
-    "low_connectivity": ["credit=low_connectivity"],
-    "entropy": ["credit=entropy"],
-    "hidden_cosine": ["credit=hidden_cosine"],
-    "oracle": ["credit=oracle"],
-    "oracle_only": ["credit=oracle", "credit.rest_weight=0"],
-}
-VARIANTS = {
-    "right_only": ["credit=atrl", "algorithm.credit_on=positive"],
-    "wrong_only": ["credit=atrl", "algorithm.credit_on=negative"],
-    "nine_to_one": ["credit=atrl", "credit.anchor_weight=9"],
-    "load_map": ["credit=atrl", "credit.weights=load_map"],
-    "ranked_by_mean": ["credit=atrl", "credit.rank_clusters=mean"],
-    "small_clusters": ["credit=atrl", "credit.num_clusters=32"],
-    "attention_edges": ["credit=atrl", "credit.edges=attention"],
-    "auto_heads": ["credit=atrl", "credit.heads=auto"],
-    "vppo": ["credit=vppo"],
-    "papo": ["credit=papo"],
-    "query_key_cosine": ["credit=query_key_cosine"],
-    "entropy_atrl": ["credit=entropy_atrl"],
-}
-CONTROLS = {
-    "shuffled": ["credit=uniform", "algorithm.advantage._target_=atrl.advantage.ShuffledAdvantage"],
-    "supervised": ["credit=none", "stage=sft", "data.slip_rate=0.2", "sft.steps=300", "sft.learning_rate=5e-4"],
-}
-COMMON = (
-    *("rollout=transformers", "logger=csv", f"trainer.max_steps={STEPS}", "trainer.threads=1"),
-    *("trainer.evaluate_samples=512", "data.selection_size=512", "trainer.grounding_samples=0"),
-)
+CHECKPOINTS = ROOT / "outputs"
 MEASURED = ("credit/anchor_recall", "credit/anchor_precision", "credit/anchor_auc", "credit/bimodality")
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is run on a task."""
-
-    overrides: tuple[str, ...] = ()
-    schemes: tuple[str, ...] = tuple(SCHEMES)
-    rates: tuple[float, ...] = RATES
-    rate_seeds: tuple[int, ...] = (100, 101)
-    seeds: int = 5
-    more_seeds: tuple[str, ...] = ("uniform", "atrl", "token_level", "oracle")
-    """Schemes with twice as many seeds."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
-
-
-TASKS = {
-    "geometry": Task(),
-    "wordy": Task(
-        overrides=("experiment=wordy", f"model.path={WORDY}"),
-        schemes=("uniform", "atrl", "token_level", "anchor_only", "oracle"),
-        rates=(2e-4, 4e-4),
-        rate_seeds=(100,),
-        seeds=3,
-        variants=("small_clusters",),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -119,8 +58,9 @@ class Cell:
     @property
     def settings(self) -> list[str]:
         """Every override of its run but the run's folder."""
-        own = (f"seed={self.seed}", f"optimizer.learning_rate={self.rate}")
-        return [*TASKS[self.task].overrides, *COMMON, *self.overrides, *own]
+        task, own = TASKS[self.task], [f"seed={self.seed}", f"optimizer.learning_rate={self.rate}"]
+        start = [f"model.path={checkpoint(self.task)}"] if task.checkpoint else []
+        return [*task.overrides, *start, *COMMON, *self.overrides, *own]
 
 
 def rate_cells(task: str) -> list[Cell]:
@@ -190,10 +130,16 @@ def variant_cells(task: str) -> list[Cell]:
 PHASES = {"rates": rate_cells, "main": main_cells, "controls": control_cells, "variants": variant_cells}
 
 
+def checkpoint(task: str) -> Path:
+    """Where a task keeps the checkpoint of its own."""
+    return CHECKPOINTS / f"{task}_checkpoint" / "build"
+
+
 def prepare(task: str) -> None:
     """Train the task's checkpoint, if it has one of its own and that is not there."""
-    if task == "wordy" and not (WORDY / "model" / "config.json").is_file():
-        command = [sys.executable, "train.py", "experiment=wordy_checkpoint", "logger=csv", f"hydra.run.dir={WORDY}"]
+    folder, asked = checkpoint(task), TASKS[task].checkpoint
+    if asked and not (folder / "model" / "config.json").is_file():
+        command = [sys.executable, "train.py", *asked, "logger=csv", f"hydra.run.dir={folder}"]
         subprocess.run(command, cwd=ROOT, check=True)
 
 
@@ -222,7 +168,9 @@ def run_cell(cell: Cell) -> str:
 
 
 def read_run(folder: Path) -> dict:
-    """Accuracy before and after, the curve of the rollouts' accuracy, and how well anchors were found."""
+    """Accuracy before and after, the curve of the rollouts' accuracy, how well anchors were found, and if it was
+    measured the accuracy after training without the right pictures.
+    """
     summary = json.loads((folder / "summary.json").read_text())
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -233,6 +181,9 @@ def read_run(folder: Path) -> dict:
         if values:
             means[name.removeprefix("credit/")] = statistics.mean(values)
     kept = {key: summary[key] for key in ("accuracy", "steps", "git_revision", "versions")}
+    if (folder / "grounding.json").is_file():
+        after = json.loads((folder / "grounding.json").read_text())["after"]
+        kept["grounding"] = {side: measured["accuracy"] for side, measured in after.items()}
     return kept | {"curve": curve, "anchors": means, "seconds": summary["seconds"]["total"]}
 
 

@@ -16,6 +16,8 @@ HEAD = (
     *("mean over the curve", "recall", "precision", "AUC", "bimodality"),
 )
 ANCHORS = ("anchor_recall", "anchor_precision", "anchor_auc", "bimodality")
+SIDES = {"blank": "pictures blanked", "swapped": "another's picture"}
+"""Columns of accuracies without the right picture, where a task's runs measured them."""
 Runs = dict[int, dict]
 """What was kept of each run of a scheme, by seed."""
 
@@ -25,14 +27,18 @@ def table(folder: Path, schemes: Iterable[str]) -> str:
     found = read(folder)
     uniform = {name: runs for name, runs in found.items() if name == "uniform" or name.startswith("uniform_at_")}
     at_rate = {rate_of(runs): runs for runs in uniform.values()}
-    rows = [HEAD, ("---",) * len(HEAD)]
+    measured = [side for side in SIDES if any("grounding" in run for runs in found.values() for run in runs.values())]
+    head = (*HEAD, *(SIDES[side] for side in measured))
+    rows = [head, ("---",) * len(head)]
     for scheme in [*uniform, *(name for name in schemes if name in found and name not in uniform)]:
         runs = found[scheme]
         against = (less(runs, found.get("uniform", {})), less(runs, at_rate.get(rate_of(runs), {})))
         accuracy = shown([run["accuracy"]["after"] for run in runs.values()])
         curves = [statistics.mean(run["curve"]) for run in runs.values() if run["curve"]]
-        anchors = (anchor_mean(runs, name) for name in ANCHORS)
-        rows.append((scheme, f"{rate_of(runs):g}", str(len(runs)), accuracy, *against, shown(curves), *anchors))
+        anchors = [anchor_mean(runs, name) for name in ANCHORS]
+        without = [shown([run["grounding"][side] for run in runs.values()]) for side in measured]
+        measures = (accuracy, *against, shown(curves), *anchors, *without)
+        rows.append((scheme, f"{rate_of(runs):g}", str(len(runs)), *measures))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines[1] = lines[1].replace(" ", "")
     return "\n".join(lines)

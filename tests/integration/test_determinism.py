@@ -216,7 +216,8 @@ def test_two_processes_draw_again_what_one_does(tmp_path: Path) -> None:
 
     To the bit if deterministic; but for rounding where FSDP divides the policy and gathers it around each round.
     """
-    dapo = ("algorithm=dapo", "algorithm.overlong=null", "algorithm.dynamic_sampling.max_draws=3", "rollout.group_size=2")
+    dapo = ("algorithm=dapo", "algorithm.overlong=null", "algorithm.dynamic_sampling.max_draws=3")
+    dapo += ("rollout.group_size=2",)
     alone = {"ddp": (*DETERMINISTIC, *dapo), "fsdp": (*BASE, *dapo, "rollout.top_k=12")}
     runs = {name: (*options, f"trainer.strategy={name}") for name, options in alone.items()}
     first, second = run_ranks(drawn_again, tmp_path, runs, seconds=600)

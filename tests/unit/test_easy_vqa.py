@@ -93,6 +93,22 @@ def test_worked_answer(question, answer, expected):
     assert worked_answer(question, answer, draw=0.0) == expected
 
 
+def test_what_was_read_is_where_the_answer_is_first_named(splits):
+    """Not the thing that the question names, nor what is boxed after it; also in an answer that names another."""
+    colour = next(p for p in splits["test"] if p.question == "<image>what color is the circle?")
+    shape = next(p for p in splits["test"] if p.question == "<image>what is the blue shape?")
+
+    def read(problem: Problem, text: str) -> list[str]:
+        return [text[start:end] for start, end in problem.reading.spans(text)]
+
+    assert read(colour, r"The circle is teal, so the answer is \boxed{teal}.") == ["teal"]
+    assert read(shape, r"The blue shape is a circle. The answer is \boxed{rectangle}.") == ["circle"]
+    assert read(colour, "It is coloured, redder than a triangle.") == []
+    for problem in (*splits["train"][::50], *splits["test"][::50]):
+        [(start, end)] = problem.reading.spans(problem.target)
+        assert problem.target[start:end] == problem.answer == problem.target[end:].split("{")[1].split("}")[0]
+
+
 def test_worked_answer_refuses_a_question_of_another_version():
     with pytest.raises(ValueError, match="how many shapes"):
         worked_answer("how many shapes are there?", "2", draw=0.0)

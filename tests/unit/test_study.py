@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from atrl.metrics_file import MetricsFile
-from tests.report_run import summary
+from tests.report_run import grounding, summary
 from tests.unit.refusals import refusal
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "study.py"
@@ -26,7 +26,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "study", module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "study")
-    monkeypatch.setattr(module, "WORDY", tmp_path / "checkpoint")
+    monkeypatch.setattr(module, "CHECKPOINTS", tmp_path / "outputs")
     return module
 
 
@@ -42,7 +42,7 @@ class Processes:
         self.options.append(options)
         given = dict(word.split("=", 1) for word in command[2:])
         folder = Path(given["hydra.run.dir"])
-        if given.get("experiment") == "wordy_checkpoint":
+        if "_checkpoint/" in given["hydra.run.dir"]:
             (folder / "model").mkdir(parents=True)
             (folder / "model" / "config.json").write_text("{}")
         else:
@@ -95,13 +95,22 @@ def test_what_is_kept_of_a_run(study, tmp_path):
     assert kept["git_revision"].startswith("3f1c9a7") and kept["versions"]["atrl"] == "0.1.0"
 
 
+def test_what_a_run_measured_without_its_pictures_is_kept(study, tmp_path):
+    """After training; a run that measured nothing of the kind keeps nothing."""
+    leave_run(tmp_path / "run", 0.5)
+    assert "grounding" not in study.read_run(tmp_path / "run")
+    (tmp_path / "run" / "grounding.json").write_text(json.dumps(grounding()))
+    assert study.read_run(tmp_path / "run")["grounding"] == {"true": 0.859, "blank": 0.125, "swapped": 0.086}
+
+
 def test_a_run_without_credit_has_no_anchors(study, tmp_path):
     leave_run(tmp_path / "run", 0.5, anchors=False)
     assert study.read_run(tmp_path / "run")["anchors"] == {}
 
 
-def test_a_cell_is_trained_as_its_file_says(study, processes):
+def test_a_cell_is_trained_as_its_file_says(study, processes, monkeypatch, tmp_path):
     """Of its seed and rate the process has to know, or its accuracy is another: 7/1000 + 100 · 8e-4."""
+    monkeypatch.setattr(study, "ROOT", tmp_path)
     cell = study.Cell("wordy", "main", "oracle", 7, 8e-4, ("credit=oracle",))
     assert study.run_cell(cell) == "oracle 0.0008 seed 7: 0.087"
     kept = json.loads(cell.file.read_text())
@@ -109,12 +118,12 @@ def test_a_cell_is_trained_as_its_file_says(study, processes):
     named = [kept[key] for key in ("task", "phase", "scheme", "seed", "learning_rate")]
     assert named == ["wordy", "main", "oracle", 7, 8e-4]
     assert set(kept["overrides"]) == {
-        *("experiment=wordy", "model.path=outputs/wordy_checkpoint/build", *study.COMMON),
+        *(*study.TASKS["wordy"].overrides, "model.path=outputs/wordy_checkpoint/build", *study.COMMON),
         *("credit=oracle", "seed=7", "optimizer.learning_rate=0.0008"),
     }
     [command], [options] = processes.commands, processes.options
     assert [word for word in command[2:] if "hydra.run.dir" not in word] == cell.settings
-    assert f"model.path={study.ROOT / 'outputs' / 'wordy_checkpoint' / 'build'}" in command
+    assert f"model.path={tmp_path / 'outputs' / 'wordy_checkpoint' / 'build'}" in command
     assert options["env"]["OMP_NUM_THREADS"] == "1"
 
 
@@ -128,23 +137,26 @@ def test_a_cell_that_fails_leaves_no_file(study, monkeypatch):
 
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
-    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 10 + 27 + 6 + 3, and before these its checkpoint.
+    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 10 + 27 + 6 + 3 and of easy_vqa 28 + 33 + 6, and before
+    the latter two their checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
     say(study, monkeypatch, "run", "--jobs", "1")
-    assert len(processes.commands) == 176 + 1 + 46
+    assert len(processes.commands) == 176 + 1 + 46 + 1 + 67
     for place, command in enumerate(processes.commands):
         assert ("experiment=wordy_checkpoint" in command) == (place == 176)
-        assert ("experiment=wordy" in command) == (place > 176)
-    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 46
+        assert ("experiment=wordy" in command) == (176 < place < 223)
+        assert ({"experiment=easy_vqa", "stage=sft"} < set(command)) == (place == 223)
+        assert ("data=easy_vqa" in command) == (place > 223)
+    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 46 + 67
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
     shown = capsys.readouterr().out
     assert shown.index("## geometry") < shown.index("| papo |") < shown.index("## wordy")
     say(study, monkeypatch, "table", "--task", "wordy")
-    assert capsys.readouterr().out.strip() == shown.split("## wordy")[1].strip()
+    assert capsys.readouterr().out.strip() == shown.split("## wordy")[1].split("## easy_vqa")[0].strip()
 
 
 def test_a_study_that_was_stopped_goes_on(study, processes, monkeypatch, capsys):
@@ -163,7 +175,7 @@ def test_a_study_that_was_stopped_goes_on(study, processes, monkeypatch, capsys)
 def test_cells_are_counted_over_tasks(study, processes, monkeypatch):
     """Of geometry 60 rates and of wordy 2; no checkpoint is made for none."""
     say(study, monkeypatch, "run", "--only", "rates", "--cells", "60")
-    assert len(processes.commands) == 60 and not study.WORDY.exists()
+    assert len(processes.commands) == 60 and not study.CHECKPOINTS.exists()
     say(study, monkeypatch, "run", "--only", "rates", "--cells", "2")
     assert ["experiment=wordy" in command for command in processes.commands[60:]] == [False, True, True]
 
@@ -249,13 +261,26 @@ def test_the_table_pairs_runs_by_seed(study):
     assert rows[0][6].strip() == "0.450 ± 0.186"
 
 
+def test_the_table_shows_accuracies_without_the_picture_where_they_were_measured(study):
+    """By hand: means of 0.2 and 0.3, and of 0.1 and 0.3. The other task has no such column."""
+    for seed, (blank, swapped) in enumerate([(0.2, 0.1), (0.3, 0.3)]):
+        sides = {"true": 0.9, "blank": blank, "swapped": swapped}
+        write(study.Cell("easy_vqa", "main", "uniform", seed, 2e-4, ()), 0.5, grounding=sides)
+        write(study.Cell("geometry", "main", "uniform", seed, 2e-4, ()), 0.5)
+    head, _, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in study.table("easy_vqa").splitlines())
+    assert head[-2:] == ["pictures blanked", "another's picture"]
+    assert [cell.split(" ±")[0] for cell in row[-2:]] == ["0.250", "0.200"] and len(row) == len(head)
+    assert "picture" not in study.table("geometry")
+
+
 def test_every_override_composes(study):
     """So that no cell fails after hours: schemes, tasks and controls are configs that exist."""
     from hydra import compose, initialize_config_dir
 
     from atrl.config import check_config
 
-    overrides = [["experiment=wordy"], *study.SCHEMES.values(), *study.VARIANTS.values(), *study.CONTROLS.values()]
+    tasks = [part for task in study.TASKS.values() for part in (task.overrides, task.checkpoint)]
+    overrides = [*tasks, *study.SCHEMES.values(), *study.VARIANTS.values(), *study.CONTROLS.values()]
     for chosen in overrides:
         with initialize_config_dir(str(SCRIPT.parents[1] / "conf"), version_base="1.3"):
             config = compose("train", overrides=[*study.COMMON, *chosen])

@@ -22,7 +22,7 @@ from atrl.data.base import (
     uniform_hash,
 )
 from atrl.data.prompts import IMAGE_MARK
-from atrl.types import Problem
+from atrl.types import Problem, ReadingRule
 
 _COLOUR_QUESTION = re.compile(r"what (?:color is|is the color of) the (?P<shape>\w+)\?")
 _SHAPE_QUESTION = re.compile(r"what is the (?P<colour>\w+ )shape\?|what shape (?:is in the image|is present|does .+)\?")
@@ -123,7 +123,8 @@ class EasyVqaProblems:
                 question,
                 answer,
                 paths[picture],
-                slips=pools[_asks_colour(question)] if split == "train" else [],
+                names=pools[_asks_colour(question)],
+                slips=split == "train",
             )
             for index, (question, answer, picture) in enumerate(zip(*rows, strict=True))
             if answer not in ("yes", "no") and split in ("test", self._split_of(picture))
@@ -137,9 +138,12 @@ class EasyVqaProblems:
             test_fraction=0.0,
         )
 
-    def _problem(self, problem_id: str, question: str, answer: str, picture: str, slips: Sequence[str]) -> Problem:
-        stated, others = answer, [other for other in slips if other != answer]
-        if others and uniform_hash(f"slip/{problem_id}", self.seed) < self.slip_rate:
+    def _problem(
+        self, problem_id: str, question: str, answer: str, picture: str, *, names: Sequence[str], slips: bool
+    ) -> Problem:
+        """`names` are all answers to questions of this kind; a worked answer states another of them if it `slips`."""
+        stated, others = answer, [other for other in names if other != answer]
+        if slips and others and uniform_hash(f"slip/{problem_id}", self.seed) < self.slip_rate:
             stated = others[int(uniform_hash(f"slip to/{problem_id}", self.seed) * len(others))]
         return Problem(
             id=problem_id,
@@ -147,6 +151,7 @@ class EasyVqaProblems:
             answer=answer,
             images=(Path(picture),),
             target=worked_answer(question, stated, uniform_hash(f"wording/{problem_id}", self.seed)),
+            reading=ReadingRule(rf"\b({'|'.join(names)})\b", count=1),  # said again it is copied from there
         )
 
 

@@ -1,0 +1,80 @@
+"""What `study.py` runs: schemes, variants and controls, and how much of them on which task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STEPS = 60
+RATES = (2e-4, 4e-4, 8e-4)  # 1e-4, tried on seed 100 first, was never the best
+SCHEMES = {
+    "uniform": ["credit=uniform"],
+    "atrl": ["credit=atrl"],
+    "token_level": ["credit=token_level"],
+    "anchor_only": ["credit=anchor_only"],
+    "random_only": ["credit=random", "credit.rest_weight=0"],  # as many tokens as anchor_only, drawn at random
+    "low_connectivity": ["credit=low_connectivity"],
+    "entropy": ["credit=entropy"],
+    "hidden_cosine": ["credit=hidden_cosine"],
+    "oracle": ["credit=oracle"],
+    "oracle_only": ["credit=oracle", "credit.rest_weight=0"],
+}
+VARIANTS = {
+    "right_only": ["credit=atrl", "algorithm.credit_on=positive"],
+    "wrong_only": ["credit=atrl", "algorithm.credit_on=negative"],
+    "nine_to_one": ["credit=atrl", "credit.anchor_weight=9"],
+    "load_map": ["credit=atrl", "credit.weights=load_map"],
+    "ranked_by_mean": ["credit=atrl", "credit.rank_clusters=mean"],
+    "small_clusters": ["credit=atrl", "credit.num_clusters=32"],
+    "attention_edges": ["credit=atrl", "credit.edges=attention"],
+    "auto_heads": ["credit=atrl", "credit.heads=auto"],
+    "vppo": ["credit=vppo"],
+    "papo": ["credit=papo"],
+    "query_key_cosine": ["credit=query_key_cosine"],
+    "entropy_atrl": ["credit=entropy_atrl"],
+}
+CONTROLS = {
+    "shuffled": ["credit=uniform", "algorithm.advantage._target_=atrl.advantage.ShuffledAdvantage"],
+    "supervised": ["credit=none", "stage=sft", "data.slip_rate=0.2", "sft.steps=300", "sft.learning_rate=5e-4"],
+}
+COMMON = (
+    *("rollout=transformers", "logger=csv", f"trainer.max_steps={STEPS}", "trainer.threads=1"),
+    "trainer.evaluate_samples=512",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is run on a task."""
+
+    overrides: tuple[str, ...]
+    checkpoint: tuple[str, ...] = ()
+    """Overrides of the run that trains what its runs start from; of none, that is the shipped one."""
+    schemes: tuple[str, ...] = tuple(SCHEMES)
+    rates: tuple[float, ...] = RATES
+    rate_seeds: tuple[int, ...] = (100, 101)
+    seeds: int = 5
+    more_seeds: tuple[str, ...] = ("uniform", "atrl", "token_level", "oracle")
+    """Schemes with twice as many seeds."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+TASKS = {
+    "geometry": Task(overrides=("data.selection_size=512", "trainer.grounding_samples=0")),
+    "wordy": Task(
+        overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=0"),
+        checkpoint=("experiment=wordy_checkpoint",),
+        schemes=("uniform", "atrl", "token_level", "anchor_only", "oracle"),
+        rates=(2e-4, 4e-4),
+        rate_seeds=(100,),
+        seeds=3,
+        variants=("small_clusters",),
+    ),
+    "easy_vqa": Task(
+        overrides=("data=easy_vqa", "data.selection_limit=512", "trainer.grounding_samples=512"),
+        checkpoint=("experiment=easy_vqa", "stage=sft"),
+        schemes=("uniform", "atrl", "token_level", "anchor_only", "random_only", "low_connectivity", "oracle"),
+        rates=(2e-4, 4e-4),
+        seeds=3,
+        variants=(),
+    ),
+}
