@@ -10,8 +10,8 @@ trains with its own rate and is scored on the test split (`main`, five seeds; te
 `controls` and the `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task
 `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first
 cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it has fewer:
-five schemes, one seed of two values for the rates, then three or six. `easy_vqa` has published pictures, a checkpoint of
-its own too, and seven schemes: two seeds of two rates, then three or six.
+five schemes, one seed of two values for the rates, then three or six. `easy_vqa` has published pictures, a checkpoint
+of its own too, and seven schemes: two seeds of two rates, then three or six.
 """
 
 from __future__ import annotations
