@@ -12,8 +12,9 @@ from credit_evidence import batch_of
 from atrl.credit import query_key
 from atrl.credit.probe import AttentionProbe
 from atrl.credit.query_key import QueryKeyCapture, QueryKeyReader, QueryKeyRequest
-from atrl.credit.query_key_cosine import QueryKeyCosineCredit, span_means
+from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.credit.regions import packed_regions, padded_regions
+from atrl.credit.spans import span_means
 from atrl.experience import micro_batches
 from atrl.models.policy import picture_inputs, response_logits
 from atrl.types import Evidence
@@ -73,6 +74,25 @@ def test_clusters_join_tokens_near_the_same_image_tokens():
     torch.testing.assert_close(output.weights, torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.5, 0.5, 0.0]]))
 
 
+def test_clusters_are_the_same_wherever_they_are_cut():
+    """The first batch is worked on here, the second by the process that was opened; windows need none."""
+    generator = torch.Generator().manual_seed(3)
+    evidence = [(torch.randn(1, 2, 7, generator=generator), torch.rand(1, 7, 4, generator=generator)) for _ in "ab"]
+    options = {"smoothing": "cluster", "num_clusters": 3}
+    here, elsewhere = (QueryKeyCosineCredit(**options, workers=workers) for workers in (0, 1))
+    windows = QueryKeyCosineCredit(workers=1)
+    try:
+        for scheme in (here, elsewhere, windows):
+            scheme.open()
+        assert [scheme.works_elsewhere for scheme in (here, elsewhere, windows)] == [False, True, False]
+        found = [[assign(scheme, *read) for read in evidence] for scheme in (here, elsewhere)]
+    finally:
+        elsewhere.close()
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.weights, other.weights) and torch.equal(one.anchors, other.anchors)
+        assert torch.equal(one.density, other.density) and len(one.density[0, :6].unique()) == 3
+
+
 def test_without_a_picture_all_weigh_the_same():
     output = assign(QueryKeyCosineCredit(rest_weight=0.0), 0 * SCORES)
     assert torch.equal(output.weights, BATCH.response_mask.float()) and not output.anchors.any()
@@ -89,6 +109,7 @@ def test_an_empty_span_ranks_last():
         ({"window": 0}, r"^credit\.window must be at least 1, got 0"),
         ({"top_heads": 0}, r"^credit\.top_heads must be at least 1, got 0"),
         ({"num_clusters": 0}, r"^credit\.num_clusters must be at least 1, got 0"),
+        ({"workers": -1}, r"^credit\.workers must be 0 .* or more, got -1: try auto$"),
         ({"rest_weight": 9.0}, r"^credit\.rest_weight must be between 0 and .* got 9\.0 and 3\.0"),
     ],
 )

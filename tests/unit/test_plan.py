@@ -494,10 +494,25 @@ def test_the_demo_is_planned_as_it_runs() -> None:
         ),
         (("credit.layers=[0,2]", "credit.workers=0"), CreditCost(name="atrl", heads_read=8, clusters=True)),
         (("credit=hidden_cosine",), CreditCost(name="hidden_cosine", whole_rows=True)),
+        (("credit.num_clusters=1",), CreditCost(name="atrl", heads_read=12)),
+        (("credit=query_key_cosine",), CreditCost(name="query_key_cosine")),
+        (
+            ("credit=query_key_cosine", "credit.smoothing=cluster"),
+            CreditCost(name="query_key_cosine", clusters=True, background=True),
+        ),
+        (
+            ("credit=entropy_atrl",),
+            CreditCost(name="product", heads_read=12, clusters=True, background=True),
+        ),
     ],
 )
 def test_what_each_scheme_asks_for(overrides, expected) -> None:
     assert job_of(config_of(*overrides)).credit == expected
+
+
+@pytest.mark.parametrize("scheme", sorted(file.stem for file in (ROOT / "conf" / "credit").glob("*.yaml")))
+def test_every_scheme_can_be_planned(scheme: str) -> None:
+    assert "fits, " in plan(config_of(f"credit={scheme}"))
 
 
 @pytest.mark.parametrize(

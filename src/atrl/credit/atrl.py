@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from atrl.credit import metis
 from atrl.credit.attention import AttentionCapture
-from atrl.credit.background import Background
 from atrl.credit.base import normalise
+from atrl.credit.clustering import ClusteringCredit, filled
 from atrl.credit.clusters import ClusterSettings, TokenRows, cluster_links, partition_all, token_graph, weigh_all
 from atrl.credit.density import DensityCredit
 from atrl.credit.graph import EdgeKind
@@ -23,12 +22,12 @@ from atrl.types import CreditOutput, Evidence, Experience
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtrlCredit(DensityCredit):
+class AtrlCredit(ClusteringCredit, DensityCredit):
     """Perceptual anchors get more of the credit.
 
     The steps are the paper's: attention on the picture without its sinks → density → token graph → METIS → load →
     weights. What each is exactly is not published; `docs/method.md` says which choices are ours. The options of how
-    attention is read are those of `DensityCredit`.
+    attention is read are those of `DensityCredit`, and `workers` is that of `ClusteringCredit`.
 
     Args:
         edges: of the token graph: "attention", "similarity" or "both".
@@ -40,8 +39,6 @@ class AtrlCredit(DensityCredit):
         anchor_ratio: share of a response's tokens that are anchors.
         anchor_weight, rest_weight: before the weights are scaled to mean 1; a `rest_weight` of 0 is the hard form.
         seed: of METIS.
-        workers: processes that cluster while the model does its next forward pass; 0 clusters in between, "auto" is as
-            many as cores are idle, and one if none of several is.
     """
 
     edges: EdgeKind = "similarity"
@@ -53,8 +50,6 @@ class AtrlCredit(DensityCredit):
     anchor_weight: float = 3.0
     rest_weight: float = 1.0
     seed: int = 0
-    workers: int | Literal["auto"] = "auto"
-    _background: Background = field(init=False, repr=False, compare=False)
 
     name = "atrl"
 
@@ -64,21 +59,16 @@ class AtrlCredit(DensityCredit):
         check_count("neighbours", self.neighbours, usual=8)
         if self.num_clusters != "auto":
             check_count("num_clusters", self.num_clusters, usual=8)
-        if self.workers != "auto" and self.workers < 0:
-            raise ValueError(
-                f"credit.workers must be 0 (cluster in the training process) or more, got {self.workers}: try auto"
-            )
-        object.__setattr__(self, "_background", Background(self.workers, option="credit.workers"))
+
+    @property
+    def cuts(self) -> bool:
+        """A single cluster needs no METIS."""
+        return self.num_clusters != 1
 
     @property
     def neighbours_read(self) -> int:
         """Response edges are read only if the graph uses them."""
-        return self.neighbours if self.num_clusters != 1 and self.edges != "similarity" else 0
-
-    @property
-    def works_elsewhere(self) -> bool:
-        """With worker processes, METIS runs beside the next forward pass."""
-        return self._background.is_open
+        return self.neighbours if self.cuts and self.edges != "similarity" else 0
 
     @property
     def settings(self) -> ClusterSettings:
@@ -99,18 +89,6 @@ class AtrlCredit(DensityCredit):
         [clusters] = partition_all([rows], self.settings)
         return clusters, cluster_links(*token_graph(rows, self.settings), clusters)
 
-    def open(self) -> None:
-        """Start the clustering processes."""
-        self._background.open(metis.prepare_worker)
-
-    def close(self) -> None:
-        """Stop them."""
-        self._background.close()
-
-    def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
-        """Weights, anchors and densities of every response; each depends on that response alone."""
-        return self.begin(batch, evidence)()
-
     @torch.no_grad()
     def begin(self, batch: Experience, evidence: Evidence) -> Callable[[], CreditOutput]:
         """Hand the rows of each response to METIS; the returned call collects the weights that come of it."""
@@ -122,15 +100,10 @@ class AtrlCredit(DensityCredit):
         weighed = self._background.submit(weigh_all, rows, self.settings)
 
         def finish() -> CreditOutput:
-            weights = batch.response_mask.float().cpu().numpy()
-            anchors = np.zeros(weights.shape, bool)
-            for row, (own_weights, own_anchors) in zip(reading, weighed(), strict=True):
-                weights[row, : len(own_weights)], anchors[row, : len(own_anchors)] = own_weights, own_anchors
-            return CreditOutput(
-                normalise(torch.from_numpy(weights).to(density.device), batch.response_mask),
-                anchors=torch.from_numpy(anchors).to(density.device),
-                density=density,
-            )
+            found, mask = weighed(), batch.response_mask
+            weights = filled(mask.float(), reading, [own_weights for own_weights, _ in found])
+            anchors = filled(torch.zeros_like(mask), reading, [own_anchors for _, own_anchors in found])
+            return CreditOutput(normalise(weights, mask), anchors=anchors, density=density)
 
         return finish
 

@@ -83,6 +83,9 @@ class CreditScheme(ABC):
     needs_whole_rows: ClassVar[bool] = False
     """Whether it looks at a prompt's hidden states beside its response's, so that one pass must run both."""
 
+    def __post_init__(self) -> None:  # noqa: B027  most schemes have no options
+        """Check the options. Raises ValueError for one that is out of range."""
+
     @property
     def requests(self) -> tuple[Request, ...]:
         """What must be read from the policy's layers (see `Request`)."""

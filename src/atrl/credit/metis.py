@@ -52,4 +52,5 @@ def prepare_worker() -> None:
 
     import pymetis  # noqa: F401
 
-    import atrl.credit.clusters  # noqa: F401
+    import atrl.credit.clusters
+    import atrl.credit.spans  # noqa: F401

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.base import CreditScheme, normalise
+from atrl.credit.base import normalise
+from atrl.credit.clustering import ClusteringCredit, filled
 from atrl.credit.connectivity import top_heads_mean
-from atrl.credit.graph import combined, nearest_neighbours, similarity_strengths
 from atrl.credit.hidden import Pooling
-from atrl.credit.metis import partition
 from atrl.credit.query_key import QueryKeyCapture, QueryKeyRequest
 from atrl.credit.regions import Row
-from atrl.credit.weights import check_count, check_weights, choose_anchors, load_map
+from atrl.credit.spans import ScoredTokens, SpanSettings, weigh_spans
+from atrl.credit.weights import check_count, check_weights
 from atrl.types import CreditOutput, Evidence, Experience
-
-NEIGHBOURS = 8
-"""Edges that a token keeps where spans are clusters."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryKeyCosineCredit(CreditScheme):
+class QueryKeyCosineCredit(ClusteringCredit):
     """Spans of tokens whose queries point at the picture's keys get more of the credit.
 
     c[t]: the cosine of token t's query with the image tokens' keys, after rotary embedding, pooled over them and
     reduced over heads; a span's score is the mean of its tokens'. From KAWHI (Han et al., arXiv 2603.27375), whose
     summary is public and whose formulas we could not read: that some heads are the visual ones, and that credit goes
     to paragraphs. Ours: the cosine, heads by contrast, what a span is (credit does not know the tokenizer), and the
-    map to weights; their localisation of key regions has no counterpart beyond `pooling="max"`.
+    map to weights; their localisation of key regions has no counterpart beyond `pooling="max"`. `workers`, which
+    matters where spans are clusters, is that of `ClusteringCredit`.
 
     Args:
         layers: numbers of the layers that are read; None is all.
@@ -68,6 +66,7 @@ class QueryKeyCosineCredit(CreditScheme):
     name = "query_key_cosine"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_weights(self.anchor_ratio, self.anchor_weight, self.rest_weight)
         check_count("top_heads", self.top_heads, usual=4)
         check_count("window", self.window, usual=16)
@@ -80,24 +79,33 @@ class QueryKeyCosineCredit(CreditScheme):
         detail = self.smoothing == "cluster"
         return (QueryKeyRequest(layers=layers, row=self.row, pooling=self.pooling, detail=detail),)
 
+    @property
+    def cuts(self) -> bool:
+        """Windows are no clusters."""
+        return self.smoothing == "cluster"
+
+    @property
+    def settings(self) -> SpanSettings:
+        """The options that matter once queries and keys are read."""
+        return SpanSettings(**{option.name: getattr(self, option.name) for option in fields(SpanSettings)})
+
     @torch.no_grad()
-    def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
-        """Weights, anchors and span scores of every response; without a picture all tokens weigh the same."""
+    def begin(self, batch: Experience, evidence: Evidence) -> Callable[[], CreditOutput]:
+        """Start to cut each response into spans; without a picture all its tokens weigh the same."""
         capture: QueryKeyCapture = evidence.read[self.requests[0]]
         mask = batch.response_mask
-        score = self._score(capture, mask).cpu()
-        weights, anchors = mask.float().cpu(), torch.zeros(mask.shape, dtype=torch.bool)
-        for row, length in enumerate(mask.sum(dim=1).tolist()):
-            own = score[row, :length].numpy()
-            if own.any():
-                spans = self._spans(capture, row, length)
-                load = span_means(own, spans)
-                chosen = choose_anchors(own, spans, load, ratio=self.anchor_ratio)
-                weights[row, :length] = torch.from_numpy(self._weigh(load, spans, chosen))
-                anchors[row, :length] = torch.from_numpy(chosen)
-                score[row, :length] = torch.from_numpy(load[spans])
-        weights, anchors, score = (part.to(mask.device) for part in (weights, anchors, score))
-        return CreditOutput(normalise(weights, mask), anchors=anchors, density=score)
+        score = self._score(capture, mask)
+        reading = score.any(dim=1).nonzero()[:, 0].tolist()
+        weighed = self._background.submit(weigh_spans, _tokens(capture, score, mask, reading), self.settings)
+
+        def finish() -> CreditOutput:
+            found = weighed()
+            weights = filled(mask.float(), reading, [own.weights for own in found])
+            anchors = filled(torch.zeros_like(mask), reading, [own.anchors for own in found])
+            density = filled(score, reading, [own.load for own in found])
+            return CreditOutput(normalise(weights, mask), anchors=anchors, density=density)
+
+        return finish
 
     def _score(
         self, capture: QueryKeyCapture, mask: Bool[Tensor, "rollout response"]
@@ -108,31 +116,16 @@ class QueryKeyCosineCredit(CreditScheme):
             reduced = top_heads_mean(capture.score, mask, top_heads=self.top_heads)
         return torch.where(mask, reduced.float(), 0.0)
 
-    def _spans(self, capture: QueryKeyCapture, row: int, length: int) -> Int[np.ndarray, "token"]:
-        """The number of each token's span; padding is cut off, so that nothing depends on the rest of the batch."""
-        position = np.arange(length)
-        if self.smoothing == "none":
-            return position
-        if self.smoothing == "window":
-            return position // self.window
-        num_clusters = min(self.num_clusters, length // 2)
-        if num_clusters <= 1:
-            return np.zeros_like(position)
-        width = int(capture.image_mask[row].sum())
-        strengths = combined([similarity_strengths(capture.image[row, :length, :width].cpu().numpy())])
-        graph = nearest_neighbours(strengths, neighbours=NEIGHBOURS)
-        return np.array(partition(*graph, num_clusters=num_clusters, seed=self.seed))
 
-    def _weigh(
-        self, load: Float[np.ndarray, "span"], spans: Int[np.ndarray, "token"], anchors: Bool[np.ndarray, "token"]
-    ) -> Float[np.ndarray, "token"]:
-        if self.weights == "load_map":
-            return load_map(load, spans, low=self.rest_weight, high=self.anchor_weight)
-        return np.where(anchors, self.anchor_weight, self.rest_weight).astype(np.float32)
-
-
-def span_means(values: Float[np.ndarray, "token"], spans: Int[np.ndarray, "token"]) -> Float[np.ndarray, "span"]:
-    """The mean of each span's values; a span that no token has ranks below all others."""
-    count = np.bincount(spans)
-    means = np.bincount(spans, weights=values) / np.maximum(count, 1)
-    return np.where(count > 0, means, -np.inf).astype(np.float32)
+def _tokens(
+    capture: QueryKeyCapture,
+    score: Float[Tensor, "rollout response"],
+    mask: Bool[Tensor, "rollout response"],
+    rows: Sequence[int],
+) -> list[ScoredTokens]:
+    """The responses `rows` as arrays; padding is cut off, so that nothing depends on the rest of the batch."""
+    lengths, scores = mask.sum(dim=1).tolist(), score.cpu().numpy()
+    if capture.image is None:
+        return [ScoredTokens(scores[row, : lengths[row]], image=None) for row in rows]
+    widths, images = capture.image_mask.sum(dim=1).tolist(), capture.image.cpu().numpy()
+    return [ScoredTokens(scores[row, : lengths[row]], images[row, : lengths[row], : widths[row]]) for row in rows]

@@ -186,6 +186,8 @@ def _engine(config: DictConfig, hardware: Hardware, precision: Precision) -> Eng
 def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
     from hydra.utils import instantiate
 
+    from atrl.credit.clustering import ClusteringCredit
+
     if not config.credit:
         return CreditCost()
     scheme = instantiate(config.credit)
@@ -194,7 +196,8 @@ def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
     masked: MaskedPass = (
         "no" if scheme.picture_mask is None else "gradient" if scheme.needs_masked_gradient else "forward"
     )
-    clusters = [part for part in getattr(scheme, "schemes", (scheme,)) if hasattr(part, "num_clusters")]
+    parts = getattr(scheme, "schemes", (scheme,))
+    clusters = [part for part in parts if isinstance(part, ClusteringCredit) and part.cuts]
     return CreditCost(
         name=scheme.name,
         heads_read=_heads_read(scheme, shape),
