@@ -36,7 +36,7 @@ def table(folder: Path, schemes: Iterable[str]) -> str:
         accuracy = shown([run["accuracy"]["after"] for run in runs.values()])
         curves = [statistics.mean(run["curve"]) for run in runs.values() if run["curve"]]
         anchors = [anchor_mean(runs, name) for name in ANCHORS]
-        without = [shown([run["grounding"][side] for run in runs.values()]) for side in measured]
+        without = [accuracy_without(runs, side) for side in measured]
         measures = (accuracy, *against, shown(curves), *anchors, *without)
         rows.append((scheme, f"{rate_of(runs):g}", str(len(runs)), *measures))
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -63,6 +63,12 @@ def anchor_mean(runs: Runs, name: str) -> str:
     """Mean over runs; empty where one of them has no such measure."""
     values = [run["anchors"].get(name) for run in runs.values()]
     return "" if None in values else f"{statistics.mean(values):.2f}"
+
+
+def accuracy_without(runs: Runs, side: str) -> str:
+    """Over runs, with its interval, on a `side` of the grounding; empty where one of them has no such measure."""
+    values = [run.get("grounding", {}).get(side) for run in runs.values()]
+    return "" if None in values else shown(values)
 
 
 def less(runs: Runs, base: Runs) -> str:

@@ -262,12 +262,15 @@ def test_the_table_pairs_runs_by_seed(study):
 
 
 def test_the_table_shows_accuracies_without_the_picture_where_they_were_measured(study):
-    """By hand: means of 0.2 and 0.3, and of 0.1 and 0.3. The other task has no such column."""
+    """By hand: means of 0.2 and 0.3, and of 0.1 and 0.3; supervised runs measure none. The other task has no column."""
     for seed, (blank, swapped) in enumerate([(0.2, 0.1), (0.3, 0.3)]):
         sides = {"true": 0.9, "blank": blank, "swapped": swapped}
         write(study.Cell("easy_vqa", "main", "uniform", seed, 2e-4, ()), 0.5, grounding=sides)
         write(study.Cell("geometry", "main", "uniform", seed, 2e-4, ()), 0.5)
-    head, _, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in study.table("easy_vqa").splitlines())
+    write(study.Cell("easy_vqa", "controls", "supervised", 0, 2e-4, ()), 0.5)
+    lines = study.table("easy_vqa").splitlines()
+    head, _, row, supervised = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    assert supervised[-2:] == ["", ""] and len(supervised) == len(head)
     assert head[-2:] == ["pictures blanked", "another's picture"]
     assert [cell.split(" ±")[0] for cell in row[-2:]] == ["0.250", "0.200"] and len(row) == len(head)
     assert "picture" not in study.table("geometry")
