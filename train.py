@@ -45,7 +45,7 @@ def main(config: DictConfig) -> float | None:
     pipeline.write_settings(config, folder)
     loaded = parts.model.load(pipeline.work_folder(folder))
 
-    from atrl import leave, stages
+    from atrl import leave, parallel, stages
     from atrl.resume import check_same_base
 
     warms_up = parts.run.stage != "rl" and start is None
@@ -59,6 +59,7 @@ def main(config: DictConfig) -> float | None:
     if parts.run.stage != "sft":
         trained = stages.reinforce(parts, data, loaded, settings=settings, start=start)
     leave.finish_run(parts, data, loaded, warmed_up, trained)
+    parallel.part()
     return None
 
 
