@@ -10,6 +10,7 @@ import torch
 from credit_evidence import batch_of
 
 from atrl.credit import query_key
+from atrl.credit.clustering import filled
 from atrl.credit.probe import AttentionProbe
 from atrl.credit.query_key import QueryKeyCapture, QueryKeyReader, QueryKeyRequest
 from atrl.credit.query_key_cosine import QueryKeyCosineCredit
@@ -91,6 +92,13 @@ def test_clusters_are_the_same_wherever_they_are_cut():
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.weights, other.weights) and torch.equal(one.anchors, other.anchors)
         assert torch.equal(one.density, other.density) and len(one.density[0, :6].unique()) == 3
+
+
+def test_rows_that_were_worked_on_are_filled_in_and_what_they_started_from_stays():
+    start = torch.tensor([[1.0, 1, 1], [2, 2, 2], [3, 3, 3]])
+    values = [np.array([7.0, 8.0]), np.array([9.0])]
+    assert filled(start, [2, 0], values).tolist() == [[9, 1, 1], [2, 2, 2], [7, 8, 3]]
+    assert start.tolist() == [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
 
 
 def test_without_a_picture_all_weigh_the_same():

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 Ranking = Literal["mean", "peak"]
+Form = Literal["anchors", "load_map"]
 
 
 def check_ratio(option: str, ratio: float, *, remedy: str = "the paper finds 0.15") -> None:
@@ -93,3 +94,18 @@ def load_map(
     if most <= least:
         return np.ones(len(present), np.float32)
     return (low + (high - low) * (present - least) / (most - least)).astype(np.float32)
+
+
+def weights_of(
+    form: Form,
+    load: Float[np.ndarray, "cluster"],
+    clusters: Int[np.ndarray, "token"],
+    anchors: Bool[np.ndarray, "token"],
+    *,
+    low: float,
+    high: float,
+) -> Float[np.ndarray, "token"]:
+    """Weights, not yet normalised: `high` for anchors and `low` for the rest, or the `load_map` between the two."""
+    if form == "load_map":
+        return load_map(load, clusters, low=low, high=high)
+    return np.where(anchors, high, low).astype(np.float32)
