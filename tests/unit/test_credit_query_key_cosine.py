@@ -75,6 +75,14 @@ def test_clusters_join_tokens_near_the_same_image_tokens():
     torch.testing.assert_close(output.weights, torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.5, 0.5, 0.0]]))
 
 
+def test_a_single_cluster_is_the_whole_response():
+    """The mean of all six scores, 1.9/6."""
+    scheme = QueryKeyCosineCredit(smoothing="cluster", num_clusters=1, top_heads=1)
+    output = assign(scheme, image=torch.rand(1, 7, 4))
+    torch.testing.assert_close(output.density, torch.tensor([[1.9 / 6] * 6 + [0.0]]))
+    assert torch.equal(output.weights, BATCH.response_mask.float())
+
+
 def test_clusters_are_the_same_wherever_they_are_cut():
     """The first batch is worked on here, the second by the process that was opened; windows need none."""
     generator = torch.Generator().manual_seed(3)
