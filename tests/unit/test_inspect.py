@@ -7,23 +7,28 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
 from atrl.config import check_config
 from atrl.credit.atrl import AtrlCredit
+from atrl.credit.attention import AttentionRequest
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.papo import PapoCredit
 from atrl.credit.token_level import TokenLevelCredit
 from atrl.credit.uniform import UniformCredit
 from atrl.credit.vppo import VppoCredit
-from atrl.inspect.command import own_problem
+from atrl.data.templates import banned_token_ids, padding_id
+from atrl.experience import build_experience
+from atrl.inspect.command import own_problem, summary
 from atrl.inspect.schemes import check_single, single_configs
 from atrl.inspect.settings import InspectSettings
 from atrl.inspect.terminal import painted, takes_colour
 from atrl.inspect.weigh import weigh
 from atrl.types import Rollout, RolloutGroup
+from tests.unit.attention import read
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -164,8 +169,6 @@ def test_weights_are_those_that_training_would_give(group, loaded):
     from atrl.callbacks.anchor_credit import AnchorCreditCallback
     from atrl.credit.bound import BoundCredit
     from atrl.credit.probe import AttentionProbe
-    from atrl.data.templates import banned_token_ids, padding_id
-    from atrl.experience import build_experience
     from atrl.forward import ForwardPass
 
     found = {one.name: one for one in weigh(ASKED, group, loaded, temperature=0.7, seed=5)}
@@ -204,6 +207,22 @@ def test_heat_maps_are_of_the_heads_that_a_scheme_reads_or_of_all(group, loaded)
     assert (shown["one"] - shown["all"]).abs().max() > 1e-3
 
 
+def test_how_attention_is_divided_among_the_pictures(group, loaded):
+    """By tokens of weight w: Σ w·mass on one picture of all mass on pictures; the mass itself is the same for all."""
+    request = AttentionRequest(neighbours=0, detail=True)
+    banned = banned_token_ids(loaded.processor)
+    batch = build_experience([group], pad_id=padding_id(loaded.processor.tokenizer, banned), seed="0/inspect")
+    mass = read(loaded.model, batch, request).mass[0].mean(dim=(0, 1))
+    first = grids(group)[0][0] * grids(group)[0][1]
+    wanted = torch.stack([mass[:, :first].sum(dim=1), mass[:, first:].sum(dim=1)], dim=1)
+    for one in weigh(ASKED, group, loaded, temperature=1.0, seed=0):
+        torch.testing.assert_close(one.pictures, wanted, rtol=0, atol=1e-5)
+        by_hand = (one.weights[:, None] * wanted).sum(dim=0)
+        assert one.shares == pytest.approx((by_hand / by_hand.sum()).tolist(), abs=1e-4)
+        shares = " : ".join(f"{share:.0%}" for share in one.shares)
+        assert summary(one).endswith(f", attention on pictures {shares}") and sum(one.shares) == pytest.approx(1)
+
+
 def grids(group: RolloutGroup) -> list[tuple[int, int]]:
     return [(int(rows) // 2, int(columns) // 2) for _, rows, columns in group.prompt.pixels["image_grid_thw"]]
 
@@ -212,6 +231,7 @@ def test_an_answer_without_a_picture_can_be_weighed(prompts, loaded):
     group = RolloutGroup(prompts["none"], [Rollout([5, 6, 7, 8], [-1.0] * 4, True)], ["text"], policy_version=0)
     for one in weigh({"entropy": EntropyCredit(), "atrl": AtrlCredit()}, group, loaded, temperature=1.0, seed=0):
         assert one.attention is None and one.weights.mean() == pytest.approx(1.0)
+        assert one.shares == [] and "pictures" not in summary(one)
 
 
 # The page.
@@ -228,3 +248,5 @@ def test_the_page_holds_every_scheme_and_nothing_hostile(group, loaded, tmp_path
     record = json.loads((tmp_path / "inspection.json").read_text(errors="surrogatepass"))
     assert list(record["schemes"]) == ["atrl", "uniform"] and record["schemes"]["uniform"]["weights"] == [1.0] * 12
     assert record["schemes"]["atrl"]["anchors"] == found[0].anchors.tolist()
+    assert page.count("attention on picture 1 <b>") == 2
+    np.testing.assert_allclose(record["pictures"], found[0].pictures, rtol=0, atol=1e-5)

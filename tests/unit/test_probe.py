@@ -70,6 +70,34 @@ def test_reads_the_layers_and_heads_that_are_asked_for(policy, batch):
 
 
 @pytest.mark.parametrize(("row", "shift"), [("predicting", 1), ("own", 0)])
+def test_mass_by_picture_is_the_sum_over_its_tokens(policy, batch, row, shift):
+    """Of one picture, none, two and one."""
+    found = read(policy, batch, replace(FULL, row=row, by_picture=True))
+    masses = expected_mass(eager_attention(policy, batch), policy, batch, shift=shift)
+    assert found.pictures.shape == (*found.total.shape, 2)
+    for number, (mass, pixels) in enumerate(zip(masses, batch.pixels, strict=True)):
+        grids = pixels.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.long))
+        sizes = (grids.prod(dim=1) // policy.config.vision_config.spatial_merge_size**2).tolist()
+        expected = torch.stack([own.sum(dim=-1) for own in mass.split(sizes, dim=-1)], dim=-1) if sizes else 0.0
+        own = found.pictures[number, :, :, : mass.shape[2], : len(sizes)]
+        assert_close(own, torch.zeros_like(own) + expected)
+        assert (found.pictures[number, ..., len(sizes) :] == 0).all()
+        assert (found.pictures[number, :, :, mass.shape[2] :] == 0).all()
+
+
+def test_mass_by_picture_of_some_heads_without_sinks_in_micro_batches_and_in_chunks(policy, batch, monkeypatch):
+    request = AttentionRequest(heads=((2, 3), (1, 0), (1, 2)), sink_factor=1.5, by_picture=True)
+    whole = read(policy, batch, request)
+    assert_close(whole.pictures.sum(dim=-1), whole.total)
+    assert (whole.total[2] - read(policy, batch, replace(request, sink_factor=0)).total[2]).abs().max() > 1e-3
+    parts = [read(policy, batch.rows(slice(start, start + 1)), request) for start in range(batch.size)]
+    assert_close(request.merge(parts).pictures, whole.pictures)
+    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", 256)
+    assert_close(read(policy, batch, request).pictures, whole.pictures)
+    assert read(policy, batch, replace(request, by_picture=False)).pictures is None
+
+
+@pytest.mark.parametrize(("row", "shift"), [("predicting", 1), ("own", 0)])
 def test_edges_are_the_strongest_of_the_symmetrised_attention(policy, batch, row, shift):
     """Mean over layers and heads of the response's rows on its own columns; a token's own is no edge."""
     edges, attention = read(policy, batch, replace(EDGES, row=row)).edges, eager_attention(policy, batch)

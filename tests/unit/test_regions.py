@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from atrl.credit.attention import AttentionReader, AttentionRequest
+from atrl.credit.picture_columns import picture_columns
 from atrl.credit.regions import image_columns, packed_regions, padded_regions, visual_token_ids
 from atrl.types import Experience
 
@@ -126,3 +127,41 @@ def test_packed_rows_read_as_the_same_sequences_apart(row):
     torch.testing.assert_close(packed.mass, expected.mass, atol=1e-6, rtol=0)
     torch.testing.assert_close(packed.edges.strengths, expected.edges.strengths, atol=1e-6, rtol=0)
     assert expected.mass[0].sum() > 0
+
+
+# Which picture an image token is of.
+
+CONFIG = SimpleNamespace(image_token_id=7, video_token_id=8, vision_config=SimpleNamespace(spatial_merge_size=2))
+
+
+def pictures_of(prompts: list[list[int]], pixels: list[dict[str, torch.Tensor]]) -> list[list[int]]:
+    """By response, the picture of each image column, after prompts of one length and one response token."""
+    ids = torch.tensor([[*prompt, 1] for prompt in prompts])
+    ones = torch.ones_like(ids)
+    batch = Experience(ids, ones, ones[:, -1:].bool(), pixels, torch.zeros(len(ids), 1), keys=list(map(str, range(9))))
+    regions = padded_regions(batch, (7, 8))
+    found = picture_columns(batch, regions, CONFIG)
+    assert torch.equal(found.sum(dim=2), regions.column_mask.float())
+    return [own[mask].nonzero()[:, 1].tolist() for own, mask in zip(found, regions.column_mask, strict=True)]
+
+
+def test_pictures_of_grids_by_hand():
+    """Pictures that touch, a video of two frames with a word between, and a picture behind it; none; one alone."""
+    prompts = [[7, 7, 7, 8, 8, 5, 8, 8, 7], [5] * 9, [5, 5, 8, 8, 5, 5, 5, 5, 5]]
+    pixels = [
+        {
+            "image_grid_thw": torch.tensor([[1, 2, 4], [1, 2, 2], [1, 2, 2]]),
+            "video_grid_thw": torch.tensor([[2, 2, 4]]),
+        },
+        {},
+        {"video_grid_thw": torch.tensor([[2, 2, 2]])},
+    ]
+    assert pictures_of(prompts, pixels) == [[0, 0, 1, 2, 2, 2, 2, 3], [], [0, 0]]
+    with pytest.raises(AssertionError, match="image_grid_thw gives 2 tokens, not 4"):
+        pictures_of(prompts[:1], [pixels[0] | {"image_grid_thw": torch.tensor([[1, 2, 4]])}])
+
+
+def test_pictures_without_grids_are_runs():
+    prompts = [[7, 7, 5, 7, 5, 7, 7], [5, 5, 5, 5, 5, 5, 7], [5] * 7]
+    assert pictures_of(prompts, [{"pixel_values": torch.zeros(3, 1)}] * 3) == [[0, 0, 1, 2, 2], [0], []]
+    assert pictures_of([[5, 5]], [{}]) == [[]]

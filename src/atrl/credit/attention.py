@@ -29,6 +29,7 @@ class AttentionRequest:
         row: "predicting" reads the row that produced a token (position t-1), "own" the row of the token itself.
         sink_factor: image columns that are sinks are left out (see `connectivity.remove_sinks`); 0 keeps all.
         neighbours: strongest response→response edges kept per token; 0 reads none.
+        by_picture: also keep every head's mass on each of the prompt's pictures and videos by itself.
         detail: also keep every head's mass on every image token: for analysis, since it is large.
     """
 
@@ -37,6 +38,7 @@ class AttentionRequest:
     row: str = "predicting"
     sink_factor: float = 4.0
     neighbours: int = 8
+    by_picture: bool = False
     detail: bool = False
 
     def reader(self, model: PreTrainedModel, regions: Regions) -> AttentionReader:
@@ -44,7 +46,7 @@ class AttentionRequest:
         return AttentionReader(self, regions)
 
     def merge(self, parts: Sequence[AttentionCapture]) -> AttentionCapture:
-        """Consecutive micro-batches as one; image columns padded to the widest."""
+        """Consecutive micro-batches as one; image columns and pictures padded to the widest."""
         return merge_captures(parts)
 
 
@@ -62,6 +64,8 @@ class AttentionCapture:
     """Which of the (padded) image columns are real."""
     edges: Edges | None
     """Response→response attention, mean over layers and heads, symmetrised; None if not requested."""
+    pictures: Float[Tensor, "rollout layer head response picture"] | None = None
+    """`total` by picture, in the prompt's order; only with `by_picture`."""
     mass: Float[Tensor, "rollout layer head response image"] | None = None
     """Every head's mass on every image token; only with `detail`."""
 
@@ -91,6 +95,7 @@ class AttentionReader:
             self._masses = fused_masses
         self._total: dict[int, Tensor] = {}
         self._peak: dict[int, Tensor] = {}
+        self._pictures: dict[int, Tensor] = {}
         self._mass: dict[int, Tensor] = {}
         self._image: Tensor | None = None
         self._response: Tensor | None = None
@@ -118,6 +123,9 @@ class AttentionReader:
         regions, shape = self._regions, (self._regions.size, len(heads), self._regions.rows.shape[1])
         total, peak = query.new_empty(2, *shape, dtype=torch.float32)
         masses: list[Tensor] = []
+        if self._request.by_picture:
+            assert regions.pictures is not None, "mass by picture needs regions that say which columns are of which"
+            self._pictures[layer] = total.new_zeros(*shape, regions.pictures.shape[2])
         if self._image is None:
             self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
             self._response = total.new_zeros(regions.size, shape[2], shape[2]) if self._request.neighbours else None
@@ -137,6 +145,8 @@ class AttentionReader:
                 torch.maximum(self._image[part], image.amax(dim=1), out=self._image[part])
             if response is not None:
                 self._response[part] += response
+            if here.pictures is not None and self._request.by_picture:
+                self._pictures[layer][part, first:last] = image @ here.pictures[:, None]
             if self._request.detail:
                 masses.append(image)
         self._total[layer], self._peak[layer] = total, peak
@@ -157,22 +167,15 @@ class AttentionReader:
         )
         asked = self._request.layers if self._request.heads is None else [layer for layer, _ in self._request.heads]
         require_layers(asked, self._total)
-        layers, mask = sorted(self._total), self._regions.row_mask
+        mask = self._regions.row_mask
         return AttentionCapture(
-            total=torch.cat([self._total[layer] for layer in layers], dim=1)
-            .unflatten(1, self._layout(layers))
-            .mul_(mask[:, None, None]),
-            peak=torch.cat([self._peak[layer] for layer in layers], dim=1)
-            .unflatten(1, self._layout(layers))
-            .mul_(mask[:, None, None]),
+            total=self._by_layer(self._total),
+            peak=self._by_layer(self._peak),
             image=self._image * mask[:, :, None],
             image_mask=self._regions.column_mask,
             edges=self._edges(),
-            mass=None
-            if not self._request.detail
-            else torch.cat([self._mass[layer] for layer in layers], dim=1)
-            .unflatten(1, self._layout(layers))
-            .mul_(mask[:, None, None, :, None]),
+            pictures=self._by_layer(self._pictures) if self._request.by_picture else None,
+            mass=self._by_layer(self._mass) if self._request.detail else None,
         )
 
     def _wanted_heads(self, layer: int, count: int) -> list[int]:
@@ -186,10 +189,15 @@ class AttentionReader:
             return []
         return list(range(count))
 
-    def _layout(self, layers: list[int]) -> tuple[int, int]:
-        """(layers, heads); heads of unequal number per layer are one flat list, as one layer."""
-        counts = {self._total[layer].shape[1] for layer in layers}
-        return (len(layers), counts.pop()) if len(counts) == 1 else (1, self._heads_read)
+    def _by_layer(self, read: dict[int, Tensor]) -> Float[Tensor, "rollout layer head response *rest"]:
+        """What was read layer by layer, in their order, 0 on padding; heads of unequal number per layer are one flat
+        list, as one layer."""
+        layers = sorted(read)
+        counts = {read[layer].shape[1] for layer in layers}
+        layout = (len(layers), counts.pop()) if len(counts) == 1 else (1, self._heads_read)
+        joined = torch.cat([read[layer] for layer in layers], dim=1).unflatten(1, layout)
+        mask = self._regions.row_mask[:, None, None]
+        return joined.mul_(mask.view(*mask.shape, *[1] * (joined.ndim - mask.ndim)))
 
     def _edges(self) -> Edges | None:
         if self._response is None:
@@ -229,11 +237,10 @@ def fused_available(device: torch.device) -> bool:
 
 
 def merge_captures(parts: Sequence[AttentionCapture]) -> AttentionCapture:
-    """The captures of consecutive micro-batches as one; image columns padded to the widest."""
-    width = max(part.image.shape[-1] for part in parts)
+    """The captures of consecutive micro-batches as one; image columns and pictures padded to the widest."""
 
     def widened(tensors: Sequence[Tensor]) -> Tensor:
-        pad = torch.nn.functional.pad
+        width, pad = max(tensor.shape[-1] for tensor in tensors), torch.nn.functional.pad
         return torch.cat([pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
 
     edges = None
@@ -247,5 +254,6 @@ def merge_captures(parts: Sequence[AttentionCapture]) -> AttentionCapture:
         image=widened([part.image for part in parts]),
         image_mask=widened([part.image_mask for part in parts]),
         edges=edges,
+        pictures=None if parts[0].pictures is None else widened([part.pictures for part in parts]),
         mass=None if parts[0].mass is None else widened([part.mass for part in parts]),
     )

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from atrl.credit.base import Reader, Request
+from atrl.credit.picture_columns import picture_columns
 from atrl.credit.regions import Regions, Row, padded_regions, visual_token_ids
 from atrl.models.attention import kept_logsumexp, register_attention, set_text_attention, text_attention
 from atrl.models.prompt_states import prompts_alone
@@ -55,6 +57,9 @@ class AttentionProbe:
         asked = self._requests if requests is None else requests
         rows: set[Row] = {getattr(request, "row", "predicting") for request in asked}
         regions: dict[str, Regions] = {row: padded_regions(batch, self._image_token_ids, row) for row in rows}
+        if any(getattr(request, "by_picture", False) for request in asked):
+            for row, found in regions.items():
+                regions[row] = replace(found, pictures=picture_columns(batch, found, self._model.config))
         with self.capture_regions(regions, asked) as recorder:
             yield recorder
 

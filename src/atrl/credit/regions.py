@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from atrl.types import Experience
@@ -37,6 +37,8 @@ class Regions:
     columns: Int[Tensor, "response image"]
     """Where its image (and video) tokens are."""
     column_mask: Bool[Tensor, "response image"]
+    pictures: Float[Tensor, "response image picture"] | None = None
+    """1 where an image column is of a picture (`picture_columns`); None unless mass is wanted by picture."""
     aligned: tuple[int, int] | None = None
     """(row, column) of the first response's first query, where every response has the next row and the same columns:
     what belongs to them can be had without a copy. None where they have not."""
@@ -67,6 +69,7 @@ class Regions:
             tokens=self.tokens[index],
             columns=self.columns[index],
             column_mask=self.column_mask[index],
+            pictures=None if self.pictures is None else self.pictures[index],
             aligned=self.aligned and (self.aligned[0] + index.indices(self.size)[0], self.aligned[1]),
         )
 

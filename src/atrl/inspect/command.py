@@ -110,9 +110,12 @@ def check(problem: Problem, model: Any, rollout: Any, schemes: dict[str, Any]) -
 
 
 def summary(one: Weighed) -> str:
-    """The scheme in a line."""
+    """The scheme in a line; of several pictures also how the weighted tokens divide their attention."""
     anchors = "" if one.anchors is None else f", {int(one.anchors.sum())} anchors"
-    return f"{one.name}: {len(one.weights)} tokens{anchors}, weights {one.weights.min():.2f} to {one.weights.max():.2f}"
+    text = f"{one.name}: {len(one.weights)} tokens{anchors}, weights {one.weights.min():.2f} to {one.weights.max():.2f}"
+    if len(one.shares) > 1:
+        text += ", attention on pictures " + " : ".join(f"{share:.0%}" for share in one.shares)
+    return text
 
 
 def _marks(one: Weighed) -> list[bool] | None:

@@ -44,11 +44,13 @@ def write_page(
     }
     finished = group.rollouts[0].finished
     record = {"checkpoint": checkpoint, "finished": finished, "response": group.texts[0], **common}
+    record["pictures"] = by_token(found[0].pictures)
     record["schemes"] = {one.name: numbers(one) for one in found}
     text = json.dumps(record, ensure_ascii=False, indent=1)
     (folder / "inspection.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     how = "drawn as in training" if drawn else "greedy"
-    return write_inspection(folder, Inspection(checkpoint, how if finished else f"{how}, cut at the limit", responses))
+    how = how if finished else f"{how}, cut at the limit"
+    return write_inspection(folder, Inspection(checkpoint, how, responses, [one.shares for one in found]))
 
 
 def numbers(one: Weighed) -> dict[str, Any]:

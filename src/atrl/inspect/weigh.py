@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from atrl.rollout.settings import RolloutSettings
     from atrl.types import Problem, RolloutGroup
 
-LOOK = AttentionRequest(neighbours=0)
-"""What the heat maps show where a scheme reads no attention itself: every head of every layer."""
+LOOK = AttentionRequest(neighbours=0, by_picture=True)
+"""Every head of every layer: for the heat maps where a scheme reads no attention itself, and for mass by picture."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +47,14 @@ class Weighed:
     """Which tokens state what was read off the picture, where the problem knows."""
     attention: list[Float[Tensor, "token row column"]] | None
     """By picture, the largest mass that a head which was read puts there; None without a picture laid out in rows."""
+    pictures: Float[Tensor, "token picture"]
+    """Mass on each picture and video of the question, mean over all heads of all layers."""
+
+    @property
+    def shares(self) -> list[float]:
+        """How the mass of the tokens, by their weights, is divided among the pictures; adds up to 1, without one []."""
+        mass = self.weights.double() @ self.pictures.double()
+        return (mass / mass.sum().clamp_min(1e-12)).tolist()
 
 
 def answer(
@@ -125,6 +133,7 @@ def weigh(
                 entropy=forward.entropy[0].cpu(),
                 reading=_row(batch.reading),
                 attention=_maps(group, attention_maps(forward.evidence, 0, [0])[0], processor),
+                pictures=forward.evidence.read[LOOK].pictures[0].mean(dim=(0, 1)).cpu(),
             )
         )
     return found
@@ -141,11 +150,11 @@ def _maps(group: RolloutGroup, peak: Float[Tensor, "token image"], processor) ->
     return attention_on(group.prompt, pixels, peak, getattr(processor.image_processor, "merge_size", 1))
 
 
-def by_token(values: Tensor | None, digits: int = 5) -> list[float] | list[bool] | None:
-    """A list for JSON."""
-    if values is None:
-        return None
-    return values.tolist() if values.dtype == torch.bool else [round(value, digits) for value in values.tolist()]
+def by_token(values: Tensor | None, digits: int = 5) -> list | None:
+    """A list for JSON, of lists where there is more than one number a token."""
+    if values is None or values.dtype == torch.bool:
+        return None if values is None else values.tolist()
+    return values.double().numpy().round(digits).tolist()
 
 
 def token_texts(group: RolloutGroup, tokenizer) -> Sequence[str]:

@@ -23,6 +23,8 @@ class Inspection:
     """How the answer came about."""
     responses: dict[str, Response]
     """By scheme, the same response."""
+    shares: list[list[float]]
+    """[scheme] [picture] how its weighted tokens divide their attention among the question's pictures and videos."""
 
 
 def write_inspection(folder: Path, inspection: Inspection) -> Path:
@@ -39,7 +41,7 @@ def write_inspection(folder: Path, inspection: Inspection) -> Path:
     page = environment().get_template("inspection.html.j2").render(
         checkpoint=printable(inspection.checkpoint),
         how=inspection.how,
-        named=list(zip(map(printable, inspection.responses), cards, strict=True)),
+        named=list(zip(map(printable, inspection.responses), cards, inspection.shares, strict=True)),
         scale_top=scale_top([weight for response in responses for weight in response.weights]),
         unit_tint=UNIT_TINT,
         card_data=[card.data() for card in cards],
