@@ -27,12 +27,14 @@ def write_job(
     credit: str = "atrl",
     accuracy: float | None = 0.5,
     curve: list[float] | None = None,
+    blank: tuple[float, float] | None = None,
     status: str = "finished",
     error: str = "",
     overrides: list[str] | None = None,
     **changes: Any,
 ) -> Path:
-    """A run with this seed and credit, `changes` to its config given by dotted key with ``__`` for each dot."""
+    """A run with this seed and credit; `blank` is its accuracy with blanked pictures before and after, and half as much
+    with others' pictures. `changes` to its config given by dotted key with ``__`` for each dot."""
     (folder / ".hydra").mkdir(parents=True)
     config: dict[str, Any] = {
         "experiment": "demo", "seed": seed, "credit": CREDIT[credit] and dict(CREDIT[credit]),
@@ -60,6 +62,8 @@ def write_job(
     (folder / "job.json").write_text(json.dumps(job))
     if status == "finished":
         _finish(folder, seed, accuracy, curve or [0.1, 0.2, 0.3], overrides)
+        if blank is not None:
+            _measure_grounding(folder / "metrics.csv", blank)
     return folder
 
 
@@ -71,6 +75,17 @@ def _finish(folder: Path, seed: int, accuracy: float | None, curve: list[float],
         writer = csv.writer(file)
         writer.writerow(["step", "reward/right", "loss/entropy", "rollout/response_length"])
         writer.writerows([step, right, 0.3 - 0.01 * step, 50 + step] for step, right in enumerate(curve))
+
+
+def _measure_grounding(path: Path, blank: tuple[float, float]) -> None:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, share in ((rows[0], blank[0]), (rows[-1], blank[1])):
+        row |= {"eval/picture_blank": share, "eval/picture_swapped": share / 2}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_sweep(folder: Path, *, seeds: int = 3, steps: int = 30) -> Path:

@@ -129,6 +129,18 @@ def test_a_page_tells_the_sweep(tmp_path):
     assert text == write_sweep_report([folder], folder).read_text(encoding="utf-8")
 
 
+def test_accuracy_without_the_right_picture_is_shown_where_it_was_measured(tmp_path):
+    write_job(tmp_path / "0", blank=(0.1, 0.25))
+    write_job(tmp_path / "1", number=1, credit="uniform")
+    table, page = make_table(find_runs([tmp_path])), write_sweep_report([tmp_path], tmp_path)
+    first, second = csv.DictReader(io.StringIO(to_csv(table)))
+    assert (first["blanked mean"], first["swapped mean"]) == ("0.25", "0.125") and second["blanked mean"] == ""
+    text = page.read_text(encoding="utf-8")
+    assert text.count('class="card chart"') == 5 and "Picture blanked" in text and "<em>Blanked</em>" in text
+    alone = write_sweep_report([tmp_path / "1"], tmp_path / "to").read_text(encoding="utf-8")
+    assert "Picture blanked" not in alone and "lanked" not in alone
+
+
 def test_a_sweep_of_which_nothing_is_finished_still_has_a_page(tmp_path):
     write_job(tmp_path / "0", status="failed", error="bad")
     text = write_sweep_report([tmp_path], tmp_path).read_text(encoding="utf-8")

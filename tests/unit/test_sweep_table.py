@@ -114,6 +114,15 @@ def test_a_row_puts_seeds_together_by_hand(jobs):
     assert row.commands == ["python train.py -m credit=atrl seed=0,3"]
 
 
+def test_a_row_has_what_is_right_without_the_picture_by_hand(jobs):
+    """After training 0.1 and 0.3: mean 0.2, half 12.706·0.1 = 1.2706; half of that with others' pictures."""
+    seeds = [{"seed": seed, "blank": (0.9, after)} for seed, after in ((0, 0.1), (1, 0.3))]
+    measured, without = make_table(jobs(*seeds, {"credit": "uniform"})).rows
+    assert (measured.blank.mean, measured.swapped.mean) == pytest.approx((0.2, 0.1))
+    assert measured.blank.half == pytest.approx(1.2706, abs=1e-4)
+    assert without.blank is None and without.swapped is None
+
+
 def test_differences_are_taken_seed_by_seed(jobs):
     """Pairs 0.6-0.5 and 0.8-0.5, the third seed alone: mean 0.2, half 12.706·0.1 = 1.2706."""
     base = [{"credit": "uniform", "seed": seed, "accuracy": 0.5} for seed in (0, 1)]

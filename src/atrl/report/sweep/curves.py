@@ -22,6 +22,8 @@ MOST_LINES = len(svg.SERIES)
 PANELS = (
     Panel("rollouts", "Accuracy of the rollouts", "training problems", (Line(("reward/right",), "", 1),), "share"),
     Panel("heldout", "Held-out accuracy", "on the way", (Line(("eval/accuracy",), "", 1),), "share"),
+    Panel("blank", "Picture blanked", "held-out accuracy", (Line(("eval/picture_blank",), "", 1),), "share"),
+    Panel("swapped", "Another’s picture", "held-out accuracy", (Line(("eval/picture_swapped",), "", 1),), "share"),
     Panel("entropy", "Entropy", "nats a token", (Line(("loss/entropy",), "", 1),)),
     Panel("length", "Response length", "tokens", (Line(("rollout/response_length",), "", 1),), "tokens"),
 )  # fmt: skip

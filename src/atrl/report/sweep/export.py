@@ -81,6 +81,7 @@ def columns(table: Table) -> list[Column]:
     def sign_p(row: Row) -> float | None:
         return None if row.compared is None else row.compared.sign_p
 
+    controls = [spread("blanked, %", lambda row: row.blank), spread("swapped, %", lambda row: row.swapped)]
     return [
         *(setting(printable(axis), place) for place, axis in enumerate(table.axes)),
         Column("seeds", seeds, {"": lambda row: len(row.seeds)}),
@@ -98,6 +99,7 @@ def columns(table: Table) -> list[Column]:
         Column("p (Holm)", lambda row: probability(row.adjusted), {"": lambda row: row.adjusted}),
         Column("p (sign)", lambda row: probability(sign_p(row)), {"": sign_p}),
         spread("rollouts, %", lambda row: row.curve),
+        *(controls if any(row.blank or row.swapped for row in table.rows) else []),
         Column("overhead", lambda row: figures.percent(row.overhead), {"share": lambda row: row.overhead}),
         Column("memory", lambda row: figures.memory(row.memory), {"bytes": lambda row: row.memory}),
         Column("time", lambda row: figures.duration(row.seconds), {"seconds": lambda row: row.seconds}),

@@ -27,6 +27,7 @@ class Row:
         missing: seeds that other rows have.
         before, after: held-out accuracy; None where no run measured it.
         curve: accuracy of the rollouts, averaged over the steps of a run.
+        blank, swapped: held-out accuracy after training with pictures blanked, and with other problems' pictures.
         overhead: of credit, as a share of the steps without it; the mean over runs.
         memory: peak in bytes, the largest of the runs; of the device where there is one.
         seconds: of a run, the mean.
@@ -43,6 +44,8 @@ class Row:
     before: Estimate | None
     after: Estimate | None
     curve: Estimate | None
+    blank: Estimate | None
+    swapped: Estimate | None
     overhead: float | None
     memory: int | None
     seconds: float | None
@@ -104,6 +107,8 @@ def _row(number: int, group: Group, seeds: Sequence[int]) -> Row:
         before=estimate(_known(runs, lambda run: run.summary.accuracy.before)),
         after=estimate(_known(runs, accuracy)),
         curve=estimate([fmean(values) for values in curves if values]),
+        blank=estimate(_last(runs, "eval/picture_blank")),
+        swapped=estimate(_last(runs, "eval/picture_swapped")),
         overhead=_mean(_known(runs, lambda run: run.summary.credit.overhead_fraction)),
         memory=max((size for size in memory if size is not None), default=None),
         seconds=_mean(_known(runs, lambda run: run.summary.seconds.get("total"))),
@@ -121,6 +126,11 @@ def accuracy(run: Run) -> float | None:
 
 def _known(runs: Sequence[Run], read: Callable[[Run], float | None]) -> list[float]:
     return [value for value in map(read, runs) if value is not None]
+
+
+def _last(runs: Sequence[Run], column: str) -> list[float]:
+    curves = [run.metrics[column].values for run in runs if column in run.metrics]
+    return [values[-1] for values in curves if values]
 
 
 def _mean(values: Sequence[float]) -> float | None:
