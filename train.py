@@ -59,7 +59,7 @@ def main(config: DictConfig) -> float | None:
     if parts.run.stage != "sft":
         trained = stages.reinforce(parts, data, loaded, settings=settings, start=start)
     leave.finish_run(parts, data, loaded, warmed_up, trained)
-    parallel.part()
+    parallel.leave_group()
     return None
 
 

@@ -63,7 +63,7 @@ def write_job(
     if status == "finished":
         _finish(folder, seed, accuracy, curve or [0.1, 0.2, 0.3], overrides)
         if blank is not None:
-            _measure_grounding(folder / "metrics.csv", blank)
+            _measure_grounding(folder, blank)
     return folder
 
 
@@ -77,7 +77,16 @@ def _finish(folder: Path, seed: int, accuracy: float | None, curve: list[float],
         writer.writerows([step, right, 0.3 - 0.01 * step, 50 + step] for step, right in enumerate(curve))
 
 
-def _measure_grounding(path: Path, blank: tuple[float, float]) -> None:
+def _measure_grounding(folder: Path, blank: tuple[float, float]) -> None:
+    def measured(share: float) -> dict[str, Any]:
+        return {"accuracy": share, "ci95": [0.0, 1.0], "samples": 128}
+
+    moments = {
+        moment: {"true": measured(0.5), "blank": measured(share), "swapped": measured(share / 2)}
+        for moment, share in zip(("before", "after"), blank, strict=True)
+    }
+    (folder / "grounding.json").write_text(json.dumps(moments | {"left_out": 0, "same_answer": 0}))
+    path = folder / "metrics.csv"
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row, share in ((rows[0], blank[0]), (rows[-1], blank[1])):

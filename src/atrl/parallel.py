@@ -51,8 +51,8 @@ def sums(values: Iterable[float]) -> list[float]:
     return tensor.tolist()
 
 
-def part() -> None:
-    """Leave the others, for good: nobody is waited for.
+def leave_group() -> None:
+    """Leave the process group for good; nobody is waited for.
 
     Lightning sees to that for NCCL alone; gloo's threads would still run while the interpreter ends around them.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,14 @@ def test_how_attention_is_divided_among_the_pictures(group, loaded):
         assert one.shares == pytest.approx((by_hand / by_hand.sum()).tolist(), abs=1e-4)
         shares = " : ".join(f"{share:.0%}" for share in one.shares)
         assert summary(one).endswith(f", attention on pictures {shares}") and sum(one.shares) == pytest.approx(1)
+
+
+def test_parts_of_pictures_are_not_shown_as_pictures(group, loaded):
+    """As of a family without grids, where a picture may be several runs of image tokens."""
+    prompt = group.prompt
+    other = replace(group, prompt=replace(prompt, images=[*prompt.images, prompt.images[0]]))
+    (one,) = weigh({"entropy": EntropyCredit()}, other, loaded, temperature=1.0, seed=0)
+    assert one.pictures is None and one.shares == [] and "pictures" not in summary(one)
 
 
 def grids(group: RolloutGroup) -> list[tuple[int, int]]:

@@ -52,11 +52,11 @@ def test_two_ranks():
     assert first["untouched"] is None
 
 
-def test_whoever_has_parted_is_alone(tmp_path):
+def test_whoever_has_left_the_group_is_alone(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    parallel.part()
+    parallel.leave_group()
     assert not torch.distributed.is_initialized()
-    parallel.part()  # again, or without ever having had a group
+    parallel.leave_group()  # again, or without ever having had a group
 
 
 def test_alone_nothing_happens():

@@ -17,7 +17,7 @@ from atrl.credit.clustering import ClusteringCredit, filled
 from atrl.credit.clusters import ClusterSettings, TokenRows, cluster_links, partition_all, token_graph, weigh_all
 from atrl.credit.density import DensityCredit
 from atrl.credit.graph import EdgeKind
-from atrl.credit.weights import Form, Ranking, check_count, check_weights
+from atrl.credit.weights import Ranking, WeightMap, check_count, check_weights
 from atrl.types import CreditOutput, Evidence, Experience
 
 
@@ -45,7 +45,7 @@ class AtrlCredit(ClusteringCredit, DensityCredit):
     neighbours: int = 8
     num_clusters: int | Literal["auto"] = 8
     rank_clusters: Ranking = "peak"
-    weights: Form = "anchors"
+    weights: WeightMap = "anchors"
     anchor_ratio: float = 0.15
     anchor_weight: float = 3.0
     rest_weight: float = 1.0

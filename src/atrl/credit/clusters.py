@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from atrl.credit import metis
 from atrl.credit.graph import EdgeKind, attention_strengths, combined, nearest_neighbours, similarity_strengths
-from atrl.credit.weights import Form, Ranking, choose_anchors, perceptual_load, weights_of
+from atrl.credit.weights import Ranking, WeightMap, choose_anchors, perceptual_load, weights_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class ClusterSettings:
     neighbours: int
     num_clusters: int | Literal["auto"]
     rank_clusters: Ranking
-    weights: Form
+    weights: WeightMap
     anchor_ratio: float
     anchor_weight: float
     rest_weight: float
@@ -59,8 +59,8 @@ def weigh(
     """Weights, not yet normalised, and anchors of one response that is cut into `clusters`."""
     load = perceptual_load(density, clusters, ranking=settings.rank_clusters)
     anchors = choose_anchors(density, clusters, load, ratio=settings.anchor_ratio)
-    form, low, high = settings.weights, settings.rest_weight, settings.anchor_weight
-    return weights_of(form, load, clusters, anchors, low=low, high=high), anchors
+    weight_map, low, high = settings.weights, settings.rest_weight, settings.anchor_weight
+    return weights_of(weight_map, load, clusters, anchors, low=low, high=high), anchors
 
 
 def partition_all(responses: Sequence[TokenRows], settings: ClusterSettings) -> list[Int[np.ndarray, "token"]]:

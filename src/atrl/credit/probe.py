@@ -58,8 +58,8 @@ class AttentionProbe:
         rows: set[Row] = {getattr(request, "row", "predicting") for request in asked}
         regions: dict[str, Regions] = {row: padded_regions(batch, self._image_token_ids, row) for row in rows}
         if any(getattr(request, "by_picture", False) for request in asked):
-            for row, found in regions.items():
-                regions[row] = replace(found, pictures=picture_columns(batch, found, self._model.config))
+            pictures = picture_columns(batch, next(iter(regions.values())), self._model.config)
+            regions = {row: replace(found, pictures=pictures) for row, found in regions.items()}
         with self.capture_regions(regions, asked) as recorder:
             yield recorder
 

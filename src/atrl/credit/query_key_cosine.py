@@ -17,7 +17,7 @@ from atrl.credit.hidden import Pooling
 from atrl.credit.query_key import QueryKeyCapture, QueryKeyRequest
 from atrl.credit.regions import Row
 from atrl.credit.spans import ScoredTokens, SpanSettings, weigh_spans
-from atrl.credit.weights import Form, check_count, check_weights
+from atrl.credit.weights import WeightMap, check_count, check_weights
 from atrl.types import CreditOutput, Evidence, Experience
 
 
@@ -57,7 +57,7 @@ class QueryKeyCosineCredit(ClusteringCredit):
     smoothing: Literal["window", "cluster", "none"] = "window"
     window: int = 16
     num_clusters: int = 8
-    weights: Form = "load_map"
+    weights: WeightMap = "load_map"
     anchor_ratio: float = 0.15
     anchor_weight: float = 3.0
     rest_weight: float = 1.0

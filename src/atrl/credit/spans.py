@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from atrl.credit import metis
 from atrl.credit.graph import combined, nearest_neighbours, similarity_strengths
-from atrl.credit.weights import Form, choose_anchors, weights_of
+from atrl.credit.weights import WeightMap, choose_anchors, weights_of
 
 NEIGHBOURS = 8
 """Edges that a token keeps where spans are clusters."""
@@ -27,7 +27,7 @@ class SpanSettings:
     smoothing: Literal["window", "cluster", "none"]
     window: int
     num_clusters: int
-    weights: Form
+    weights: WeightMap
     anchor_ratio: float
     anchor_weight: float
     rest_weight: float
@@ -89,6 +89,6 @@ def _spans(tokens: int, graph: Graph | None, settings: SpanSettings) -> Int[np.n
 def _weigh(score: Float[np.ndarray, "token"], spans: Int[np.ndarray, "token"], settings: SpanSettings) -> Weighed:
     load = span_means(score, spans)
     anchors = choose_anchors(score, spans, load, ratio=settings.anchor_ratio)
-    form, low, high = settings.weights, settings.rest_weight, settings.anchor_weight
-    weights = weights_of(form, load, spans, anchors, low=low, high=high)
+    weight_map, low, high = settings.weights, settings.rest_weight, settings.anchor_weight
+    weights = weights_of(weight_map, load, spans, anchors, low=low, high=high)
     return Weighed(weights, anchors, load[spans])

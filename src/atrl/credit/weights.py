@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 Ranking = Literal["mean", "peak"]
-Form = Literal["anchors", "load_map"]
+WeightMap = Literal["anchors", "load_map"]
 
 
 def check_ratio(option: str, ratio: float, *, remedy: str = "the paper finds 0.15") -> None:
@@ -97,7 +97,7 @@ def load_map(
 
 
 def weights_of(
-    form: Form,
+    weight_map: WeightMap,
     load: Float[np.ndarray, "cluster"],
     clusters: Int[np.ndarray, "token"],
     anchors: Bool[np.ndarray, "token"],
@@ -106,6 +106,6 @@ def weights_of(
     high: float,
 ) -> Float[np.ndarray, "token"]:
     """Weights, not yet normalised: `high` for anchors and `low` for the rest, or the `load_map` between the two."""
-    if form == "load_map":
+    if weight_map == "load_map":
         return load_map(load, clusters, low=low, high=high)
     return np.where(anchors, high, low).astype(np.float32)

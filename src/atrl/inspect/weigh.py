@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.callbacks.pictures import attention_on
-from atrl.credit.attention import AttentionRequest
+from atrl.credit.attention import AttentionCapture, AttentionRequest
 from atrl.credit.bound import BoundCredit, picture_scale
 from atrl.credit.probe import AttentionProbe
 from atrl.data.templates import banned_token_ids, padding_id
@@ -47,12 +47,15 @@ class Weighed:
     """Which tokens state what was read off the picture, where the problem knows."""
     attention: list[Float[Tensor, "token row column"]] | None
     """By picture, the largest mass that a head which was read puts there; None without a picture laid out in rows."""
-    pictures: Float[Tensor, "token picture"]
-    """Mass on each picture and video of the question, mean over all heads of all layers."""
+    pictures: Float[Tensor, "token picture"] | None
+    """Mass on each picture and video of the question, mean over all heads of all layers; None where the model's input
+    doesn't show where one ends and the next begins."""
 
     @property
     def shares(self) -> list[float]:
-        """How the mass of the tokens, by their weights, is divided among the pictures; adds up to 1, without one []."""
+        """How the tokens, by their weights, divide their mass among the pictures, in all 1; [] without `pictures`."""
+        if self.pictures is None:
+            return []
         mass = self.weights.double() @ self.pictures.double()
         return (mass / mass.sum().clamp_min(1e-12)).tolist()
 
@@ -133,7 +136,7 @@ def weigh(
                 entropy=forward.entropy[0].cpu(),
                 reading=_row(batch.reading),
                 attention=_maps(group, attention_maps(forward.evidence, 0, [0])[0], processor),
-                pictures=forward.evidence.read[LOOK].pictures[0].mean(dim=(0, 1)).cpu(),
+                pictures=_by_picture(group, forward.evidence.read[LOOK]),
             )
         )
     return found
@@ -141,6 +144,12 @@ def weigh(
 
 def _row(values: Tensor | None) -> Tensor | None:
     return None if values is None else values[0].cpu()
+
+
+def _by_picture(group: RolloutGroup, capture: AttentionCapture) -> Float[Tensor, "token picture"] | None:
+    mass = capture.pictures[0].mean(dim=(0, 1)).cpu()
+    # Without grids only runs of image tokens are told apart, which may be parts of a picture, or several.
+    return mass if mass.shape[1] == len(group.prompt.images) + len(group.prompt.videos) else None
 
 
 def _maps(group: RolloutGroup, peak: Float[Tensor, "token image"], processor) -> list[Tensor] | None:
@@ -152,9 +161,9 @@ def _maps(group: RolloutGroup, peak: Float[Tensor, "token image"], processor) ->
 
 def by_token(values: Tensor | None, digits: int = 5) -> list | None:
     """A list for JSON, of lists where there is more than one number a token."""
-    if values is None or values.dtype == torch.bool:
-        return None if values is None else values.tolist()
-    return values.double().numpy().round(digits).tolist()
+    if values is None:
+        return None
+    return values.tolist() if values.dtype == torch.bool else values.double().numpy().round(digits).tolist()
 
 
 def token_texts(group: RolloutGroup, tokenizer) -> Sequence[str]:

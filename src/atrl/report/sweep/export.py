@@ -99,7 +99,7 @@ def columns(table: Table) -> list[Column]:
         Column("p (Holm)", lambda row: probability(row.adjusted), {"": lambda row: row.adjusted}),
         Column("p (sign)", lambda row: probability(sign_p(row)), {"": sign_p}),
         spread("rollouts, %", lambda row: row.curve),
-        *(controls if any(row.blank or row.swapped for row in table.rows) else []),
+        *(controls if any(row.blank for row in table.rows) else []),
         Column("overhead", lambda row: figures.percent(row.overhead), {"share": lambda row: row.overhead}),
         Column("memory", lambda row: figures.memory(row.memory), {"bytes": lambda row: row.memory}),
         Column("time", lambda row: figures.duration(row.seconds), {"seconds": lambda row: row.seconds}),

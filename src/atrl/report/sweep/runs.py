@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from atrl.report.metrics import Curve
-from atrl.report.run_folder import RunFolder, Summary
+from atrl.report.run_folder import Grounding, RunFolder, Summary
 from atrl.settings import flat
 
 MARKS = ("summary.json", "job.json", "config.yaml")
@@ -33,6 +33,7 @@ class Run:
         overrides: the command line's; None where Hydra left no record.
         command: as it was typed; None where it is not known.
         summary: None unless the run finished.
+        grounding: accuracy with and without the right pictures; None where it wasn't measured.
         metrics: by column; empty unless the run finished.
         status: "finished", or what became of it.
         error: what a failed one said.
@@ -45,6 +46,7 @@ class Run:
     overrides: list[str] | None = None
     command: str | None = None
     summary: Summary | None = None
+    grounding: Grounding | None = None
     metrics: dict[str, Curve] = field(default_factory=dict)
     status: str = "finished"
     error: str = ""
@@ -102,7 +104,7 @@ def read_run(folder: Path) -> Run:
     }
     if (folder / "summary.json").is_file():
         run = RunFolder.read(folder)
-        return Run(**common, command=run.command, summary=run.summary, metrics=run.metrics)
+        return Run(**common, command=run.command, summary=run.summary, grounding=run.grounding, metrics=run.metrics)
     status = job.get("status", "unfinished")
     return Run(**common, command=job.get("command"), status=_STATUS.get(status, status), error=job.get("error", ""))
 

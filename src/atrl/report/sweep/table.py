@@ -99,6 +99,7 @@ def _row(number: int, group: Group, seeds: Sequence[int]) -> Row:
     peaks = [run.summary.peak_memory_bytes for run in runs]
     memory = [peak.host if peak.device is None else peak.device for peak in peaks]
     curves = [run.metrics["reward/right"].values for run in runs if "reward/right" in run.metrics]
+    grounded = [run.grounding for run in runs if run.grounding is not None]
     return Row(
         number=number,
         values=group.values,
@@ -107,8 +108,8 @@ def _row(number: int, group: Group, seeds: Sequence[int]) -> Row:
         before=estimate(_known(runs, lambda run: run.summary.accuracy.before)),
         after=estimate(_known(runs, accuracy)),
         curve=estimate([fmean(values) for values in curves if values]),
-        blank=estimate(_last(runs, "eval/picture_blank")),
-        swapped=estimate(_last(runs, "eval/picture_swapped")),
+        blank=estimate([found.after.blank.accuracy for found in grounded]),
+        swapped=estimate([found.after.swapped.accuracy for found in grounded]),
         overhead=_mean(_known(runs, lambda run: run.summary.credit.overhead_fraction)),
         memory=max((size for size in memory if size is not None), default=None),
         seconds=_mean(_known(runs, lambda run: run.summary.seconds.get("total"))),
@@ -126,11 +127,6 @@ def accuracy(run: Run) -> float | None:
 
 def _known(runs: Sequence[Run], read: Callable[[Run], float | None]) -> list[float]:
     return [value for value in map(read, runs) if value is not None]
-
-
-def _last(runs: Sequence[Run], column: str) -> list[float]:
-    curves = [run.metrics[column].values for run in runs if column in run.metrics]
-    return [values[-1] for values in curves if values]
 
 
 def _mean(values: Sequence[float]) -> float | None:
