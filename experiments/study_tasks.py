@@ -59,9 +59,9 @@ class Task:
 
 
 TASKS = {
-    "geometry": Task(overrides=("data.selection_size=512", "trainer.grounding_samples=0")),
+    "geometry": Task(overrides=("data.selection_size=512", "trainer.grounding_samples=512")),
     "wordy": Task(
-        overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=0"),
+        overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=512"),
         checkpoint=("experiment=wordy_checkpoint",),
         schemes=("uniform", "atrl", "token_level", "anchor_only", "oracle"),
         rates=(2e-4, 4e-4),
