@@ -200,7 +200,8 @@ def arithmetic_fraction(name: str, images: int, tokens: int, *, kept: bool = Fal
 
     A multiplication and an addition count as two operations; the backward pass as two forward passes. The vision
     tower, the rollout and the optimizer are left out, all of which would make the share smaller. Every column is looked
-    at for the log-sum-exp of a row, unless the model's kernel `kept` it, and the picture's then for their mass.
+    at for the log-sum-exp of a row, unless the model's kernel `kept` it, and the picture's then for their mass. Edges
+    between response tokens, which `credit=atrl` doesn't read unless asked, would take that once more.
     """
     layers, width, heads, kv_heads, hidden, vocabulary = SHAPES[name]
     length = images + PROMPT_TEXT + tokens
@@ -210,7 +211,7 @@ def arithmetic_fraction(name: str, images: int, tokens: int, *, kept: bool = Fal
     looked_at = tokens * (images if kept else length + images)
     scores = 2 * HEAD_WIDTH * looked_at
     softmax = 5 * looked_at  # scale, mask, maximum, exponential, sum and division, to the nearest round number
-    reductions = 6 * tokens * images + tokens * tokens  # sinks, sum, maxima; response edges
+    reductions = 6 * tokens * images  # sinks, sum, maxima
     return layers * heads * (scores + softmax + reductions) / (3 * forward)
 
 

@@ -31,24 +31,26 @@ bfloat16 would put masses 2e-3 off."""
 
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_torch_on_the_processor(name):
-    from atrl.credit.fused import fused_masses
+    from atrl.credit.fused import image_mass, response_mass
 
-    image, response = fused_masses(build(CASES[name], "cuda"), with_response=True)
+    block = build(CASES[name], "cuda")
+    image, response = image_mass(block), response_mass(block)
     assert image.is_cuda and response.is_cuda
     assert_same(image.cpu(), response.cpu(), build(CASES[name]), atol=TOLERANCE[CASES[name].dtype])
 
 
 def test_a_given_log_sum_exp_stands_in_for_the_first_pass():
-    from atrl.credit.fused import fused_masses
+    from atrl.credit.fused import image_mass, response_mass
 
     block = build(CASES[CAUSAL_ONLY], "cuda")
-    image, response = fused_masses(replace(block, lse=reference_lse(block)), with_response=True)
-    assert_same(image.cpu(), response.cpu(), build(CASES[CAUSAL_ONLY]))
+    block = replace(block, lse=reference_lse(block))
+    assert_same(image_mass(block).cpu(), response_mass(block).cpu(), build(CASES[CAUSAL_ONLY]))
 
 
 def test_readers_on_a_gpu_are_fused_and_make_the_same_of_it(monkeypatch):
     expected = capture(build(CASES["packed rows"], "cuda"), fused=False)
-    monkeypatch.setattr(Block, "masses", None)  # so that a reader that calls it fails
+    for name in ("image_mass", "response_mass"):
+        monkeypatch.setattr(Block, name, None)  # so that a reader that calls it fails
     assert_same_capture(capture(build(CASES["packed rows"], "cuda"), fused=True), expected)
     assert_same_capture(capture(build(CASES["packed rows"], "cuda"), fused=None), expected)
 
@@ -56,7 +58,7 @@ def test_readers_on_a_gpu_are_fused_and_make_the_same_of_it(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_holds_what_it_returns_and_no_rows(dtype):
     """Half a GiB of scores would be needed to hold the rows; what is returned has 18 MiB."""
-    from atrl.credit.fused import fused_masses
+    from atrl.credit.fused import image_mass, response_mass
 
     heads = tuple(range(16))
     case = Case(
@@ -70,11 +72,11 @@ def test_holds_what_it_returns_and_no_rows(dtype):
         dtype=dtype,
     )
     block = build(case, "cuda")
-    fused_masses(block, with_response=True)  # the first call also loads the kernels
+    image_mass(block)  # the first call also loads the kernels
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    image, response = fused_masses(block, with_response=True)
+    image, response = image_mass(block), response_mass(block)
     torch.cuda.synchronize()
     returned = 4 * (image.numel() + response.numel())
     rows = 4 * len(heads) * case.columns * block.regions.rows.numel()

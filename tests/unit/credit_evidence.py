@@ -17,13 +17,14 @@ ROWS = [(40, 16), (1, 9), (17, 0), (5, 30), (2, 1), (12, 16)]
 
 
 def attention(length: int, images: int) -> tuple[Tensor, Tensor]:
-    """Softmax rows over `images` columns, the response so far and one more column: their image and response parts."""
+    """Softmax rows over `images` columns, the response so far and one more column: their image part, and that of
+    the response, summed over heads as a layer's share of the mean over all."""
     generator = torch.Generator().manual_seed(100 * length + images)
     scores = 2 * torch.randn(LAYERS, HEADS, length, images + length + 1, generator=generator)
     later = torch.ones(length, length, dtype=torch.bool).triu()
     scores[..., images : images + length].masked_fill_(later, float("-inf"))
     mass = scores.softmax(-1)
-    return mass[..., :images], mass[..., images : images + length].mean(dim=(0, 1))
+    return mass[..., :images], mass[..., images : images + length].sum(dim=1) / (LAYERS * HEADS)
 
 
 def batch_of(rows: list[tuple[int, int]], *, padding: int = 0) -> Experience:
@@ -102,17 +103,16 @@ def attention_of(
 
 
 def reduced(image: Tensor, response: Tensor, request: AttentionRequest) -> dict:
-    """One response's masses [layer head response image] and [response response] without padding."""
+    """One response's masses [layer head response image] and [layer response response] without padding."""
     ones = [torch.ones(1, size, dtype=torch.bool) for size in (image.shape[3], image.shape[2])]
     flat = image.flatten(0, 1)[None]
     if request.sink_factor > 0:
         flat = remove_sinks(flat, *ones, factor=request.sink_factor)
     kept = flat[0].unflatten(0, image.shape[:2])
     peak = kept.amax(dim=-1) if image.shape[3] else kept.sum(dim=-1)
-    strengths = (response + response.T) / 2
-    strengths.fill_diagonal_(0)
-    ordered = strengths.sort(dim=1, descending=True, stable=True)
-    edges = (ordered.indices[:, : request.neighbours], ordered.values[:, : request.neighbours])
+    strengths = response - torch.diag_embed(response.diagonal(dim1=1, dim2=2))
+    ordered = strengths.sort(dim=2, descending=True, stable=True)
+    edges = (ordered.indices[..., : request.neighbours], ordered.values[..., : request.neighbours])
     return {"total": kept.sum(dim=-1), "peak": peak, "image": kept.amax(dim=(0, 1)), "edges": edges}
 
 
@@ -135,9 +135,9 @@ def padded(parts: list[Tensor], shape: tuple[int, ...], filler: float) -> Tensor
 
 def _edges_padded(parts: list[Tensor], longest: int, kept: int, filler: float) -> Tensor:
     """Missing neighbours of a real token have strength 0; only rows of padding hold the filler."""
-    whole = torch.zeros(len(parts), longest, kept, dtype=parts[0].dtype)
+    whole = torch.zeros(len(parts), LAYERS, longest, kept, dtype=parts[0].dtype)
     for slot, part in zip(whole, parts, strict=True):
-        slot[: part.shape[0], : part.shape[1]] = part
+        slot[:, : part.shape[1], : part.shape[2]] = part
         if whole.is_floating_point():
-            slot[part.shape[0] :] = filler
+            slot[:, part.shape[1] :] = filler
     return whole

@@ -1,4 +1,4 @@
-"""Blocks on which the Triton kernels must agree with `Block.masses`, and a program that runs the kernels on a CPU.
+"""Blocks on which the Triton kernels must agree with `Block`, and a program that runs the kernels on a CPU.
 
 Triton interprets kernels instead of compiling them only where TRITON_INTERPRET is set before it is imported.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from atrl.credit import blocks
 from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
 from atrl.credit.blocks import Block
 from atrl.credit.regions import Regions
@@ -160,25 +161,27 @@ def assert_same(image: torch.Tensor, response: torch.Tensor, block: Block, *, at
     """Equal to torch's masses on every token that is not padding; there they are finite."""
     mask = block.regions.row_mask
     found = (image.transpose(1, 2), response)
-    expected_image, expected_response = block.masses(with_response=True)
-    for mass, expected in zip(found, (expected_image.transpose(1, 2), expected_response), strict=True):
+    for mass, expected in zip(found, (block.image_mass().transpose(1, 2), block.response_mass()), strict=True):
         assert mass.dtype == torch.float32 and mass.shape == expected.shape and mass.isfinite().all()
         torch.testing.assert_close(mass[mask], expected[mask], atol=atol, rtol=0)
 
 
 def kernel_results() -> dict:
     """By case what the kernels find, and the captures that a reader makes of them."""
-    from atrl.credit.fused import fused_masses, log_sum_exp
+    from atrl.credit.fused import image_mass, log_sum_exp, response_mass
 
     results = {}
     for name, case in CASES.items():
         block = build(case)
-        results[name] = (*fused_masses(block, with_response=True), log_sum_exp(block))
-    given = build(CASES[CAUSAL_ONLY])
-    lse = reference_lse(given)
-    results["lse given"] = fused_masses(replace(given, lse=lse), with_response=True)
-    results["lse of twice the sum given"] = fused_masses(replace(given, lse=lse + math.log(2)), with_response=False)
+        results[name] = (image_mass(block), response_mass(block), log_sum_exp(block))
+    plain = build(CASES[CAUSAL_ONLY])
+    given = replace(plain, lse=reference_lse(plain))
+    results["lse given"] = image_mass(given), response_mass(given)
+    results["lse of twice the sum given"] = image_mass(replace(given, lse=given.lse + math.log(2)))
     results["capture"] = capture(build(CASES["packed rows"]), fused=True)
+    usual, blocks.CHUNK_ELEMENTS = blocks.CHUNK_ELEMENTS, 20
+    results["capture in chunks"] = capture(build(CASES["packed rows"]), fused=True)
+    blocks.CHUNK_ELEMENTS = usual
     return results
 
 

@@ -50,7 +50,7 @@ def test_how_many_parts(wanted, tokens, parts):
 def test_edges_are_those_that_were_asked_for():
     """By attention 0 to 2 and 3 to 5 belong together, by what they look at every other token."""
     targets = np.array([[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]])
-    rows = replace(ROWS, targets=targets, strengths=np.ones((6, 2), np.float32))
+    rows = replace(ROWS, targets=targets[None], strengths=np.ones((1, 6, 2), np.float32))
     for edges, pair in (("similarity", (0, 2)), ("attention", (3, 5))):
         [parts] = partition_all([rows], replace(SETTINGS, edges=edges))
         assert parts[pair[0]] == parts[pair[1]] and parts[0] != parts[1 if edges == "similarity" else 3]

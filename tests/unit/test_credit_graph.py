@@ -13,9 +13,9 @@ from atrl.credit.graph import attention_strengths, combined, nearest_neighbours,
 from atrl.credit.metis import partition
 from tests.unit.test_step_benchmark import script
 
-TARGETS = np.array([[1, 2], [2, 0], [1, 0]])
-STRENGTHS = np.array([[0.2, 0.1], [0.3, 0.2], [0.3, 0.1]], np.float32)
-"""Each of three tokens names the other two, strongest first: pairs 01, 02 and 12 of 0.2, 0.1 and 0.3."""
+TARGETS = np.array([[[1, 2], [0, 2], [1, 0]], [[1, 2], [0, 2], [0, 1]]])
+STRENGTHS = np.array([[[0, 0], [0.05, 0], [0.3, 0.02]], [[0, 0], [0.15, 0], [0.08, 0]]], np.float32)
+"""Each of three tokens sees those before it, in two layers: pairs 01, 02 and 12 of 0.2, 0.1 and 0.3 in all."""
 IMAGE = np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]], np.float32) / 10
 """Cosine of tokens 0 and 1: (12 + 12)/25 = 0.96; token 2 reads nothing."""
 
@@ -31,17 +31,25 @@ def random_strengths(tokens: int, seed: int = 0) -> np.ndarray:
 
 
 def test_attention_strengths_by_hand():
-    np.testing.assert_allclose(attention_strengths(TARGETS, STRENGTHS), matrix(0.2, 0.1, 0.3))
+    np.testing.assert_allclose(attention_strengths(TARGETS, STRENGTHS), matrix(0.2, 0.1, 0.3), rtol=1e-6)
 
 
-def test_an_edge_that_one_end_kept_is_an_edge():
-    """Token 0 keeps only 1, 1 only 2 and 2 only 1: the pair 02 is lost, 01 is not."""
-    np.testing.assert_allclose(attention_strengths(TARGETS[:, :1], STRENGTHS[:, :1]), matrix(0.2, 0.0, 0.3))
+def test_what_a_layer_did_not_keep_is_not_added():
+    """Of one edge a token: token 2's to 0 in the first layer is not there, in the second it is."""
+    np.testing.assert_allclose(
+        attention_strengths(TARGETS[:, :, :1], STRENGTHS[:, :, :1]), matrix(0.2, 0.08, 0.3), rtol=1e-6
+    )
+
+
+def test_both_directions_of_an_edge_are_added_up():
+    """Where tokens also see those behind them."""
+    both = np.where(STRENGTHS > 0, STRENGTHS, np.float32(0.5))
+    np.testing.assert_allclose(attention_strengths(TARGETS, both), matrix(1.2, 1.1, 1.8), rtol=1e-6)
 
 
 def test_edges_into_the_padding_are_dropped():
-    targets = np.array([[1, 5], [5, 0], [1, 0]])
-    np.testing.assert_allclose(attention_strengths(targets, STRENGTHS), matrix(0.2, 0.1, 0.3))
+    targets = np.where((TARGETS == 0) & np.isclose(STRENGTHS, 0.02), 5, TARGETS)
+    np.testing.assert_allclose(attention_strengths(targets, STRENGTHS), matrix(0.2, 0.08, 0.3), rtol=1e-6)
 
 
 def test_similarity_strengths_by_hand():
@@ -90,9 +98,9 @@ def test_strengths_are_symmetric_with_a_zero_diagonal(seed):
     """Exactly: METIS takes the two copies of an edge for one. An odd size makes the matrix product round unevenly."""
     generator = np.random.default_rng(seed)
     tokens = 7 + 13 * seed
-    targets = np.argsort(generator.random((tokens, tokens)), axis=1)[:, :4]
+    targets = np.argsort(generator.random((3, tokens, tokens)), axis=2)[..., :4]
     parts = [
-        attention_strengths(targets, generator.random((tokens, 4), np.float32)),
+        attention_strengths(targets, generator.random((3, tokens, 4), np.float32)),
         similarity_strengths(generator.random((tokens, 11), np.float32)),
     ]
     for strengths in (combined(parts[:1]), combined(parts[1:]), combined(parts)):

@@ -29,7 +29,7 @@ def assign(scheme, rows) -> CreditOutput:
 def assign_masses(scheme, image: torch.Tensor) -> CreditOutput:
     """For one response, from every head's mass on every image token: [layer head response image]."""
     length, width = image.shape[2:]
-    part = reduced(image, torch.zeros(length, length), scheme.requests[0])
+    part = reduced(image, torch.zeros(image.shape[0], length, length), scheme.requests[0])
     capture = AttentionCapture(
         total=part["total"][None],
         peak=part["peak"][None],

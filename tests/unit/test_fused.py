@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: interpreted, against `Block.masses`; and compiled, but not run."""
+"""The Triton kernels without a GPU: interpreted, against `Block`; and compiled, but not run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_agrees_with_torch(interpreted, name):
 def test_cases_hold_masses_that_could_be_wrong(name):
     """Far above the tolerance, wherever there is a picture or a second token; and a window takes some away."""
     block = build(CASES[name])
-    image, response = block.masses(with_response=True)
+    image, response = block.image_mass(), block.response_mass()
     mask = block.regions.row_mask
     image = image.transpose(1, 2)[mask]
     assert not any(CASES[name].images) or image.amax() > 0.04
@@ -82,13 +82,13 @@ def test_a_row_that_may_look_nowhere_reads_nothing(interpreted):
 def test_a_given_log_sum_exp_stands_in_for_the_first_pass(interpreted):
     block = build(CASES[CAUSAL_ONLY])
     assert_same(*interpreted["lse given"], block)
-    halved, response = interpreted["lse of twice the sum given"]
-    assert response is None
-    torch.testing.assert_close(2 * halved, block.masses(with_response=False)[0], atol=1e-5, rtol=0)
+    halved = interpreted["lse of twice the sum given"]
+    torch.testing.assert_close(2 * halved, block.image_mass(), atol=1e-5, rtol=0)
 
 
 def test_a_reader_makes_the_same_of_both(interpreted):
-    assert_same_capture(interpreted["capture"], capture(build(CASES["packed rows"]), fused=False))
+    for name in ("capture", "capture in chunks"):
+        assert_same_capture(interpreted[name], capture(build(CASES["packed rows"]), fused=False))
 
 
 def test_fused_wherever_there_is_cuda():
@@ -136,11 +136,11 @@ def compile_for(capability: int, kernel, arguments: dict):
 
 
 def test_other_types_are_refused():
-    from atrl.credit.fused import fused_masses
+    from atrl.credit.fused import image_mass
 
     block = build(Case(dtype=torch.float64))
     with pytest.raises(AssertionError, match="no fused attention mass of"):
-        fused_masses(block, with_response=False)
+        image_mass(block)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.window is None and case.softcap is None])
@@ -148,7 +148,7 @@ def test_torch_makes_the_same_of_a_given_log_sum_exp(name):
     """Whatever hides a column: the future, padding, another sequence of the row."""
     plain = build(CASES[name])
     given = replace(plain, lse=reference_lse(plain))
-    image, response = given.masses(with_response=True)
+    image, response = given.image_mass(), given.response_mass()
     assert_same(image, response, plain)
     assert (image[~plain.regions.column_mask[:, None, None].expand_as(image)] == 0).all()
     assert (response[~plain.regions.row_mask] == 0).all()
@@ -187,7 +187,8 @@ def test_queries_side_by_side_are_had_without_a_copy(heads, behind):
             viewed = queries.untyped_storage().data_ptr() == plain.query.untyped_storage().data_ptr()
             assert viewed == (list(heads) == list(range(heads[0], heads[-1] + 1)))
             assert torch.equal(aligned.of_rows(aligned.lse, part), by_index.of_rows(by_index.lse, part))
-        assert all(map(torch.equal, aligned.masses(with_response=True), by_index.masses(with_response=True)))
+        assert torch.equal(aligned.image_mass(), by_index.image_mass())
+        assert torch.equal(aligned.response_mass(), by_index.response_mass())
 
 
 def test_rows_before_the_first_query_go_by_an_index():
@@ -207,8 +208,7 @@ def test_queries_that_are_left_out_change_nothing(name, lse_given):
     assert rest.query.shape[2] == whole.query.shape[2] - case.behind > 0
     if lse_given:
         rest = replace(rest, lse=reference_lse(rest))
-    image, response = rest.masses(with_response=True)
-    expected_image, expected_response = whole.masses(with_response=True)
     mask = whole.regions.row_mask
-    torch.testing.assert_close(image.transpose(1, 2)[mask], expected_image.transpose(1, 2)[mask], atol=1e-6, rtol=0)
-    torch.testing.assert_close(response[mask], expected_response[mask], atol=1e-6, rtol=0)
+    image, expected = (block.image_mass().transpose(1, 2)[mask] for block in (rest, whole))
+    torch.testing.assert_close(image, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rest.response_mass()[mask], whole.response_mass()[mask], atol=1e-6, rtol=0)

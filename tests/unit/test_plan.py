@@ -490,7 +490,15 @@ def test_the_demo_is_planned_as_it_runs() -> None:
         (("credit=papo",), CreditCost(name="papo", masked="gradient")),
         (
             ("credit.heads=auto", "credit.edges=both"),
-            CreditCost(name="atrl", heads_read=8, edges=True, clusters=True, background=True),
+            CreditCost(name="atrl", heads_read=8, edges=3 * 8, clusters=True, background=True),
+        ),
+        (
+            ("credit.layers=[0,2]", "credit.edges=attention", "credit.neighbours=5"),
+            CreditCost(name="atrl", heads_read=8, edges=2 * 5, clusters=True, background=True),
+        ),
+        (
+            ("credit.heads=[[1,0],[1,3]]", "credit.edges=attention"),
+            CreditCost(name="atrl", heads_read=2, edges=8, clusters=True, background=True),
         ),
         (("credit.layers=[0,2]", "credit.workers=0"), CreditCost(name="atrl", heads_read=8, clusters=True)),
         (("credit=hidden_cosine",), CreditCost(name="hidden_cosine", whole_rows=True)),

@@ -98,23 +98,26 @@ def test_mass_by_picture_of_some_heads_without_sinks_in_micro_batches_and_in_chu
 
 
 @pytest.mark.parametrize(("row", "shift"), [("predicting", 1), ("own", 0)])
-def test_edges_are_the_strongest_of_the_symmetrised_attention(policy, batch, row, shift):
-    """Mean over layers and heads of the response's rows on its own columns; a token's own is no edge."""
-    edges, attention = read(policy, batch, replace(EDGES, row=row)).edges, eager_attention(policy, batch)
-    for row in range(batch.size):
-        tokens = batch.prompt_length + batch.response_mask[row].nonzero()[:, 0]
-        mean = attention[row].mean(dim=(0, 1))[tokens - shift][:, tokens]
-        strengths = (mean + mean.T) / 2
-        strengths.fill_diagonal_(0)
-        kept = min(5, len(tokens))
-        expected = strengths.sort(dim=1, descending=True).values[:, :kept]
-        assert_close(edges.strengths[row, : len(tokens), :kept], expected)
-        # An edge of strength 0 may point anywhere.
-        own = edges.targets[row, : len(tokens)].clamp_max(len(tokens) - 1)
-        assert_close(
-            strengths.gather(1, own) * (edges.strengths[row, : len(tokens)] > 0), edges.strengths[row, : len(tokens)]
-        )
-        assert (edges.strengths[row, len(tokens) :] == 0).all()
+@pytest.mark.parametrize("heads", [None, ((2, 3), (1, 0), (1, 2))], ids=["all heads", "three heads"])
+def test_edges_are_the_strongest_of_each_layer(policy, batch, row, shift, heads):
+    """Of the sum over its heads of the response's rows on its own columns, over all heads that are read; a token's own
+    is no edge."""
+    edges = read(policy, batch, replace(EDGES, row=row, heads=heads)).edges
+    wanted = heads or [(layer, head) for layer in range(3) for head in range(4)]
+    for number, attention in enumerate(eager_attention(policy, batch)):
+        tokens = batch.prompt_length + batch.response_mask[number].nonzero()[:, 0]
+        for place, layer in enumerate(sorted({layer for layer, _ in wanted})):
+            own = [head for other, head in wanted if other == layer]
+            mass = attention[layer][own][:, tokens - shift][..., tokens].sum(dim=0) / len(wanted)
+            mass.fill_diagonal_(0)
+            kept = min(5, len(tokens))
+            strengths, targets = edges.strengths[number, place], edges.targets[number, place].long()
+            assert_close(strengths[: len(tokens), :kept], mass.sort(dim=1, descending=True).values[:, :kept])
+            # An edge of strength 0 may point anywhere.
+            named = mass.gather(1, targets[: len(tokens)].clamp_max(len(tokens) - 1))
+            assert_close(named * (strengths[: len(tokens)] > 0), strengths[: len(tokens)])
+            assert (strengths[len(tokens) :] == 0).all()
+    assert edges.strengths.shape[1] == place + 1
 
 
 def test_a_layer_that_runs_twice_counts_once(batch):
@@ -187,7 +190,7 @@ def test_the_training_pass_takes_what_its_kernel_keeps(policy, batch, monkeypatc
     seen.clear()
     with probe.capture(batch) as recorder:
         response_logits(policy, batch)
-    assert len(seen) == recorder.results()[request].mass.shape[1]
+    assert len(seen) == 2 * recorder.results()[request].mass.shape[1], "once for the picture and once for the edges"
 
 
 def test_a_window_hides_the_picture_in_training_too(policy, batch):

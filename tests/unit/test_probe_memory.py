@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atrl.credit import blocks as blocks_module
-from atrl.credit.attention import AttentionReader, AttentionRequest
+from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
 from atrl.credit.blocks import Block, check_logsumexp
 from atrl.credit.regions import Regions
 from tests.unit.live_bytes import LiveBytes
@@ -65,6 +65,33 @@ def test_a_few_blocks_are_held_beside_the_result(monkeypatch, columns, tokens, w
     result = sum(tensor.nbytes for tensor in (capture.total, capture.peak, capture.image))
     assert read < 6 * 4 * CHUNK + 2 * result
     assert live.peak - held < 6 * 4 * CHUNK + 4 * result
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["softmax", "kept"])
+def test_edges_are_held_by_rows(monkeypatch, kept):
+    """768 tokens on each other would be 2.25 MiB a response and head; a block is 256 KiB. Up to rounding, what larger
+    blocks make of it."""
+    query, key = states(2, 1024, 16)
+    regions = regions_of(2, 1024, 768, images=4)
+    lse = log_sum_exp(query, key, 0.2) if kept else None
+    request = AttentionRequest(neighbours=8, sink_factor=0)
+
+    def held_and_found() -> tuple[int, AttentionCapture]:
+        reader = AttentionReader(request, regions)
+        with LiveBytes([query, key, *([lse] if kept else [])]) as live:
+            before = live.now
+            for layer in range(3):
+                reader.read_attention(layer, query, key, scaling=0.2, logsumexp=lse)
+            return live.peak - before, reader.result()
+
+    _, expected = held_and_found()
+    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", CHUNK)
+    held, found = held_and_found()
+    edges = found.edges
+    assert edges.targets.shape == edges.strengths.shape == (2, 3, 768, 8)
+    result = sum(tensor.nbytes for tensor in (found.total, found.peak, found.image, edges.targets, edges.strengths))
+    assert held < 6 * 4 * CHUNK + 2 * result < 2 * 768 * 768 * 4
+    torch.testing.assert_close(edges.strengths, expected.edges.strengths, atol=1e-6, rtol=0)
 
 
 def block(**changes) -> Block:

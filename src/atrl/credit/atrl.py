@@ -124,8 +124,8 @@ def token_rows(
         TokenRows(
             density=densities[row, : lengths[row]],
             image=images[row, : lengths[row], : widths[row]],
-            targets=None if targets is None else targets[row, : lengths[row]],
-            strengths=None if strengths is None else strengths[row, : lengths[row]],
+            targets=None if targets is None else targets[row, :, : lengths[row]],
+            strengths=None if strengths is None else strengths[row, :, : lengths[row]],
         )
         for row in rows
     ]

@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.blocks import Block, blocks, check_logsumexp
 from atrl.credit.connectivity import reduce_without_sinks
+from atrl.credit.edges import Edges, strongest_edges
 from atrl.credit.regions import Regions
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class AttentionRequest:
         heads: (layer, head) pairs; None is all heads of `layers`.
         row: "predicting" reads the row that produced a token (position t-1), "own" the row of the token itself.
         sink_factor: image columns that are sinks are left out (see `connectivity.remove_sinks`); 0 keeps all.
-        neighbours: strongest response→response edges kept per token; 0 reads none.
+        neighbours: strongest response→response edges kept per token and layer; 0 reads none.
         by_picture: also keep every head's mass on each of the prompt's pictures and videos by itself.
         detail: also keep every head's mass on every image token: for analysis, since it is large.
     """
@@ -63,42 +64,34 @@ class AttentionCapture:
     image_mask: Bool[Tensor, "rollout image"]
     """Which of the (padded) image columns are real."""
     edges: Edges | None
-    """Response→response attention, mean over layers and heads, symmetrised; None if not requested."""
+    """Response→response attention; None if not requested."""
     pictures: Float[Tensor, "rollout layer head response picture"] | None = None
     """`total` by picture, in the prompt's order; only with `by_picture`."""
     mass: Float[Tensor, "rollout layer head response image"] | None = None
     """Every head's mass on every image token; only with `detail`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Edges:
-    """The strongest edges of each response token, strongest first; strength 0 where there is none."""
-
-    targets: Int[Tensor, "rollout response neighbour"]
-    strengths: Float[Tensor, "rollout response neighbour"]
-
-
 class AttentionReader:
     """Adds up one forward pass, layer by layer. Reading a layer twice leaves the same result. `fused` takes masses from
-    Triton kernels instead of `Block.masses`; None does so wherever these run.
+    Triton kernels instead of `Block`'s own; None does so wherever these run.
 
-    Beyond what it returns it holds a few blocks of `CHUNK_ELEMENTS` at a time; with edges, of which the strongest are
-    known after the last layer only, [response token token] until then."""
+    Beyond what it returns it holds a few blocks of `CHUNK_ELEMENTS` at a time."""
 
     def __init__(self, request: AttentionRequest, regions: Regions, *, fused: bool | None = None) -> None:
         self._request, self._regions = request, regions
         self._fused = fused_available(regions.rows.device) if fused is None else fused
-        self._masses: Callable[..., tuple[Tensor, Tensor | None]] = Block.masses
+        self._image_mass: Callable[[Block], Tensor] = Block.image_mass
+        self._response_mass: Callable[[Block], Tensor] = Block.response_mass
         if self._fused:
-            from atrl.credit.fused import fused_masses
+            from atrl.credit.fused import image_mass, response_mass
 
-            self._masses = fused_masses
+            self._image_mass, self._response_mass = image_mass, response_mass
         self._total: dict[int, Tensor] = {}
         self._peak: dict[int, Tensor] = {}
         self._pictures: dict[int, Tensor] = {}
         self._mass: dict[int, Tensor] = {}
+        self._edges: dict[int, tuple[Tensor, Tensor]] = {}
         self._image: Tensor | None = None
-        self._response: Tensor | None = None
         self._heads_read = 0
 
     def read_attention(
@@ -128,7 +121,6 @@ class AttentionReader:
             self._pictures[layer] = total.new_zeros(*shape, regions.pictures.shape[2])
         if self._image is None:
             self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
-            self._response = total.new_zeros(regions.size, shape[2], shape[2]) if self._request.neighbours else None
         whole = Block(query.detach(), key.detach(), heads, regions, scaling, sliding_window, softcap, logsumexp)
         if logsumexp is not None and query.is_cuda and not self._total:
             check_logsumexp(whole)  # torch doesn't promise what a kernel keeps
@@ -137,18 +129,18 @@ class AttentionReader:
         for part, first, last in blocks(regions, len(heads), *held):
             here = regions.part(part)
             block = replace(whole, heads=heads[first:last], regions=here)
-            image, response = self._masses(block, with_response=self._response is not None)
             image, total[part, first:last], peak[part, first:last] = reduce_without_sinks(
-                image, here.column_mask, here.row_mask, factor=self._request.sink_factor
+                self._image_mass(block), here.column_mask, here.row_mask, factor=self._request.sink_factor
             )
             if image.shape[-1]:
                 torch.maximum(self._image[part], image.amax(dim=1), out=self._image[part])
-            if response is not None:
-                self._response[part] += response
             if here.pictures is not None and self._request.by_picture:
                 self._pictures[layer][part, first:last] = image @ here.pictures[:, None]
             if self._request.detail:
                 masses.append(image)
+        if self._request.neighbours:
+            keys = None if self._fused else (key.shape[2], key.shape[3])
+            self._edges[layer] = strongest_edges(whole, self._request.neighbours, self._response_mass, held=keys)
         self._total[layer], self._peak[layer] = total, peak
         self._heads_read += len(heads)
         if self._request.detail:
@@ -173,7 +165,7 @@ class AttentionReader:
             peak=self._by_layer(self._peak),
             image=self._image * mask[:, :, None],
             image_mask=self._regions.column_mask,
-            edges=self._edges(),
+            edges=self._joined_edges(),
             pictures=self._by_layer(self._pictures) if self._request.by_picture else None,
             mass=self._by_layer(self._mass) if self._request.detail else None,
         )
@@ -199,16 +191,11 @@ class AttentionReader:
         mask = self._regions.row_mask[:, None, None]
         return joined.mul_(mask.view(*mask.shape, *[1] * (joined.ndim - mask.ndim)))
 
-    def _edges(self) -> Edges | None:
-        if self._response is None:
+    def _joined_edges(self) -> Edges | None:
+        if not self._edges:
             return None
-        mask = self._regions.row_mask
-        response = self._response / self._heads_read * mask[:, :, None] * mask[:, None, :]
-        strengths = (response + response.transpose(1, 2)) / 2
-        strengths.diagonal(dim1=1, dim2=2).zero_()
-        kept = min(self._request.neighbours, strengths.shape[1])
-        strongest = strengths.topk(kept, dim=2)
-        return Edges(strongest.indices, strongest.values)
+        targets, strengths = zip(*(self._edges[layer] for layer in sorted(self._edges)), strict=True)
+        return Edges(torch.stack(targets, dim=1), torch.stack(strengths, dim=1) / self._heads_read)
 
     def _joined(self, masses: list[Tensor], heads: int) -> Tensor:
         """Blocks in the order of `blocks` → [rollout head response image]."""

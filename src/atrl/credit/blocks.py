@@ -46,39 +46,36 @@ class Block:
         may point there, get any query."""
         return self.key.shape[2] - self.query.shape[2]
 
-    def masses(
-        self, *, with_response: bool
-    ) -> tuple[Float[Tensor, "response head token image"], Float[Tensor, "response token token"] | None]:
-        """Mass of every token's row on its image columns, and on its response columns summed over the heads."""
-        size, tokens = self.regions.rows.shape
-        at_rows = self._exponentials_at if self.lse is not None else partial(self._softmax_at, self._every_key())
+    def image_mass(self) -> Float[Tensor, "response head row image"]:
+        """Mass of every row on its image columns."""
+        regions, at_rows = self.regions, self._mass_of()
+        size, rows = regions.rows.shape
+        image = (regions.columns, regions.column_mask, regions.pictures_first)
         step = max(1, CHUNK_ELEMENTS // max(1, size * len(self.heads) * self.key.shape[2]))
-        if step >= tokens:
-            return self._reduced(at_rows(slice(0, tokens)), with_response)
-        image = self.key.new_empty(size, len(self.heads), tokens, self.regions.columns.shape[1], dtype=torch.float32)
-        response = image.new_empty(size, tokens, tokens) if with_response else None
-        for start in range(0, tokens, step):
-            part = slice(start, min(start + step, tokens))
-            image[:, :, part], own = self._reduced(at_rows(part), with_response)
-            if response is not None:
-                response[:, part] = own
-        return image, response
+        if step >= rows:
+            return at_rows(slice(0, rows))(*image)
+        found = self.key.new_empty(size, len(self.heads), rows, regions.columns.shape[1], dtype=torch.float32)
+        for start in range(0, rows, step):
+            part = slice(start, min(start + step, rows))
+            found[:, :, part] = at_rows(part)(*image)
+        return found
 
-    def _reduced(
-        self, mass: MassAt, with_response: bool
-    ) -> tuple[Float[Tensor, "response head part image"], Float[Tensor, "response part token"] | None]:
-        regions = self.regions
-        image = mass(regions.columns, regions.column_mask, regions.pictures_first)
-        if not with_response:
-            return image, None
-        return image, mass(regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool), False).sum(dim=1)
+    def response_mass(self) -> Float[Tensor, "response row token"]:
+        """Mass of every row on the columns of its response, summed over the heads; the rows of all of them are held."""
+        tokens = self.regions.tokens
+        at = self._mass_of()(slice(0, self.regions.rows.shape[1]))
+        return at(tokens, torch.ones_like(tokens, dtype=torch.bool), False).sum(dim=1)
+
+    def _mass_of(self) -> Callable[[slice], MassAt]:
+        """What gives the mass of some rows."""
+        return self._exponentials_at if self.lse is not None else partial(self._softmax_at, self._every_key())
 
     def _every_key(self) -> Float[Tensor, "response head column width"]:
         columns = torch.arange(self.key.shape[2], device=self.key.device).expand(self.regions.size, -1)
         return self._keys([head // self._per_group for head in self.heads], columns)
 
     def _softmax_at(self, key: Float[Tensor, "response head column width"], part: slice) -> MassAt:
-        """By the softmax of the tokens `part` over all columns."""
+        """By the softmax of the rows `part` over all columns."""
         mass = self._softmax_rows(key, part)
 
         def at(columns: Tensor, real: Tensor, all_seen: bool) -> Tensor:
@@ -87,7 +84,7 @@ class Block:
         return at
 
     def _exponentials_at(self, part: slice) -> MassAt:
-        """By ``exp(score − lse)`` of the tokens `part` at the wanted columns alone."""
+        """By ``exp(score − lse)`` of the rows `part` at the wanted columns alone."""
         regions, rows = self.regions, self.regions.rows[:, part]
         groups, share = self._shared_keys()
         # The rows of all heads that share a key are one matrix.
@@ -174,8 +171,7 @@ def check_logsumexp(block: Block) -> None:
     real = one.regions.row_mask[0, :, None]
     found = []
     for by in (one, replace(one, lse=None)):
-        image, response = by.masses(with_response=True)
-        found.append(torch.cat([image[0, 0], response[0]], dim=-1).where(real, 0.0))
+        found.append(torch.cat([by.image_mass()[0, 0], by.response_mass()[0]], dim=-1).where(real, 0.0))
     worst = (found[0] - found[1]).abs().max().item()
     assert worst < LOGSUMEXP_TOLERANCE, (
         f"the log-sum-exp that the attention kernel keeps gives masses that are {worst:.2g} off: set "
@@ -201,3 +197,24 @@ def blocks(regions: Regions, heads: int, columns: int, width: int = 1) -> Iterat
         part = slice(start, min(start + responses, regions.size))
         for first in range(0, heads, heads_each):
             yield part, first, min(first + heads_each, heads)
+
+
+def row_blocks(regions: Regions, columns: int, width: int = 1) -> Iterator[tuple[slice, slice, int]]:
+    """(responses, their rows, heads) such that the scores of so many heads, and their keys, don't exceed a chunk,
+
+    as long as one row and the keys of one head fit.
+
+    Args:
+        regions: where the responses are.
+        columns: that a row of scores has.
+        width: of a head's keys; 1 where none are copied.
+    """
+    rows = regions.rows.shape[1]
+    rows_each = max(1, min(rows, CHUNK_ELEMENTS // max(1, columns)))
+    of_one = max(rows_each, width) * max(1, columns)
+    responses = max(1, CHUNK_ELEMENTS // of_one)
+    for start in range(0, regions.size, responses):
+        part = slice(start, min(start + responses, regions.size))
+        heads = max(1, CHUNK_ELEMENTS // ((part.stop - part.start) * of_one))
+        for first in range(0, rows, rows_each):
+            yield part, slice(first, min(first + rows_each, rows)), heads

@@ -41,8 +41,8 @@ class TokenRows:
 
     density: Float[np.ndarray, "token"]
     image: Float[np.ndarray, "token image"]
-    targets: Int[np.ndarray, "token neighbour"] | None
-    strengths: Float[np.ndarray, "token neighbour"] | None
+    targets: Int[np.ndarray, "layer token neighbour"] | None
+    strengths: Float[np.ndarray, "layer token neighbour"] | None
 
 
 def weigh_all(

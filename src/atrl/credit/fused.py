@@ -1,4 +1,4 @@
-"""Attention mass of response rows by Triton kernels: `Block.masses` without ever holding a row of scores.
+"""Attention mass of response rows by Triton kernels: what `Block` works out, without ever holding a row of scores.
 
 Two passes, as in FlashAttention (Dao et al., arXiv 2205.14135): the log-sum-exp of each row, online over tiles of keys;
 then ``exp(score − lse)`` at the wanted columns alone. The only file that imports triton: import it where it is used.
@@ -22,19 +22,16 @@ TILE_BYTES = 1 << 14
 """Queries or keys of one tile. Shared memory must hold one tile of queries and two of keys: 99 KiB on small GPUs."""
 
 
-def fused_masses(
-    block: Block, *, with_response: bool
-) -> tuple[Float[Tensor, "response head token image"], Float[Tensor, "response token token"] | None]:
-    """What `Block.masses` returns, in float32, but a row which may look nowhere reads 0: only padding may not."""
-    regions, heads = block.regions, _head_index(tuple(block.heads), block.query.device)
-    size, tokens = regions.rows.shape
-    image = block.query.new_empty(size, len(heads), tokens, regions.columns.shape[1], dtype=torch.float32)
-    response = image.new_empty(size, tokens, tokens) if with_response else None
-    lse = log_sum_exp(block) if block.lse is None else block.of_rows(block.lse, slice(None)).float().contiguous()
-    _fill(image, block, lse, regions.columns, regions.column_mask)
-    if response is not None:
-        _fill(response[:, None], block, lse, regions.tokens, torch.ones_like(regions.tokens, dtype=torch.bool))
-    return image, response
+def image_mass(block: Block) -> Float[Tensor, "response head row image"]:
+    """What `Block.image_mass` returns, in float32, but a row which may look nowhere reads 0: only padding may not."""
+    regions = block.regions
+    return _mass(block, len(block.heads), regions.columns, regions.column_mask)
+
+
+def response_mass(block: Block) -> Float[Tensor, "response row token"]:
+    """What `Block.response_mass` returns, with the same exception; heads are added up as they are worked out."""
+    tokens = block.regions.tokens
+    return _mass(block, 1, tokens, torch.ones_like(tokens, dtype=torch.bool))[:, 0]
 
 
 def log_sum_exp(block: Block) -> Float[Tensor, "response head token"]:
@@ -49,23 +46,21 @@ def log_sum_exp(block: Block) -> Float[Tensor, "response head token"]:
     return out
 
 
-def _fill(
-    out: Float[Tensor, "response group token column"],
-    block: Block,
-    lse: Float[Tensor, "response head token"],
-    at: Int[Tensor, "response column"],
-    at_mask: Bool[Tensor, "response column"],
-) -> None:
+def _mass(
+    block: Block, groups: int, at: Int[Tensor, "response column"], at_mask: Bool[Tensor, "response column"]
+) -> Float[Tensor, "response group row column"]:
     """Mass on the columns `at`, 0 where masked, summed over the heads of each group; groups are of equal size."""
-    if not out.numel():
-        return
-    size, groups, tokens, width = out.shape
-    options = _options(block)
-    grid = (triton.cdiv(tokens, options["TILE"]) * triton.cdiv(width, options["TILE"]), groups, size)
-    with torch.cuda.device_of(out):
-        _mass_kernel[grid](
-            out, lse, at.contiguous(), at_mask.contiguous(), width, len(block.heads) // groups, **options
-        )
+    (size, rows), width = block.regions.rows.shape, at.shape[1]
+    out = block.query.new_empty(size, groups, rows, width, dtype=torch.float32)
+    lse = log_sum_exp(block) if block.lse is None else block.of_rows(block.lse, slice(None)).float().contiguous()
+    if out.numel():
+        options = _options(block)
+        grid = (triton.cdiv(rows, options["TILE"]) * triton.cdiv(width, options["TILE"]), groups, size)
+        with torch.cuda.device_of(out):
+            _mass_kernel[grid](
+                out, lse, at.contiguous(), at_mask.contiguous(), width, len(block.heads) // groups, **options
+            )
+    return out
 
 
 def _options(block: Block) -> dict:

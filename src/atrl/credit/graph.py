@@ -14,17 +14,18 @@ _STEPS = np.float32(2**26)
 
 
 def attention_strengths(
-    targets: Int[np.ndarray, "token neighbour"], strengths: Float[np.ndarray, "token neighbour"]
+    targets: Int[np.ndarray, "layer token neighbour"], strengths: Float[np.ndarray, "layer token neighbour"]
 ) -> Float[np.ndarray, "token token"]:
-    """The sparse edges of one response's tokens as a symmetric matrix; an edge that either end kept is in it.
+    """The sparse edges of one response's tokens, added up over layers and both directions, as a symmetric matrix.
 
     Edges to tokens beyond the response, which padding leaves, are dropped.
     """
-    tokens = len(targets)
-    matrix = np.zeros((tokens, tokens), np.float32)
+    tokens = targets.shape[1]
     inside = targets < tokens
-    matrix[np.nonzero(inside)[0], targets[inside]] = strengths[inside]
-    return np.maximum(matrix, matrix.T)
+    entries = np.nonzero(inside)[1] * tokens + targets[inside]
+    matrix = np.bincount(entries, weights=strengths[inside], minlength=tokens * tokens)
+    matrix = matrix.reshape(tokens, tokens).astype(np.float32)
+    return matrix + matrix.T
 
 
 def similarity_strengths(image: Float[np.ndarray, "token image"]) -> Float[np.ndarray, "token token"]:

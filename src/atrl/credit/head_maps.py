@@ -68,7 +68,7 @@ class HeadMapReader:
         for part, first, last in blocks(regions, heads, key.shape[2]):
             here = regions.part(part)
             block = Block(query, key, list(range(first, last)), here, scaling, sliding_window, softcap, logsumexp)
-            image, _ = block.masses(with_response=False)
+            image = block.image_mass()
             if self._request.sink_factor > 0:
                 image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)
             found[part, first:last] = torch.einsum("bt,bhtv->bhv", self._weights[part], image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -29,9 +29,9 @@ class Regions:
     """First column of its sequence: nothing before it is seen."""
     visible: Bool[Tensor, "row column"]
     """Columns of the batch that hold a token and not padding."""
-    rows: Int[Tensor, "response token"]
-    """Where the query of each response token stands."""
-    row_mask: Bool[Tensor, "response token"]
+    rows: Int[Tensor, "response row"]
+    """Where the query of each response token stands; of some tokens only after `of_tokens`."""
+    row_mask: Bool[Tensor, "response row"]
     tokens: Int[Tensor, "response token"]
     """Where each response token itself stands."""
     columns: Int[Tensor, "response image"]
@@ -71,6 +71,16 @@ class Regions:
             column_mask=self.column_mask[index],
             pictures=None if self.pictures is None else self.pictures[index],
             aligned=self.aligned and (self.aligned[0] + index.indices(self.size)[0], self.aligned[1]),
+        )
+
+    def of_tokens(self, index: slice) -> Regions:
+        """The rows of the response tokens `index` alone; what they may look at stays."""
+        first = index.indices(self.rows.shape[1])[0]
+        return replace(
+            self,
+            rows=self.rows[:, index],
+            row_mask=self.row_mask[:, index],
+            aligned=self.aligned and (self.aligned[0], self.aligned[1] + first),
         )
 
 

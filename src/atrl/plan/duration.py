@@ -100,9 +100,11 @@ def reading_operations(job: Job) -> float:
     """Of reading attention: scores, softmax and reductions of every head (as in `benchmarks/credit_overhead.py`).
 
     Every column for a row's log-sum-exp, then the picture's again: some kernels keep it, but not within checkpointing.
+    The same once more, with the response's columns, where its edges are read.
     """
     lengths, text = job.lengths, job.model.text
-    scores = (2 * text.head_width + 5) * lengths.response * (lengths.total + lengths.image)
+    columns = lengths.total + lengths.image + (lengths.total + lengths.response if job.credit.edges else 0)
+    scores = (2 * text.head_width + 5) * lengths.response * columns
     reductions = 6 * lengths.response * lengths.image + (lengths.response**2 if job.credit.edges else 0)
     return job.rank_rollouts * job.credit.heads_read * (scores + reductions)
 

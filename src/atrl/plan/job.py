@@ -60,8 +60,8 @@ class CreditCost:
     name: str = "none"
     heads_read: int = 0
     """Heads whose attention is read, over all layers."""
-    edges: bool = False
-    """Whether the attention of responses on themselves is read too."""
+    edges: int = 0
+    """To other tokens of its response that are read of each token, over all layers."""
     clusters: bool = False
     """Whether each response is cut into clusters, on the CPU."""
     masked: MaskedPass = "no"

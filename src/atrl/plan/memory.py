@@ -114,7 +114,7 @@ def credit(job: Job) -> float:
     cost, lengths = job.credit, job.lengths
     read = 0.0
     if cost.heads_read:
-        per_token = 2 * cost.heads_read + lengths.image + (lengths.response if cost.edges else 0)
+        per_token = 2 * cost.heads_read + lengths.image + 2 * cost.edges
         read = FLOAT * job.rows * lengths.response * per_token
         # While layers are read there are no logits yet, and nothing of the last block's second half.
         read += max(0.0, min(CHUNK, _rows_of_scores(job)) - logits(job) - after_attention(job))

@@ -192,7 +192,7 @@ def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
         return CreditCost()
     scheme = instantiate(config.credit)
     if scheme.head_search is not None:  # any will do: they cost the same
-        scheme = scheme.with_heads(tuple((0, head) for head in range(scheme.head_search.count)))
+        scheme = scheme.with_heads(tuple((layer, 0) for layer in range(scheme.head_search.count)))
     masked: MaskedPass = (
         "no" if scheme.picture_mask is None else "gradient" if scheme.needs_masked_gradient else "forward"
     )
@@ -201,13 +201,23 @@ def _credit(config: DictConfig, shape: ModelShape) -> CreditCost:
     return CreditCost(
         name=scheme.name,
         heads_read=_heads_read(scheme, shape),
-        edges=any(getattr(request, "neighbours", 0) > 0 for request in scheme.requests),
+        edges=sum(_edges(request, shape) for request in scheme.requests),
         clusters=bool(clusters),
         masked=masked,
         scores_first=scheme.scope == "batch",
         whole_rows=scheme.needs_whole_rows,
         background=any(part.workers != 0 for part in clusters),
     )
+
+
+def _edges(request: Any, shape: ModelShape) -> int:
+    """Edges that are read of each token, over all layers."""
+    count = shape.text.layers
+    if getattr(request, "layers", None) is not None:
+        count = len(request.layers)
+    elif getattr(request, "heads", None) is not None:
+        count = min(count, len({layer for layer, _ in request.heads}))
+    return count * getattr(request, "neighbours", 0)
 
 
 def _heads_read(scheme: Any, shape: ModelShape) -> int:
