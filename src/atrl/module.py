@@ -61,6 +61,7 @@ class PolicyModule(PromptModule):
         max_steps: training steps of the run, over which the learning rate falls.
         seed: of the run.
         split: how a batch is cut into micro-batches.
+        share_prompts: a prompt is run once for all of its responses.
         gradients: how theirs are added up.
         stream: of prompts, from which dynamic sampling takes further ones.
     """

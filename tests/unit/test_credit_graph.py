@@ -48,7 +48,7 @@ def test_both_directions_of_an_edge_are_added_up():
 
 
 def test_edges_into_the_padding_are_dropped():
-    targets = np.where((TARGETS == 0) & np.isclose(STRENGTHS, 0.02), 5, TARGETS)
+    targets = np.where((TARGETS == 0) & np.isclose(STRENGTHS, 0.02), 3, TARGETS)
     np.testing.assert_allclose(attention_strengths(targets, STRENGTHS), matrix(0.2, 0.08, 0.3), rtol=1e-6)
 
 
