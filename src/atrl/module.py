@@ -174,20 +174,25 @@ class PolicyModule(PromptModule):
         )
 
     def _draw(self, prompts: Sequence[Prompt], seed: str) -> DynamicBatch:
-        """Stages 1 and 2, with dynamic sampling again for as many new prompts as taught nothing."""
+        """Stages 1 and 2, with dynamic sampling again for as many new prompts as taught nothing.
+
+        The overlong penalty comes last: lengths alone don't make a group teach something.
+        """
 
         def draw(prompts: Sequence[Prompt], attempt: int) -> tuple[list[RolloutGroup], list[list[Reward]]]:
             with self.timer.phase("rollout"):
                 groups = self.rollouts.generate(prompts, seed=f"{seed}/{attempt}" if attempt else seed)
             with self.timer.phase("reward"):
-                rewards = self.reward.score(groups)
-                if self.objective.overlong is not None:
-                    rewards = self.objective.overlong.apply(groups, rewards, self.max_response_tokens)
-            return groups, rewards
+                return groups, self.reward.score(groups)
 
-        if self.objective.dynamic_sampling is None:
-            return DynamicBatch(*draw(prompts, 0), discarded=[], choice=None)
-        return self.objective.dynamic_sampling.fill(prompts, draw=draw, stream=self.stream)
+        objective = self.objective
+        if objective.dynamic_sampling is None:
+            drawn = DynamicBatch(*draw(prompts, 0), discarded=[], choice=None)
+        else:
+            drawn = objective.dynamic_sampling.fill(prompts, draw=draw, stream=self.stream)
+        if objective.overlong is None:
+            return drawn
+        return drawn.rewarded(lambda *scored: objective.overlong.apply(*scored, self.max_response_tokens))
 
     def _advantages(self, rewards: list[list[Reward]], seed: str) -> Float[Tensor, "group sample"]:
         """Stage 3, over the global batch; this rank's rows of it."""

@@ -29,6 +29,8 @@ pytestmark = [
         (SDPBackend.FLASH_ATTENTION, False),
         (SDPBackend.EFFICIENT_ATTENTION, False),
         (SDPBackend.EFFICIENT_ATTENTION, True),
+        (SDPBackend.CUDNN_ATTENTION, False),
+        (SDPBackend.CUDNN_ATTENTION, True),
     ],
 )
 def test_kernels_keep_the_log_sum_exp_of_their_scores(backend: SDPBackend, masked: bool) -> None:

@@ -28,13 +28,17 @@ TOLERANCE = 2e-2
 
 
 def updated_twice(sampler: VllmServerSampler) -> list[float]:
-    """The largest difference of a log-probability with the first weights, with others, and with the first again."""
+    """The largest difference of a log-probability with the first weights, with others, and with the first again.
+
+    The first come from the CPU, as in a run, whose policy is moved after the rollout callback is set up.
+    """
     loaded = PretrainedModel().load(Path())
-    policy = LoadedModel(loaded.model.cuda().eval(), loaded.processor, loaded.folder)
+    policy = LoadedModel(loaded.model.eval(), loaded.processor, loaded.folder)
     handle = RolloutSettings(sampler=None).handle(policy, [])
     builder = PromptBuilder(processor=policy.processor)
     prompts = [builder.build(problem) for problem in GeometryProblems(train_size=4).load("train")]
     sampler.start(handle)
+    policy.model.cuda()
     differences = []
     try:
         for version, change in enumerate((0.0, 0.05, -0.05)):
@@ -58,9 +62,9 @@ def test_a_server_on_this_gpu_by_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for the trainer and another for the server")
-def test_a_server_on_another_gpu_by_nccl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[1])
+def test_a_server_on_another_gpu_by_nccl(tmp_path: Path) -> None:
+    second = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[1]
     options = ("--gpu-memory-utilization", "0.3", "--weight-transfer-config", '{"backend": "nccl"}')
-    with running_server("tiny", tmp_path / "log", *options) as url:
+    with running_server("tiny", tmp_path / "log", *options, environment={"CUDA_VISIBLE_DEVICES": second}) as url:
         sampler = VllmServerSampler(url=url, wait_seconds=300, weight_transfer="nccl")
         assert max(updated_twice(sampler)) < TOLERANCE

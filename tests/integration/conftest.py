@@ -9,10 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -71,7 +72,9 @@ def train(tmp_path: Path) -> Callable[..., Run]:
 
 
 @contextmanager
-def running_server(model: Path | str, log: Path, *options: str, key: str = "") -> Iterator[str]:
+def running_server(
+    model: Path | str, log: Path, *options: str, key: str = "", environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
     """The URL of a real server of `model` on a free port; it and its processes end with the block, or with pytest."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -79,7 +82,7 @@ def running_server(model: Path | str, log: Path, *options: str, key: str = "") -
     command = [sys.executable, "-m", "atrl.rollout.serve", str(model), "--port", str(port), *options]
     with log.open("w") as file:
         server = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "VLLM_API_KEY": key},
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment, "VLLM_API_KEY": key},
             start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
     try:

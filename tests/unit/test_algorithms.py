@@ -37,7 +37,7 @@ PUBLISHED = {
     "dapo": parts(
         ClippedLoss(clip_low=0.2, clip_high=0.28),
         TokenMean(),
-        overlong=OverlongPenalty(cache_tokens=12, weight=1.0),
+        overlong=OverlongPenalty(cache_tokens=None, weight=1.0),
         dynamic_sampling=DynamicSampling(max_draws=4),
     ),
     "gspo": parts(SequenceClippedLoss(clip_low=3e-4, clip_high=4e-4), SequenceMean()),
@@ -143,9 +143,7 @@ def test_a_product_goes_with_gspo_if_all_of_its_schemes_do():
 
 
 def test_the_overlong_cache_fits_the_response():
-    message = (
-        "algorithm.overlong.cache_tokens must be at most rollout.max_response_tokens=8, got 9: a fifth of the limit"
-    )
+    message = "algorithm.overlong.cache_tokens must be at most rollout.max_response_tokens=8, got 9: null is a fifth of the limit"
     assert refusal("algorithm=dapo", "algorithm.overlong.cache_tokens=9", "rollout.max_response_tokens=8").startswith(
         message
     )

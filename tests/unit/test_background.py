@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import torch
 from atrl import parallel
 from atrl.credit import background as background_module
 from atrl.credit.background import Background, useful_workers
+
+HERE = platform.node()
 
 
 def squares(items, power):
@@ -194,25 +197,30 @@ def test_closing_twice_and_opening_again(background):
 
 
 @pytest.mark.parametrize(
-    ("cores", "cuda", "threads", "world", "useful"),
+    ("cores", "cuda", "threads", "others", "useful"),
     [
-        (8, False, 6, 1, 2),  # idle cores
-        (64, False, 1, 1, 4),  # more would only take memory
-        (8, False, 8, 1, 1),  # one in the gaps of the training's threads
-        (2, False, 2, 1, 1),
-        (1, False, 1, 1, 0),  # a single core has no gaps
-        (8, False, 3, 2, 1),  # two ranks share the cores
-        (4, False, 1, 4, 0),
-        (8, True, 8, 1, 4),  # one core drives the GPU
-        (2, True, 8, 1, 1),
-        (4, True, 8, 4, 0),
+        (8, False, 6, [], 2),  # idle cores
+        (64, False, 1, [], 4),  # more would only take memory
+        (8, False, 8, [], 1),  # one in the gaps of the training's threads
+        (2, False, 2, [], 1),
+        (1, False, 1, [], 0),  # a single core has no gaps
+        (8, False, 3, [(HERE, 0, 8)], 1),  # two ranks share the cores
+        (4, False, 1, [(HERE, 0, 4)] * 3, 0),
+        (8, True, 8, [], 4),  # one core drives the GPU
+        (2, True, 8, [], 1),
+        (4, True, 8, [(HERE, 0, 4)] * 3, 0),
+        (64, True, 1, [(HERE, 0, 64)] * 7 + [("elsewhere", 0, 64)] * 56, 4),  # eight nodes of eight ranks
+        (8, True, 1, [(HERE, 8, 16)] * 7, 4),  # the launcher gave each rank cores of its own
+        (8, False, 3, [(HERE, 4, 12)], 1),
     ],
 )
-def test_auto_takes_what_the_training_leaves(monkeypatch, cores, cuda, threads, world, useful):
+def test_auto_takes_what_the_training_leaves(monkeypatch, cores, cuda, threads, others, useful):
+    """Other ranks by their machine and the range of cores that they may run on."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(parallel, "world_size", lambda: world)
+    ranks = [(node, set(range(first, last))) for node, first, last in others]
+    monkeypatch.setattr(parallel, "gather", lambda own: [own, *ranks])
     assert useful_workers() == useful
 
 

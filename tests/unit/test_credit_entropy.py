@@ -38,6 +38,16 @@ def test_without_entropy_all_tokens_are_alike():
         assert torch.equal(output.weights, BATCH.response_mask.float()) and not output.anchors.any()
 
 
+@pytest.mark.parametrize("within", ["response", "batch"])
+def test_a_token_that_was_certain_is_never_chosen(within):
+    """As truncated sampling leaves many. Two of eight are in doubt: which come first doesn't choose others."""
+    entropy = torch.tensor([[0.0, 0.8, 0.0, 0.0, 0.0], [0.0, 0.3, 0.0, 9.0, 9.0]])
+    output = assign(EntropyCredit(ratio=0.9, within=within), entropy)
+    assert output.anchors.nonzero().tolist() == [[0, 1], [1, 1]]
+    each = {"response": [5.0, 3.0], "batch": [4.0, 4.0]}[within]
+    assert output.weights.tolist() == [[0, each[0], 0, 0, 0], [0, each[1], 0, 0, 0]]
+
+
 def test_only_the_batch_form_needs_the_batch():
     assert (EntropyCredit().scope, EntropyCredit().normalised_over) == ("response", "response")
     scheme = EntropyCredit(within="batch")

@@ -67,6 +67,7 @@ SCHEMES = [
     ProductCredit(schemes=[AnchorOnlyCredit(), EntropyCredit(within="batch")]),
     ProductCredit(schemes=[VppoCredit(), LowConnectivityCredit(), RandomCredit()]),
     ProductCredit(schemes=[UniformCredit()]),
+    ProductCredit(schemes=[HiddenCosineCredit(temperature=0.004), EntropyCredit(ratio=0.05)]),
 ]
 
 
@@ -171,6 +172,16 @@ def test_weights_do_not_depend_on_the_rest_of_the_batch(scheme):
                 if together.anchors is not None:
                     assert torch.equal(part.anchors[row - start, :length], together.anchors[row, :length])
     assert mask.sum() == sum(length for length, _ in ROWS)
+
+
+@every_scheme
+def test_weights_do_not_depend_on_the_order_of_the_rows(scheme):
+    """In which micro-batches by length, and ranks, put them."""
+    order = [3, 0, 5, 2, 4, 1]
+    together, turned = assign(scheme), assign(scheme, [ROWS[row] for row in order])
+    torch.testing.assert_close(turned.weights, together.weights[order], atol=1e-5, rtol=0)
+    if together.anchors is not None:
+        assert torch.equal(turned.anchors, together.anchors[order])
 
 
 @every_scheme

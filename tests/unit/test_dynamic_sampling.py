@@ -5,13 +5,18 @@ In one process, and in several that share the work.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from atrl import parallel
+from atrl.loss.overlong import OverlongPenalty
+from atrl.module import PolicyModule
 from atrl.rollout.dynamic import Choice, DynamicSampling, choose, rewards_differ, sampling_metrics
+from atrl.timing import PhaseTimer
 from atrl.types import Problem, Prompt, Reward, Rollout, RolloutGroup, Status
 from tests.unit.ranks import run_ranks
 
@@ -25,6 +30,33 @@ def prompt(name: str) -> Prompt:
 def rewards_of(name: str) -> list[Reward]:
     totals = (1.0, 0.0) if name.startswith("u") else (0.5, 0.5)
     return [Reward(total, {}, Status.WRONG) for total in totals]
+
+
+def test_lengths_alone_do_not_make_a_group_count():
+    """Both answers of e1 are wrong; one is cut off, which costs it 1 only after e1 was left out for u2."""
+    source = Source("u2")
+    objective = SimpleNamespace(dynamic_sampling=DynamicSampling(max_draws=2), overlong=OverlongPenalty())
+
+    def generate(prompts, *, seed):
+        groups = [group_of(entry) for entry in prompts]
+        for group in groups:
+            group.rollouts[1] = replace(group.rollouts[1], finished=False)
+        return groups
+
+    module = SimpleNamespace(
+        timer=PhaseTimer(),
+        rollouts=SimpleNamespace(generate=generate),
+        reward=SimpleNamespace(score=lambda groups: [rewards_of(group.prompt.problem.id) for group in groups]),
+        objective=objective,
+        stream=source,
+        max_response_tokens=64,
+    )
+    drawn = PolicyModule._draw(module, [prompt("e1")], "0")
+    assert [group.prompt.problem.id for group in drawn.groups] == ["u2"] and drawn.choice.filled_up == 0
+    assert [[reward.total for reward in group] for group in drawn.rewards] == [[1.0, -1.0]]
+    [(left, rewards)] = drawn.discarded
+    assert left.prompt.problem.id == "e1" and [reward.total for reward in rewards] == [0.5, -0.5]
+    assert [reward.parts["overlong"] for reward in rewards] == [0.0, -1.0]
 
 
 class Source:

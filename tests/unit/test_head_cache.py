@@ -83,7 +83,8 @@ def test_another_measurement_has_another_key(policy, prompts):
     keys = [key(policy, prompts)]
     for change in ({"criterion": "sensitivity"}, {"row": "own"}, {"sink_factor": 2.0}):
         keys.append(key(policy, prompts, replace(SEARCH, **change)))
-    for change in ({"temperature": 0.5}, {"max_response_tokens": 9}, {"group_size": 2}):
+    changes = {"temperature": 0.5, "max_response_tokens": 9, "group_size": 2, "top_p": 0.9, "top_k": 3, "min_p": 0.1}
+    for change in ({name: value} for name, value in changes.items()):
         keys.append(key(policy, prompts, sampling=replace(SAMPLING, **change)))
     square = prompts["square"]
     repainted = replace(square, images=(Image.new("RGB", square.images[0].size),))

@@ -60,15 +60,16 @@ class Node:
 
 
 @pytest.mark.parametrize(
-    ("name", "saved"),
+    ("name", "saved", "shape"),
     [
-        ("ScaledDotProductFlashAttentionBackward0", "_saved_logsumexp"),
-        ("ScaledDotProductEfficientAttentionBackward0", "_saved_log_sumexp"),
+        ("ScaledDotProductFlashAttentionBackward0", "_saved_logsumexp", (2, 4, 32)),
+        ("ScaledDotProductEfficientAttentionBackward0", "_saved_log_sumexp", (2, 4, 32)),
+        ("ScaledDotProductCudnnAttentionBackward0", "_saved_logsumexp", (2, 4, 32, 1)),
     ],
 )
-def test_on_a_gpu_rows_that_fill_a_tile_are_cut_off(name: str, saved: str) -> None:
+def test_on_a_gpu_rows_that_fill_a_tile_are_cut_off(name: str, saved: str, shape: tuple[int, ...]) -> None:
     """The kernels run on a GPU only, but this build of torch knows their nodes: what they save has that name."""
     assert hasattr(getattr(torch._C._functions, name), saved)
     kept = torch.arange(2 * 4 * 32).view(2, 4, 32)
-    output = SimpleNamespace(grad_fn=Node(name, **{saved: kept}), shape=(2, 5, 4, 8))
+    output = SimpleNamespace(grad_fn=Node(name, **{saved: kept.view(shape)}), shape=(2, 5, 4, 8))
     assert torch.equal(kept_logsumexp(output), kept[:, :, :5])

@@ -43,6 +43,14 @@ def test_a_cache_of_the_whole_limit_falls_from_the_first_token():
         OverlongPenalty(cache_tokens=5).penalty(lengths, torch.ones(1, 5).bool(), 4)
 
 
+@pytest.mark.parametrize(("limit", "cache"), [(64, 12), (20_480, 4_096), (4, 1)])
+def test_a_fifth_of_the_limit_unless_said_otherwise(limit, cache):
+    """⌊L / 5⌋, but one token at least: half of it is left at a penalty of a half."""
+    lengths = torch.tensor([[limit - cache, limit - cache // 2, limit]])
+    penalty = OverlongPenalty().penalty(lengths, torch.ones(1, 3).bool(), limit)
+    assert penalty.tolist() == [[0.0, -0.5 if cache > 1 else -1.0, -1.0]]
+
+
 def test_rewards_get_it_and_say_so():
     prompt = Prompt(Problem("p", "?", "1"), token_ids=[1], pixels={}, images=(), engine_token_ids=[1])
     rollouts = [Rollout([5] * length, [0.0] * length, finished) for length, finished in [(2, True), (18, True)]]
@@ -61,7 +69,9 @@ def test_rewards_get_it_and_say_so():
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match=r"algorithm\.overlong\.cache_tokens must be at least 1, got 0: a fifth"):
+    with pytest.raises(
+        ValueError, match=r"algorithm\.overlong\.cache_tokens must be at least 1, got 0: null is a fifth"
+    ):
         OverlongPenalty(cache_tokens=0)
     with pytest.raises(ValueError, match=r"algorithm\.overlong\.weight must be positive, got 0\.0: .*=null is off"):
         OverlongPenalty(cache_tokens=1, weight=0.0)

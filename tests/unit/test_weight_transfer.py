@@ -111,13 +111,17 @@ def test_nccl_without_a_gpu_is_refused() -> None:
 
 @needs_vllm
 def test_what_nccl_sends_is_declared_as_it_is_iterated() -> None:
-    """vLLM sizes the receiving buffers by the one and sends by the other; the group is the trainer and the workers."""
+    """vLLM sizes the receiving buffers by the one and sends by the other; the group is the trainer and the workers.
+
+    What is sent is on the device that broadcasts, wherever the policy is.
+    """
     from atrl.rollout.vllm_nccl import ParameterSource, trainer_init_info
 
-    source = ParameterSource()
+    source = ParameterSource(device="meta")
     source.replace(parameters())
     declared = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
     assert declared == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source]
+    assert all(tensor.device.type == "meta" for _, tensor in source)
     info = trainer_init_info("10.0.0.1", 1234, workers=4)
     assert (info.world_size, info.rank, info.is_sender, info.backend) == (5, 0, True, "nccl")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -143,16 +144,18 @@ class Background:
 def useful_workers() -> int:
     """One for each core that training leaves alone, at most four; one of two or more cores that all train; else none.
 
-    All that this rank may have are left alone but torch's threads, or but one beside a GPU. On cores that train a
-    single process still fills the gaps in which torch's threads wait for each other; more would take from the training
-    what they give (`docs/benchmarks.md`).
+    All that this rank may have are left alone but torch's threads, or but one beside a GPU; it shares them with the
+    ranks on the same machine that may run on them too. On cores that train a single process still fills the gaps in
+    which torch's threads wait for each other; more would take from the training what they give (`docs/benchmarks.md`).
     """
     import torch
 
     from atrl import parallel  # not above: worker processes import this file, and need no torch
 
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = (len(affinity(0)) if affinity else os.cpu_count() or 1) // parallel.world_size()
+    own = affinity(0) if affinity else set(range(os.cpu_count() or 1))
+    ranks = parallel.gather((platform.node(), own))
+    cores = len(own) // sum(node == platform.node() and not own.isdisjoint(theirs) for node, theirs in ranks)
     busy = 1 if torch.cuda.is_available() else torch.get_num_threads()
     return min(4, max(cores - busy, 1 if cores > 1 else 0))
 

@@ -158,11 +158,12 @@ def normalise(
     """`weights` scaled so that each response's trained tokens average 1, and 0 elsewhere.
 
     The mean of 1 keeps the effective learning rate the same whatever the scheme. A response whose weights are all
-    zero gets 1 everywhere: no information is no reason to train it less.
+    zero, or so small that their scale is no number, gets 1 everywhere: no information is no reason to train it less.
     """
     weights = torch.where(mask, weights, 0.0)
     total, count = weights.sum(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
-    scaled = torch.where(total > 0, weights * (count / total.clamp_min(torch.finfo(weights.dtype).tiny)), mask.float())
+    least = count.clamp_min(1) * torch.finfo(weights.dtype).tiny
+    scaled = torch.where(total >= least, weights * (count / total.clamp_min(least)), mask.float())
     return torch.where(mask, scaled, 0.0)
 
 

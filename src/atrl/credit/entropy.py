@@ -47,13 +47,18 @@ class EntropyCredit(CreditScheme):
 
     @torch.no_grad()
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
-        """1/ratio (up to rounding) on the chosen tokens, 0 on the others; 1 everywhere where all entropies are 0."""
+        """1/ratio (up to rounding) on the chosen tokens, 0 on the others; 1 everywhere where all entropies are 0.
+
+        A token that was certain is never chosen: truncated sampling leaves many of them, whose gradient is 0 and which
+        would otherwise fill the share in the order of the batch's rows.
+        """
         mask = batch.response_mask
         entropy = torch.where(mask, evidence.entropy.float(), 0.0)
         if self.within == "batch":
             chosen = densest(entropy.reshape(1, -1), mask.reshape(1, -1), ratio=self.ratio).reshape(mask.shape)
+            chosen &= entropy > 0
             weights = normalise_batch(chosen.float(), mask)
         else:
-            chosen = densest(entropy, mask, ratio=self.ratio)
+            chosen = densest(entropy, mask, ratio=self.ratio) & (entropy > 0)
             weights = normalise(chosen.float(), mask)
         return CreditOutput(weights, anchors=chosen, density=entropy)

@@ -9,6 +9,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,7 @@ def cache_key(model: PreTrainedModel, search: HeadSearch, prompts: Sequence[Prom
       nearly every value, so a few of each tell weights apart without reading gigabytes.
     - The data: question tokens and pixels of the calibration prompts. A data set's name would not do: files that are
       read by the same class share it.
-    - The criterion, which row and sinks, how many responses, their temperature and longest length, and the precision
-      that autocast computes in.
+    - The criterion, which row and sinks, how responses are sampled, and the precision that autocast computes in.
 
     Not the count and the layers, which choose among the same scores; nor the engine that samples, whose responses have
     the same distribution.
@@ -59,7 +59,7 @@ def cache_key(model: PreTrainedModel, search: HeadSearch, prompts: Sequence[Prom
     device = model.device.type
     precision = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as it is"
     how = [search.criterion, search.row, search.sink_factor, precision]
-    drawn = [sampling.group_size, sampling.temperature, sampling.max_response_tokens]
+    drawn = asdict(sampling)
     for part in (config, how, drawn):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\n")
     _add_parameters(digest, model)

@@ -15,7 +15,7 @@ def overlong_fits_the_response(config: DictConfig) -> str | None:
         return None
     return (
         f"algorithm.overlong.cache_tokens must be at most rollout.max_response_tokens={limit}, got {cache}: "
-        "a fifth of the limit is usual"
+        "null is a fifth of the limit"
     )
 
 

@@ -22,21 +22,22 @@ class OverlongPenalty:
     punishment, DAPO: Yu et al., arXiv 2503.14476, section 3.4, equation 13.
 
     Args:
-        cache_tokens: the last so many tokens below the limit, over which the penalty falls; at most the limit.
+        cache_tokens: the last so many tokens below the limit, over which the penalty falls; at most the limit. None is
+            a fifth of the limit, as in the paper (4,096 of 20,480).
         weight: of the penalty, in units of reward.
 
     Raises:
         ValueError: if `cache_tokens` is below 1 or `weight` not positive.
     """
 
-    cache_tokens: int
+    cache_tokens: int | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.cache_tokens < 1:
+        if self.cache_tokens is not None and self.cache_tokens < 1:
             raise ValueError(
                 f"algorithm.overlong.cache_tokens must be at least 1, got {self.cache_tokens}: "
-                "a fifth of rollout.max_response_tokens is usual"
+                "null is a fifth of rollout.max_response_tokens"
             )
         if self.weight <= 0:
             raise ValueError(
@@ -50,9 +51,9 @@ class OverlongPenalty:
         max_response_tokens: int,
     ) -> Float[Tensor, "group sample"]:
         """What is added to the rewards, in ``[-weight, 0]``; `lengths` are in tokens."""
-        assert self.cache_tokens <= max_response_tokens, "algorithm.overlong.cache_tokens is above the response limit"
-        free = max_response_tokens - self.cache_tokens
-        fallen = ((free - lengths) / self.cache_tokens).clamp(-1.0, 0.0)
+        cache = max(1, max_response_tokens // 5) if self.cache_tokens is None else self.cache_tokens
+        assert cache <= max_response_tokens, "algorithm.overlong.cache_tokens is above the response limit"
+        fallen = ((max_response_tokens - cache - lengths) / cache).clamp(-1.0, 0.0)
         return self.weight * torch.where(finished, fallen, -1.0)
 
     def apply(

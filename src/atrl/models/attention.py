@@ -28,6 +28,7 @@ _KEPT = {
     "ScaledDotProductFlashAttentionForCpuBackward0": "_saved_logsumexp",
     "ScaledDotProductFlashAttentionBackward0": "_saved_logsumexp",
     "ScaledDotProductEfficientAttentionBackward0": "_saved_log_sumexp",
+    "ScaledDotProductCudnnAttentionBackward0": "_saved_logsumexp",
 }
 """Which of torch's kernels keep the log-sum-exp of each row for their backward pass, and as what."""
 
@@ -85,5 +86,6 @@ def kept_logsumexp(output: Float[Tensor, "row column heads width"]) -> Float[Ten
     name = None if node is None else _KEPT.get(node.name())
     if name is None:
         return None
-    kept: Tensor = getattr(node, name)
-    return kept.detach()[:, :, : output.shape[1]]  # on a GPU rows may be filled up to a multiple of 32
+    kept: Tensor = getattr(node, name).detach()
+    kept = kept.squeeze(-1) if kept.ndim == 4 else kept  # cuDNN's ends in a dimension of 1
+    return kept[:, :, : output.shape[1]]  # on a GPU rows may be filled up to a multiple of 32

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from atrl import parallel
 from atrl.rollout.dealing import PromptStream, Scored, dealt
@@ -34,13 +35,25 @@ class DynamicBatch:
     choice: Choice | None
     """Of the global batch; None without dynamic sampling."""
 
+    def rewarded(self, reward: Callable[[Sequence[RolloutGroup], Sequence[list[Reward]]], list[list[Reward]]]) -> Self:
+        """With what `reward` makes of the rewards, of those that are not in the batch too."""
+        others = [group for group, _ in self.discarded]
+        rewards = reward(others, [rewards for _, rewards in self.discarded])
+        return replace(
+            self,
+            rewards=reward(self.groups, self.rewards),
+            discarded=list(zip(others, rewards, strict=True)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicSampling:
     """Draws prompts until enough groups have unequal rewards: the others' advantages, and gradients, are 0.
 
-    DAPO: Yu et al., arXiv 2503.14476, section 3.2, equation 11. The paper draws without a bound; here the batch is
-    filled up with the equal groups drawn last when `max_draws` is reached, so that its size never changes.
+    DAPO: Yu et al., arXiv 2503.14476, section 3.2, equation 11. There a group counts if some of its answers are right
+    and some wrong; here if its rewards differ before the overlong penalty, whatever they are of. The paper draws
+    without a bound; here the batch is filled up with the equal groups drawn last when `max_draws` is reached, so that
+    its size never changes.
 
     Args:
         max_draws: rounds of sampling in all; the first is the batch itself, so 1 replaces nothing.

@@ -14,9 +14,14 @@ from atrl.rollout.connection import ServerConnection
 
 
 class ParameterSource(WeightSource):
-    """The parameters of one update; vLLM's engine keeps the source and asks it again for every update."""
+    """The parameters of one update; vLLM's engine keeps the source and asks it again for every update.
 
-    def __init__(self) -> None:
+    Args:
+        device: that broadcasts. Parameters may be elsewhere: before training has begun, the policy is on the CPU.
+    """
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = device
         self._parameters: list[tuple[str, Tensor]] = []
 
     def replace(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
@@ -28,7 +33,7 @@ class ParameterSource(WeightSource):
         return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._parameters]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self._parameters)
+        return ((name, tensor.to(self._device)) for name, tensor in self._parameters)
 
 
 class ServerControl:
