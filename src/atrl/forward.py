@@ -93,12 +93,14 @@ class ForwardPass:
             self.timer.recount(recorder.seconds, to="credit")
         if scheme is None or not (read or scheme.has_auxiliary_loss):
             return Forward(scores.logprobs, scores.entropy, None)
+        # Without a gradient there is no auxiliary loss, and weights that are 1 look at nothing.
+        masked = scheme.picture_mask is not None and (torch.is_grad_enabled() or not scheme.is_uniform)
         with self.timer.phase("credit"):
             evidence = Evidence(
                 logprobs=scores.logprobs.detach(),
                 entropy=scores.entropy,
                 read={} if recorder is None else recorder.results(),
-                masked=None if scheme.picture_mask is None else self._masked(policy, batch, scores, scheme),
+                masked=self._masked(policy, batch, scores, scheme) if masked else None,
             )
         return Forward(scores.logprobs, scores.entropy, evidence)
 

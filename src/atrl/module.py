@@ -185,14 +185,14 @@ class PolicyModule(PromptModule):
             with self.timer.phase("reward"):
                 return groups, self.reward.score(groups)
 
-        objective = self.objective
-        if objective.dynamic_sampling is None:
+        if self.objective.dynamic_sampling is None:
             drawn = DynamicBatch(*draw(prompts, 0), discarded=[], choice=None)
         else:
-            drawn = objective.dynamic_sampling.fill(prompts, draw=draw, stream=self.stream)
-        if objective.overlong is None:
+            drawn = self.objective.dynamic_sampling.fill(prompts, draw=draw, stream=self.stream)
+        overlong = self.objective.overlong
+        if overlong is None:
             return drawn
-        return drawn.rewarded(lambda *scored: objective.overlong.apply(*scored, self.max_response_tokens))
+        return drawn.rewarded(lambda groups, rewards: overlong.apply(groups, rewards, self.max_response_tokens))
 
     def _advantages(self, rewards: list[list[Reward]], seed: str) -> Float[Tensor, "group sample"]:
         """Stage 3, over the global batch; this rank's rows of it."""

@@ -143,7 +143,7 @@ def test_a_product_goes_with_gspo_if_all_of_its_schemes_do():
 
 
 def test_the_overlong_cache_fits_the_response():
-    message = "algorithm.overlong.cache_tokens must be at most rollout.max_response_tokens=8, got 9: null is a fifth of the limit"
+    message = "algorithm.overlong.cache_tokens must be at most rollout.max_response_tokens=8, got 9: null is a fifth"
     assert refusal("algorithm=dapo", "algorithm.overlong.cache_tokens=9", "rollout.max_response_tokens=8").startswith(
         message
     )

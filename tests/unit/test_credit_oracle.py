@@ -25,9 +25,10 @@ def test_the_hard_form_trains_them_alone():
     assert OracleCredit(rest_weight=0.0).assign(BATCH, None).weights.tolist() == [[0, 4, 0, 0], [1, 1, 0, 0]]
 
 
-def test_data_that_does_not_know_is_refused():
-    with pytest.raises(ValueError, match=r"^credit=oracle needs problems with a reading rule.*data=geometry$"):
-        OracleCredit().assign(replace(BATCH, reading=None), None)
+def test_a_batch_that_does_not_know_is_weighed_evenly():
+    """As one of mixed data may be."""
+    output = OracleCredit(rest_weight=0.0).assign(replace(BATCH, reading=None), None)
+    assert torch.equal(output.weights, BATCH.response_mask.float()) and not output.anchors.any()
 
 
 def test_ranges():

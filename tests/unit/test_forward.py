@@ -56,6 +56,20 @@ def bound(policy, scheme: Looks) -> BoundCredit:
     return BoundCredit(scheme, AttentionProbe(policy, scheme.requests) if scheme.requests else None, SCALE, None)
 
 
+@pytest.mark.parametrize(
+    ("uniform", "gradient", "looked"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_weights_of_one_look_at_no_masked_picture_without_a_gradient(
+    policy, batch, monkeypatch, uniform, gradient, looked
+):
+    """A pass that scores for several updates would run the policy a second time for nothing."""
+    monkeypatch.setattr(Looks, "is_uniform", uniform)
+    credit = bound(policy, Looks(mask=PictureMask(ratio=0.5), auxiliary=True))
+    with torch.set_grad_enabled(gradient):
+        forward = PASS(policy, credit.prepare(batch, []), credit, read=True)
+    assert (forward.evidence.masked is not None) is looked
+
+
 def test_divergence_by_hand():
     """p = (1/2, 1/2, 0), q = (1/4, 3/4, 0), the last banned: ½·ln 2 + ½·ln(2/3)."""
     p = torch.tensor([[[0.5, 0.5, 0.0]]]).log()

@@ -23,9 +23,10 @@ class HiddenCosineCredit(CreditScheme):
 
     With v[t] the cosine of token t's state with the image tokens', averaged over them and over layers, the weights
     are ``w[t] = T · softmax_t(v[t] · g[t] / temperature)``. The gate is 1, or ``g[t] = 1 + gate_strength ·
-    tanh(m[t] − mean m)`` with ``m = minmax(v) + minmax(entropy)`` over the response. All as in PEPO: Li et al., arXiv
+    tanh(m[t] − mean m)`` with ``m = minmax(v) + minmax(entropy)`` over the response. As in PEPO: Li et al., arXiv
     2603.22847, and their code. Ours: only the outputs of decoder layers count (theirs also has the embeddings and the
-    final norm), a response without a picture is weighed evenly, and `weights="anchors"`.
+    final norm), no gate by default, a response without a picture is weighed evenly, and `weights="anchors"`. Left out:
+    their code moves from even weights to these over the run, ``(1 − p) + p·w[t]`` with p the share of steps done.
 
     Args:
         layers: numbers of the decoder layers that are read; None is all.

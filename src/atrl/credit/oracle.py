@@ -33,11 +33,9 @@ class OracleCredit(CreditScheme):
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
         """Weights and reading tokens; a response without one weighs its tokens the same.
 
-        Raises:
-            ValueError: if no problem of the batch says which of its tokens are read.
+        A batch may have none where data are mixed. Data without any are refused before training (`check_reading`).
         """
-        if batch.reading is None:
-            raise ValueError("credit=oracle needs problems with a reading rule, and these have none: try data=geometry")
-        anchors = batch.reading & batch.response_mask
+        reading = torch.zeros_like(batch.response_mask) if batch.reading is None else batch.reading
+        anchors = reading & batch.response_mask
         weights = torch.where(anchors, self.anchor_weight, self.rest_weight)
         return CreditOutput(normalise(weights, batch.response_mask), anchors=anchors)
