@@ -104,7 +104,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     """
     from hydra.utils import instantiate
 
-    from atrl.resume import settings_of
+    from atrl.settings import settings_of
 
     check_config(config)
     started = time.time()

@@ -12,11 +12,13 @@ def _processes(config: DictConfig) -> int | None:
 
 
 def processes_have_work(config: DictConfig) -> str | None:
-    """Every process takes its share of each batch's prompts."""
+    """Every process takes its share of each batch's prompts, of the stages that the run has."""
     processes = _processes(config)
     if processes is None:
         return None
-    for key in ("rollout.prompts_per_step", "sft.batch_size"):
+    stages = {"rl": "rollout.prompts_per_step", "sft": "sft.batch_size"}
+    asked = (OmegaConf.select(config, "stage") or "sft_rl").split("_")
+    for key in (key for stage, key in stages.items() if stage in asked):
         size = OmegaConf.select(config, key)
         if size is not None and size < processes:
             return f"{key} must be at least {processes}, got {size}: each of {processes} processes takes a share of it"

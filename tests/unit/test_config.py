@@ -312,14 +312,15 @@ def test_a_group_needs_two_responses():
 
 
 def test_every_process_takes_prompts():
-    def check(devices, nodes=1, prompts=4, batch=32):
-        sizes = {"rollout": {"prompts_per_step": prompts}, "sft": {"batch_size": batch}}
+    def check(devices, nodes=1, prompts=4, batch=32, stage="sft_rl"):
+        sizes = {"rollout": {"prompts_per_step": prompts}, "sft": {"batch_size": batch}, "stage": stage}
         return processes_have_work(OmegaConf.create({"trainer": {"devices": devices, "num_nodes": nodes}} | sizes))
 
     assert check(4) is None and check("auto") is None and check(2, nodes=2) is None
     assert check(5).startswith("rollout.prompts_per_step must be at least 5, got 4")
     assert check(2, nodes=4).startswith("rollout.prompts_per_step must be at least 8, got 4")
     assert check(4, batch=3).startswith("sft.batch_size must be at least 4, got 3")
+    assert check(4, batch=3, stage="rl") is None and check(5, stage="sft") is None  # a stage that the run has not
 
 
 def test_ranks_that_divide_a_model_get_equal_shares_and_an_undivided_reference():

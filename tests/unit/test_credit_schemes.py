@@ -155,11 +155,33 @@ def test_normalise_batch_by_hand():
     assert normalise_batch(0 * weights, mask).tolist() == [[1, 1], [1, 1], [0, 0]]
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-38])
+def test_weights_too_small_to_scale_are_none(size):
+    """3 over such a sum is beyond float32. A sum of 1e-37 is not."""
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
+    weights = torch.tensor([[0.0, size, 0.0, 0.0], [0.0, size, 0.0, 0.0]])
+    assert torch.equal(normalise(weights, mask), mask.float())
+    kept = normalise(torch.tensor([[0.0, 1e-37, 0.0, 0.0], [5e-38, 5e-38, 0.0, 0.0]]), mask)
+    torch.testing.assert_close(kept, torch.tensor([[0.0, 3.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]))
+
+
 def test_top_tokens_by_hand():
-    """round(0.5·3) = 2 of three and 1 of one; the earlier of two equals; masked scores, however large, never."""
-    scores = torch.tensor([[0.2, -0.1, 0.2, 9.0], [-5.0, 9.0, 9.0, 9.0], [0.1, 0.1, 0.1, 9.0]])
-    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
-    assert top_tokens(scores, mask, ratio=0.5).nonzero().tolist() == [[0, 0], [0, 2], [1, 0], [2, 0], [2, 1]]
+    """round(0.5·3) = 2 of three and 1 of one; the earlier of two equals; masked scores, however large, never.
+
+    Nor a score of 0: of two places one is filled, or neither.
+    """
+    scores = torch.tensor(
+        [
+            [0.2, -0.1, 0.2, 9.0],
+            [-5.0, 9.0, 9.0, 9.0],
+            [0.1, 0.1, 0.1, 9.0],
+            [0.0, 0.0, 0.4, 9.0],
+            [0.0, 0.0, 0.0, 9.0],
+        ]
+    )
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], *[[1, 1, 1, 0]] * 3], dtype=torch.bool)
+    expected = [[0, 0], [0, 2], [1, 0], [2, 0], [2, 1], [3, 2]]
+    assert top_tokens(scores, mask, ratio=0.5).nonzero().tolist() == expected
 
 
 def test_uniform_is_bit_identical_to_no_credit():

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from atrl.config import check_config
+from atrl.models.load import PretrainedModel
 from tests.unit.refusals import refusal
 
 ROOT = Path(__file__).parents[2]
@@ -53,3 +54,19 @@ def test_what_can_not_be_is_said_in_a_line(overrides: tuple[str, ...], line: str
 @pytest.mark.parametrize("overrides", TAKEN.values(), ids=TAKEN)
 def test_what_can_be_is_let_through(overrides: tuple[str, ...]) -> None:
     assert refusal(check, *overrides) is None
+
+
+def test_a_hub_model_that_is_not_there_is_named_in_one_line(monkeypatch):
+    """What transformers says takes several, of which none says which setting is meant."""
+    from transformers import AutoConfig
+
+    def missing(source, **options):
+        raise OSError(f"{source} is not a local folder\nand is not a valid model identifier")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", missing)
+    with pytest.raises(
+        ValueError, match=r"^model\.path=owner/nmae can't be fetched .*a valid model identifier\): check"
+    ):
+        PretrainedModel(path="owner/nmae").model_type()
+    with pytest.raises(OSError, match="tiny"):  # a folder's own trouble is not the hub's
+        PretrainedModel(path="tiny").model_type()

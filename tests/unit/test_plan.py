@@ -447,6 +447,12 @@ def test_every_experiment_is_planned_at_every_scale(data: str, scale: str) -> No
     assert (config.trainer.accelerator, job.precision.compute) == ("cuda", 2)
 
 
+def test_a_gpu_that_is_not_described_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"^hardware=cpu describes no GPU, .* plan with hardware=h100_80gb"):
+        plan(config_of("trainer=gpu"))
+    assert "1 × H100" in plan(config_of("trainer=gpu", "hardware=h100_80gb"))
+
+
 def test_strategy_devices_and_precision_are_the_trainers() -> None:
     job = job_of(config_of("trainer=fsdp", "hardware=h100_80gb", "trainer.num_nodes=2", "rollout.prompts_per_step=32"))
     assert (job.gpus, job.strategy, job.checkpointing) == (16, "fsdp", True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atrl.credit.base import normalise
-from atrl.credit.density import DensityCredit, densest
+from atrl.credit.base import normalise, top_tokens
+from atrl.credit.density import DensityCredit
 from atrl.credit.weights import check_ratio
 from atrl.types import CreditOutput, Evidence, Experience
 
@@ -29,5 +29,5 @@ class AnchorOnlyCredit(DensityCredit):
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
         """T/k on each of the k anchors, 0 on the others; without a picture every token weighs 1."""
         density = self.density(batch, evidence)
-        anchors = densest(density, batch.response_mask, ratio=self.anchor_ratio)
+        anchors = top_tokens(density, batch.response_mask, ratio=self.anchor_ratio)
         return CreditOutput(normalise(anchors.float(), batch.response_mask), anchors=anchors, density=density)

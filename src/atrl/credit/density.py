@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from atrl.credit.attention import AttentionRequest
-from atrl.credit.base import CreditScheme, Criterion, Heads, HeadSearch, top_tokens
+from atrl.credit.base import CreditScheme, Criterion, Heads, HeadSearch
 from atrl.credit.connectivity import Reduction, connectivity_density
 from atrl.credit.regions import Row
 from atrl.credit.weights import check_count
@@ -112,13 +112,3 @@ class DensityCredit(CreditScheme):
         return connectivity_density(
             capture, batch.response_mask, reduction=self.reduction, top_heads=self.top_heads
         ).float()
-
-
-def densest(
-    density: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"], *, ratio: float
-) -> Bool[Tensor, "rollout response"]:
-    """The round(ratio · T) tokens of each response that score highest; none where every score is 0.
-
-    Without a picture, say, no token reads more than another, and ties would single out the first tokens.
-    """
-    return top_tokens(density, mask, ratio=ratio) & (torch.where(mask, density, 0.0) != 0).any(dim=1, keepdim=True)

@@ -7,8 +7,7 @@ from typing import Literal
 
 import torch
 
-from atrl.credit.base import CreditScheme, normalise, normalise_batch
-from atrl.credit.density import densest
+from atrl.credit.base import CreditScheme, normalise, normalise_batch, top_tokens
 from atrl.credit.weights import check_ratio
 from atrl.types import CreditOutput, Evidence, Experience
 
@@ -55,10 +54,9 @@ class EntropyCredit(CreditScheme):
         mask = batch.response_mask
         entropy = torch.where(mask, evidence.entropy.float(), 0.0)
         if self.within == "batch":
-            chosen = densest(entropy.reshape(1, -1), mask.reshape(1, -1), ratio=self.ratio).reshape(mask.shape)
-            chosen &= entropy > 0
+            chosen = top_tokens(entropy.reshape(1, -1), mask.reshape(1, -1), ratio=self.ratio).reshape(mask.shape)
             weights = normalise_batch(chosen.float(), mask)
         else:
-            chosen = densest(entropy, mask, ratio=self.ratio) & (entropy > 0)
+            chosen = top_tokens(entropy, mask, ratio=self.ratio)
             weights = normalise(chosen.float(), mask)
         return CreditOutput(weights, anchors=chosen, density=entropy)

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.base import CreditScheme, normalise
-from atrl.credit.density import densest
+from atrl.credit.base import CreditScheme, normalise, top_tokens
 from atrl.credit.hidden import HiddenRequest, Pooling
 from atrl.credit.regions import Row
 from atrl.credit.weights import check_weights
@@ -77,7 +76,7 @@ class HiddenCosineCredit(CreditScheme):
             mixed = minmax(score, mask) + minmax(torch.where(mask, evidence.entropy.float(), 0.0), mask)
             centred = mixed - mixed.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp_min(1)
             score = score * (1 + self.gate_strength * centred.tanh()) * mask
-        anchors = densest(score, mask, ratio=self.anchor_ratio)
+        anchors = top_tokens(score, mask, ratio=self.anchor_ratio)
         if self.weights == "anchors":
             weights = torch.where(anchors, self.anchor_weight, self.rest_weight)
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atrl.credit.base import normalise
-from atrl.credit.density import DensityCredit, densest
+from atrl.credit.base import normalise, top_tokens
+from atrl.credit.density import DensityCredit
 from atrl.types import CreditOutput, Evidence, Experience
 
 
@@ -38,5 +38,5 @@ class LowConnectivityCredit(DensityCredit):
         A response of so few tokens that all are anchors has nothing else to train: its tokens weigh 1.
         """
         density = self.density(batch, evidence)
-        anchors = densest(density, batch.response_mask, ratio=self.anchor_ratio)
+        anchors = top_tokens(density, batch.response_mask, ratio=self.anchor_ratio)
         return CreditOutput(normalise((~anchors).float(), batch.response_mask), anchors=anchors, density=density)

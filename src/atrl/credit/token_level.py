@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from atrl.credit.base import normalise
-from atrl.credit.density import DensityCredit, densest
+from atrl.credit.base import normalise, top_tokens
+from atrl.credit.density import DensityCredit
 from atrl.credit.weights import check_weights
 from atrl.types import CreditOutput, Evidence, Experience
 
@@ -36,7 +36,7 @@ class TokenLevelCredit(DensityCredit):
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
         """Weights, anchors and densities of every response; without a picture all weigh the same."""
         density = self.density(batch, evidence)
-        anchors = densest(density, batch.response_mask, ratio=self.anchor_ratio)
+        anchors = top_tokens(density, batch.response_mask, ratio=self.anchor_ratio)
         weights = torch.where(anchors, self.anchor_weight, self.rest_weight)
         # A rest_weight of 0 where nothing is an anchor is no information either: `normalise` makes that 1.
         return CreditOutput(normalise(weights, batch.response_mask), anchors=anchors, density=density)

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.base import CreditScheme, PictureMask, normalise
-from atrl.credit.density import densest
+from atrl.credit.base import CreditScheme, PictureMask, normalise, top_tokens
 from atrl.credit.weights import check_ratio
 from atrl.types import CreditOutput, Evidence, Experience
 
@@ -70,7 +69,7 @@ class VppoCredit(CreditScheme):
         mask = batch.response_mask
         divergence = evidence.masked.divergence.float()
         dependency = torch.where(mask & (divergence > ROUNDING), divergence, 0.0)
-        chosen = densest(dependency, mask, ratio=self.ratio)
+        chosen = top_tokens(dependency, mask, ratio=self.ratio)
         return CreditOutput(
             normalise(chosen.float(), mask),
             anchors=chosen,

@@ -1,6 +1,7 @@
-"""Per-token losses → one number. Each form divides by a total of the whole (global) batch, which is passed in, so
+"""Per-token losses → one number.
 
-that the sum over micro-batches and ranks is the loss of the batch, however it was cut up.
+Each form divides by a total of the whole (global) batch, which is passed in, so that the sum over micro-batches and
+ranks is the loss of the batch, however it was cut up.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from atrl.data.tables import one_line
 from atrl.data.templates import check_processor
 from atrl.models.attention import Attention, check_flex, check_installed
 from atrl.models.families import check_family, freeze, projectors, vision_tower
@@ -141,7 +142,16 @@ class PretrainedModel:
     def _config(self) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self._resolve(), trust_remote_code=self.trust_remote_code)
+        source = self._resolve()
+        try:
+            return AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code)
+        except OSError as error:
+            if Path(source).is_dir():
+                raise
+            raise ValueError(
+                f"model.path={self.path} can't be fetched from the Hugging Face hub ({one_line(error)}): check the "
+                "name, the network and, of a private model, the login (`hf auth login`), or name a folder"
+            ) from error
 
     def _resolve(self) -> str:
         return resolve_checkpoint(self.path)

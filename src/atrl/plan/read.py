@@ -26,10 +26,17 @@ def plan(config: DictConfig) -> str:
     """The plan of the run that `config` describes, as text. No model, no data and no device is looked at.
 
     Raises:
-        ValueError: for a config that could not be run either, or a model whose shape is not known.
+        ValueError: for a config that could not be run either, a GPU that is not described, or a model whose shape is
+            not known.
     """
     check_config(config)
-    return render(job_of(config), hardware_of(config), f"plan of {config.experiment}")
+    hardware = hardware_of(config)
+    if hardware.is_cpu and config.trainer.accelerator == "cuda":
+        raise ValueError(
+            "hardware=cpu describes no GPU, and trainer.accelerator=cuda takes one: plan with hardware=h100_80gb, "
+            "h200_141gb or a100_80gb"
+        )
+    return render(job_of(config), hardware, f"plan of {config.experiment}")
 
 
 def hardware_of(config: DictConfig) -> Hardware:
