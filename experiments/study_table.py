@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from atrl.report.sweep.statistics import estimate
@@ -16,8 +16,12 @@ HEAD = (
     *("mean over the curve", "recall", "precision", "AUC", "bimodality"),
 )
 ANCHORS = ("anchor_recall", "anchor_precision", "anchor_auc", "bimodality")
-SIDES = {"blank": "pictures blanked", "swapped": "another's picture"}
-"""Columns of accuracies without the right picture, where a task's runs measured them."""
+MEASURED_SOMETIMES = {
+    "greedy": lambda run: (run["accuracy"].get("greedy") or {}).get("after"),
+    "pictures blanked": lambda run: run.get("grounding", {}).get("blank"),
+    "another's picture": lambda run: run.get("grounding", {}).get("swapped"),
+}
+"""Columns of accuracies that a task's runs may not have: of greedy answers, and without the right picture."""
 Runs = dict[int, dict]
 """What was kept of each run of a scheme, by seed."""
 
@@ -27,8 +31,9 @@ def table(folder: Path, schemes: Iterable[str]) -> str:
     found = read(folder)
     uniform = {name: runs for name, runs in found.items() if name == "uniform" or name.startswith("uniform_at_")}
     at_rate = {rate_of(runs): runs for runs in uniform.values()}
-    measured = [side for side in SIDES if any("grounding" in run for runs in found.values() for run in runs.values())]
-    head = (*HEAD, *(SIDES[side] for side in measured))
+    every = [run for runs in found.values() for run in runs.values()]
+    more = {name: of for name, of in MEASURED_SOMETIMES.items() if any(of(run) is not None for run in every)}
+    head = (*HEAD, *more)
     rows = [head, ("---",) * len(head)]
     for scheme in [*uniform, *(name for name in schemes if name in found and name not in uniform)]:
         runs = found[scheme]
@@ -36,8 +41,7 @@ def table(folder: Path, schemes: Iterable[str]) -> str:
         accuracy = shown([run["accuracy"]["after"] for run in runs.values()])
         curves = [statistics.mean(run["curve"]) for run in runs.values() if run["curve"]]
         anchors = [anchor_mean(runs, name) for name in ANCHORS]
-        without = [accuracy_without(runs, side) for side in measured]
-        measures = (accuracy, *against, shown(curves), *anchors, *without)
+        measures = (accuracy, *against, shown(curves), *anchors, *(if_all_have(runs, of) for of in more.values()))
         rows.append((scheme, f"{rate_of(runs):g}", str(len(runs)), *measures))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines[1] = lines[1].replace(" ", "")
@@ -65,9 +69,9 @@ def anchor_mean(runs: Runs, name: str) -> str:
     return "" if None in values else f"{statistics.mean(values):.2f}"
 
 
-def accuracy_without(runs: Runs, side: str) -> str:
-    """Over runs, with its interval, on a `side` of the grounding; empty where one of them has no such measure."""
-    values = [run.get("grounding", {}).get(side) for run in runs.values()]
+def if_all_have(runs: Runs, measure: Callable[[dict], float | None]) -> str:
+    """Mean over runs, with its interval; empty where one of them has no such measure."""
+    values = [measure(run) for run in runs.values()]
     return "" if None in values else shown(values)
 
 

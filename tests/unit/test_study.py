@@ -180,9 +180,10 @@ def test_cells_are_counted_over_tasks(study, processes, monkeypatch):
     assert ["experiment=wordy" in command for command in processes.commands[60:]] == [False, True, True]
 
 
-def write(cell, accuracy: float, **more) -> None:
+def write(cell, accuracy: float, greedy: dict | None = None, **more) -> None:
     cell.file.parent.mkdir(parents=True, exist_ok=True)
-    result = {"scheme": cell.scheme, "seed": cell.seed, "learning_rate": cell.rate, "accuracy": {"after": accuracy}}
+    result = {"scheme": cell.scheme, "seed": cell.seed, "learning_rate": cell.rate}
+    result |= {"accuracy": {"after": accuracy, "greedy": greedy}}
     cell.file.write_text(json.dumps(result | {"curve": [accuracy / 2, accuracy], "anchors": {}} | more))
 
 
@@ -261,19 +262,20 @@ def test_the_table_pairs_runs_by_seed(study):
     assert rows[0][6].strip() == "0.450 ± 0.186"
 
 
-def test_the_table_shows_accuracies_without_the_picture_where_they_were_measured(study):
-    """By hand: means of 0.2 and 0.3, and of 0.1 and 0.3; supervised runs measure none. The other task has no column."""
-    for seed, (blank, swapped) in enumerate([(0.2, 0.1), (0.3, 0.3)]):
+def test_the_table_shows_accuracies_that_were_measured_sometimes(study):
+    """Greedy ones and those without the picture, by hand: means of 0.6 and 0.8, of 0.2 and 0.3, and of 0.1 and 0.3;
+    supervised runs measure none. The other task has no columns."""
+    for seed, (greedy, blank, swapped) in enumerate([(0.6, 0.2, 0.1), (0.8, 0.3, 0.3)]):
         sides = {"true": 0.9, "blank": blank, "swapped": swapped}
-        write(study.Cell("easy_vqa", "main", "uniform", seed, 2e-4, ()), 0.5, grounding=sides)
+        write(study.Cell("easy_vqa", "main", "uniform", seed, 2e-4, ()), 0.5, {"after": greedy}, grounding=sides)
         write(study.Cell("geometry", "main", "uniform", seed, 2e-4, ()), 0.5)
     write(study.Cell("easy_vqa", "controls", "supervised", 0, 2e-4, ()), 0.5)
     lines = study.table("easy_vqa").splitlines()
     head, _, row, supervised = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
-    assert supervised[-2:] == ["", ""] and len(supervised) == len(head)
-    assert head[-2:] == ["pictures blanked", "another's picture"]
-    assert [cell.split(" ±")[0] for cell in row[-2:]] == ["0.250", "0.200"] and len(row) == len(head)
-    assert "picture" not in study.table("geometry")
+    assert supervised[-3:] == ["", "", ""] and len(supervised) == len(head)
+    assert head[-3:] == ["greedy", "pictures blanked", "another's picture"]
+    assert [cell.split(" ±")[0] for cell in row[-3:]] == ["0.700", "0.250", "0.200"] and len(row) == len(head)
+    assert not any(name in study.table("geometry") for name in ("greedy", "picture"))
 
 
 def test_every_override_composes(study):
