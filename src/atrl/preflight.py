@@ -47,21 +47,25 @@ def check_engine(sampler: Any, scheme: Any, processes: int) -> None:
 def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:
     """Raises ValueError, in one line, where `scheme` names a layer or head that the model hasn't, or an empty list.
 
-    None names nothing. Products are looked into. Only the configuration of the model is read, and only where a scheme
-    names some.
+    None names nothing, nor does a word. Products are looked into. Only the configuration of the model is read, and
+    only where a scheme names some.
     """
-    naming = [part for part in _factors(scheme) if _named(part, "layers") or _named(part, "heads")]
+    options = ("layers", "heads", "head_numbers")
+    naming = [part for part in _factors(scheme) if any(_named(part, option) for option in options)]
     if not naming:
         return
     layers, heads = model.attention_shape()
     known = f"the model has layers 0 to {layers - 1} of heads 0 to {heads - 1}"
     for part in naming:
-        for option in ("layers", "heads"):
+        for option in options:
             if _named(part, option) and not getattr(part, option):
                 raise ValueError(f"credit.{option} is an empty list, which reads nothing: null reads all")
-        for layer in part.layers or ():
+        for layer in part.layers if _named(part, "layers") else ():
             if not 0 <= layer < layers:
                 raise ValueError(f"credit.layers names layer {layer}: {known}")
+        for head in part.head_numbers if _named(part, "head_numbers") else ():
+            if not 0 <= head < heads:
+                raise ValueError(f"credit.head_numbers names head {head}: {known}")
         for layer, head in part.heads if _named(part, "heads") else ():
             if not (0 <= layer < layers and 0 <= head < heads):
                 raise ValueError(f"credit.heads names [{layer}, {head}]: {known}")

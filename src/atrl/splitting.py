@@ -132,7 +132,7 @@ def trimmed(batch: Experience) -> Experience:
     first = int(batch.attention_mask.any(dim=0).int().argmax())
     width = int(batch.response_mask.sum(dim=1).max())
     columns = slice(first, batch.prompt_length + width)
-    names = ("response_mask", "sampler_logprobs", "reading", "old_logprobs", "reference_logprobs")
+    names = ("response_mask", "sampler_logprobs", "reading", "paragraphs", "old_logprobs", "reference_logprobs")
     per_token = {name: getattr(batch, name) for name in names}
     return replace(
         batch,

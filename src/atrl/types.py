@@ -200,6 +200,8 @@ class Experience:
     reading: Bool[Tensor, "rollout response"] | None = None
     """Which tokens spell out what was read off the picture, where the data knows; to measure, never to train on (the
     scheme `oracle` apart)."""
+    paragraphs: Int[Tensor, "rollout response"] | None = None
+    """The number of each token's paragraph in its response, from 0, and -1 on padding; where a credit scheme asks."""
     old_logprobs: Float[Tensor, "rollout response"] | None = None
     """Under the policy before this batch's updates; None when one update makes them the current ones."""
     reference_logprobs: Float[Tensor, "rollout response"] | None = None
@@ -238,6 +240,7 @@ class Experience:
             keys=chosen(self.keys),
             masked_pixels=None if self.masked_pixels is None else chosen(self.masked_pixels),
             reading=None if self.reading is None else self.reading[index],
+            paragraphs=None if self.paragraphs is None else self.paragraphs[index],
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[index],
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[index],
             kept=None if self.kept is None else chosen(self.kept),

@@ -41,6 +41,7 @@ def batch_of(rows: list[tuple[int, int]], *, padding: int = 0) -> Experience:
         torch.zeros(mask.shape),
         keys=[f"{length}-{images}/0/0" for length, images in rows],
         reading=reading & mask & torch.tensor([images > 0 for _, images in rows])[:, None],
+        paragraphs=torch.where(mask, torch.arange(longest)[None] // 7, -1),
     )
 
 

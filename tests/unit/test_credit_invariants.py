@@ -13,6 +13,7 @@ from atrl.credit.anchor_only import AnchorOnlyCredit
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
+from atrl.credit.kawhi import KawhiCredit
 from atrl.credit.low_connectivity import LowConnectivityCredit
 from atrl.credit.oracle import OracleCredit
 from atrl.credit.papo import PapoCredit
@@ -57,10 +58,13 @@ SCHEMES = [
     HiddenCosineCredit(gate="entropy", weights="anchors", rest_weight=0.0),
     *(
         QueryKeyCosineCredit(smoothing=smoothing, weights=weights, window=4)
-        for smoothing in ("window", "cluster", "none")
-        for weights in ("load_map", "anchors")
+        for smoothing in ("window", "cluster", "paragraph", "none")
+        for weights in ("load_map", "anchors", "softmax")
     ),
     QueryKeyCosineCredit(reduction="mean", rest_weight=0.0),
+    QueryKeyCosineCredit(weights="softmax", rest_weight=0.0, mixing=0.0, temperature=1e-4),
+    KawhiCredit(),
+    KawhiCredit(head_numbers=(0, 2), reduction="mean"),
     OracleCredit(),
     OracleCredit(rest_weight=0.0),
     ProductCredit(schemes=[AtrlCredit(), EntropyCredit()]),
@@ -68,6 +72,7 @@ SCHEMES = [
     ProductCredit(schemes=[VppoCredit(), LowConnectivityCredit(), RandomCredit()]),
     ProductCredit(schemes=[UniformCredit()]),
     ProductCredit(schemes=[HiddenCosineCredit(temperature=0.004), EntropyCredit(ratio=0.05)]),
+    ProductCredit(schemes=[KawhiCredit(), EntropyCredit()]),
 ]
 
 

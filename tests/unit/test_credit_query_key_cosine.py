@@ -126,6 +126,9 @@ def test_an_empty_span_ranks_last():
         ({"top_heads": 0}, r"^credit\.top_heads must be at least 1, got 0"),
         ({"num_clusters": 0}, r"^credit\.num_clusters must be at least 1, got 0"),
         ({"workers": -1}, r"^credit\.workers must be 0 .* or more, got -1: try auto$"),
+        ({"temperature": 0.0}, r"^credit\.temperature must be positive, got 0\.0: try 0\.1$"),
+        ({"mixing": 1.5}, r"^credit\.mixing must be in \[0, 1\], got 1\.5: try 0\.1$"),
+        ({"mixing": -0.5}, r"^credit\.mixing must be in \[0, 1\], got -0\.5"),
         ({"rest_weight": 9.0}, r"^credit\.rest_weight must be between 0 and .* got 9\.0 and 3\.0"),
     ],
 )
@@ -217,6 +220,23 @@ def test_one_layer_and_its_image_rows(policy, batch):
         image = found[request].image[row]
         torch.testing.assert_close(image[:length, : images.shape[1]], cosines, atol=1e-5, rtol=0)
         assert (image[length:] == 0).all() and (image[:, images.shape[1] :] == 0).all()
+
+
+def test_the_last_layer_and_some_heads(policy, batch):
+    """Of 3 layers of 4 heads; heads come in order, each once, and the image rows are theirs alone."""
+    last, three = QueryKeyRequest(layers="last"), QueryKeyRequest(layers=(2,), heads=(3, 0, 3), detail=True)
+    found = read(policy, batch, last, three)
+    query, key = queries_and_keys(policy, batch)[2]
+    expected = plain(query, key, batch, policy.config.image_token_id, shift=1, pooling="max")
+    torch.testing.assert_close(found[last].score, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[three].score, expected[:, [0, 3]], atol=1e-5, rtol=0)
+    largest = torch.where(found[three].image_mask[:, None], found[three].image, -1.0).amax(dim=2)[0]
+    torch.testing.assert_close(largest[batch.response_mask[0]], expected[0, [0, 3]].amax(dim=0)[batch.response_mask[0]])
+
+
+def test_heads_beyond_the_layers_are_refused(policy, batch):
+    with pytest.raises(ValueError, match=r"^credit\.head_numbers names head 4: the layer has heads 0 to 3$"):
+        read(policy, batch, QueryKeyRequest(heads=(0, 4)))
 
 
 def test_chunks_change_nothing(policy, batch, monkeypatch):

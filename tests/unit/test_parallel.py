@@ -71,7 +71,8 @@ def test_alone_nothing_happens():
 
 @dataclass(frozen=True)
 class AgainstTheBatch(CreditScheme):
-    """Each token's entropy and masked divergence over their means in the batch; the key's last digit as scale."""
+    """Each token's entropy and masked divergence over their means in the batch, times the number of its paragraph from
+    1; the key's last digit as scale."""
 
     name = "against_the_batch"
 
@@ -83,6 +84,8 @@ class AgainstTheBatch(CreditScheme):
         mask = batch.response_mask
         scores = evidence.entropy / evidence.entropy[mask].mean()
         scores = scores * evidence.masked.divergence / evidence.masked.divergence[mask].mean()
+        scores = scores * (1 + batch.paragraphs)
+        assert torch.equal(batch.paragraphs < 0, ~mask)
         scale = torch.tensor([float(key[-1]) for key in batch.keys])
         return CreditOutput(scores * mask, anchors=scores > 1, density=scores * mask, trajectory_scale=scale)
 
@@ -95,7 +98,10 @@ def rollouts(rows: slice, width: int) -> tuple[Experience, Evidence]:
     entropy, divergence, mask = ((t * mask)[rows, :width] for t in (entropy, divergence, mask))
     ids = torch.zeros(len(mask), width + 1, dtype=torch.long)
     keys = [f"0/p/{row}" for row in range(4)][rows]
-    batch = Experience(ids, ids, mask.bool(), [{}] * len(mask), torch.zeros(mask.shape), keys=keys)
+    paragraphs = torch.where(mask, torch.arange(mask.shape[1]) // 2, -1)
+    batch = Experience(
+        ids, ids, mask.bool(), [{}] * len(mask), torch.zeros(mask.shape), keys=keys, paragraphs=paragraphs
+    )
     return batch, Evidence(entropy, entropy, {}, MaskedView(divergence, divergence))
 
 

@@ -510,6 +510,7 @@ def test_the_demo_is_planned_as_it_runs() -> None:
         (("credit=hidden_cosine",), CreditCost(name="hidden_cosine", whole_rows=True)),
         (("credit.num_clusters=1",), CreditCost(name="atrl", heads_read=12)),
         (("credit=query_key_cosine",), CreditCost(name="query_key_cosine")),
+        (("credit=kawhi",), CreditCost(name="kawhi")),
         (
             ("credit=query_key_cosine", "credit.smoothing=cluster"),
             CreditCost(name="query_key_cosine", clusters=True, background=True),

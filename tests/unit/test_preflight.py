@@ -8,6 +8,7 @@ import torch
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
+from atrl.credit.kawhi import KawhiCredit
 from atrl.credit.oracle import OracleCredit
 from atrl.credit.product import ProductCredit
 from atrl.credit.query_key_cosine import QueryKeyCosineCredit
@@ -39,6 +40,8 @@ def product(*schemes) -> ProductCredit:
         AtrlCredit(),
         AtrlCredit(heads="auto", layers=(2,)),
         AtrlCredit(heads=((0, 0), (2, 3))),
+        KawhiCredit(head_numbers=(0, 3)),
+        QueryKeyCosineCredit(layers=(2,), head_numbers=(3,)),
         product(AtrlCredit(layers=(0, 2)), EntropyCredit()),
     ],
 )
@@ -57,6 +60,9 @@ def test_layers_and_heads_that_exist(scheme, model):
         (AtrlCredit(heads="auto", layers=(0, 7)), r"credit\.layers names layer 7: .* layers 0 to 2"),
         (HiddenCosineCredit(layers=(-1,)), r"credit\.layers names layer -1"),
         (QueryKeyCosineCredit(layers=()), r"credit\.layers is an empty list"),
+        (KawhiCredit(head_numbers=()), r"credit\.head_numbers is an empty list, which reads nothing: null reads all"),
+        (KawhiCredit(head_numbers=(3, 4)), r"credit\.head_numbers names head 4: .* layers 0 to 2 of heads 0 to 3"),
+        (product(KawhiCredit(head_numbers=(-1,))), r"credit\.head_numbers names head -1"),
         (product(product(EntropyCredit(), AtrlCredit(layers=(7,)))), r"credit\.layers names layer 7"),
     ],
 )

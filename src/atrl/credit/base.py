@@ -80,6 +80,8 @@ class CreditScheme(ABC):
     """Whether every token always gets 1, so that any objective will do."""
     needs_reading: ClassVar[bool] = False
     """Whether it goes by the tokens that the problems' reading rules name."""
+    needs_paragraphs: ClassVar[bool] = False
+    """Whether it goes by the paragraphs of the responses, `Experience.paragraphs`."""
     needs_whole_rows: ClassVar[bool] = False
     """Whether it looks at a prompt's hidden states beside its response's, so that one pass must run both."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atrl import parallel
 from atrl.credit.masking import mask_pixels
+from atrl.credit.paragraphs import paragraph_numbers
 from atrl.credit.reading import reading_mask
 from atrl.forward import merge_evidence
 from atrl.splitting import join_rows
@@ -68,7 +69,7 @@ class BoundCredit:
         scheme: evidence → weights.
         probe: reads what the scheme requests from the policy's layers; None if it requests nothing.
         scale: of the pictures' pixels, for masking them.
-        tokenizer: of the policy, to find the tokens that read the picture.
+        tokenizer: of the policy, to find the tokens that read the picture, and paragraphs.
     """
 
     scheme: CreditScheme
@@ -77,11 +78,15 @@ class BoundCredit:
     tokenizer: PreTrainedTokenizerBase
 
     def prepare(self, experience: Experience, groups: Sequence[RolloutGroup]) -> Experience:
-        """`experience` with the tokens that read, where known, and with masked pictures, if the scheme wants them."""
+        """`experience` with the tokens that read, where known, and with what the scheme wants: paragraphs, masked
+        pictures."""
         reading = reading_mask(groups, self.tokenizer, experience.response_mask)
         if any(parallel.gather(reading is not None)) and reading is None:
             reading = torch.zeros_like(experience.response_mask)  # only other ranks' problems have a rule
         experience = replace(experience, reading=reading)
+        if self.scheme.needs_paragraphs:
+            paragraphs = paragraph_numbers(groups, self.tokenizer, experience.response_mask)
+            experience = replace(experience, paragraphs=paragraphs)
         mask = self.scheme.picture_mask
         if mask is None:
             return experience
@@ -111,13 +116,16 @@ class BoundCredit:
 
 
 def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experience, Evidence]:
-    """What a scheme may compare: masks, keys, reading tokens and numbers per token, without pictures."""
+    """What a scheme may compare: masks, keys, reading tokens, paragraphs and numbers per token, no pictures."""
     rows = parallel.gather_rows
     mask = rows(experience.response_mask.float()) > 0
     reading = None
     if any(parallel.gather(experience.reading is not None)):  # a rank whose problems have no rule takes part
         own = torch.zeros_like(experience.response_mask) if experience.reading is None else experience.reading
         reading = rows(own.float()) > 0
+    paragraphs = experience.paragraphs
+    if paragraphs is not None:  # the scheme asks for them, on every rank; columns are filled up with 0
+        paragraphs = rows(paragraphs + 1) - 1
     blank = torch.zeros(len(mask), mask.shape[1] + 1, dtype=torch.long, device=mask.device)
     together = Experience(
         input_ids=blank,
@@ -127,6 +135,7 @@ def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experienc
         sampler_logprobs=rows(experience.sampler_logprobs),
         keys=[key for keys in parallel.gather(experience.keys) for key in keys],
         reading=reading,
+        paragraphs=paragraphs,
     )
     masked = evidence.masked and MaskedView(rows(evidence.masked.logprobs), rows(evidence.masked.divergence))
     return together, Evidence(rows(evidence.logprobs), rows(evidence.entropy), {}, masked)

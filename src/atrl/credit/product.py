@@ -53,6 +53,11 @@ class ProductCredit(CreditScheme):
         return all(scheme.is_uniform for scheme in self.schemes)
 
     @property
+    def needs_paragraphs(self) -> bool:
+        """Whether any of them does."""
+        return any(scheme.needs_paragraphs for scheme in self.schemes)
+
+    @property
     def needs_whole_rows(self) -> bool:
         """Whether any of them does."""
         return any(scheme.needs_whole_rows for scheme in self.schemes)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,19 +18,23 @@ from atrl.credit.regions import Regions, Row
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Layers = tuple[int, ...] | Literal["last"] | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueryKeyRequest:
     """Which queries and keys are compared, and how.
 
     Args:
-        layers: numbers of the layers that are read; None is all.
+        layers: numbers of the layers that are read, or the "last" one; None is all.
+        heads: numbers of the heads that are read in each of them; None is all.
         row: "predicting" reads the query that produced a token (position t-1), "own" the token's.
         pooling: over image tokens, the "mean" or the "max" of the cosine.
         detail: also keep each token's cosine with each image token, the largest of any head.
     """
 
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
+    heads: tuple[int, ...] | None = None
     row: Row = "predicting"
     pooling: Pooling = "max"
     detail: bool = False
@@ -39,7 +43,10 @@ class QueryKeyRequest:
 
     def reader(self, model: PreTrainedModel, regions: Regions) -> QueryKeyReader:
         """A fresh reader for one forward pass over the batch that `regions` describes."""
-        return QueryKeyReader(self, regions)
+        layers = self.layers
+        if layers == "last":
+            layers = (model.config.get_text_config().num_hidden_layers - 1,)
+        return QueryKeyReader(replace(self, layers=layers), regions)
 
     def merge(self, parts: Sequence[QueryKeyCapture]) -> QueryKeyCapture:
         """Consecutive micro-batches as one; image columns padded to the widest."""
@@ -60,18 +67,19 @@ class QueryKeyCapture:
     """What was read of one batch; 0 on padding, without a picture, and where a sliding window hides it."""
 
     score: Float[Tensor, "rollout head response"]
-    """Pooled cosine of each head of each layer, layers in order."""
+    """Pooled cosine of each head of each layer that was read, layers in order."""
     image_mask: Bool[Tensor, "rollout image"]
     """Which of the (padded) image columns are real."""
     image: Float[Tensor, "rollout response image"] | None
-    """The largest cosine with each image token in any head of any layer; only with `detail`."""
+    """The largest cosine with each image token in any head of any layer that was read; only with `detail`."""
 
 
 class QueryKeyReader:
     """Reads one forward pass, layer by layer. Reading a layer twice leaves the same result."""
 
     def __init__(self, request: QueryKeyRequest, regions: Regions) -> None:
-        self._request, self._regions = request, regions
+        assert not isinstance(request.layers, str), "which layer is the last depends on the model: see `reader`"
+        self._request, self._regions, self._layers = request, regions, request.layers
         self._scores: dict[int, Tensor] = {}
         self._image: Tensor | None = None
 
@@ -84,18 +92,23 @@ class QueryKeyReader:
         sliding_window: int | None = None,
         **of_scores: object,
     ) -> None:
-        """Add layer `layer`: queries and keys after rotary embedding. A cosine needs no more of a softmax."""
-        wanted = self._request.layers is None or layer in self._request.layers
+        """Add layer `layer`: queries and keys after rotary embedding. A cosine needs no more of a softmax.
+
+        Raises:
+            ValueError: if it lacks a head that is asked for.
+        """
+        wanted = self._layers is None or layer in self._layers
         if not wanted or layer in self._scores:
             return
-        regions, heads = self._regions, query.shape[1]
+        regions, numbers = self._regions, _wanted_heads(self._request.heads, query.shape[1])
+        heads = len(numbers)
         tokens, images = regions.rows.shape[1], regions.columns.shape[1]
         score = query.new_zeros((regions.size, heads, tokens), dtype=torch.float32)
         if self._request.detail and self._image is None:
             self._image = score.new_full((regions.size, tokens, images), -1.0)
         for part, first, last in blocks(regions, heads, 1) if images else ():
             here = regions.part(part)
-            rows, keys = _unit_vectors(query, key, range(first, last), here)
+            rows, keys = _unit_vectors(query, key, numbers[first:last], here)
             allowed = _allowed(here, sliding_window)
             step = max(1, CHUNK_ELEMENTS // (keys.shape[0] * keys.shape[1] * images))
             for start in range(0, tokens, step):
@@ -118,7 +131,7 @@ class QueryKeyReader:
             "the query-key reader saw no layer; does this model use transformers' attention interface, and does it "
             "have the layers that are asked for?"
         )
-        require_layers(self._request.layers, self._scores)
+        require_layers(self._layers, self._scores)
         mask, columns = self._regions.row_mask, self._regions.column_mask
         image = None
         if self._image is not None:
@@ -127,13 +140,22 @@ class QueryKeyReader:
         return QueryKeyCapture(score=torch.where(mask[:, None], scores, 0.0), image_mask=columns, image=image)
 
 
+def _wanted_heads(asked: Sequence[int] | None, count: int) -> list[int]:
+    if asked is None:
+        return list(range(count))
+    for head in asked:
+        if not 0 <= head < count:
+            raise ValueError(f"credit.head_numbers names head {head}: the layer has heads 0 to {count - 1}")
+    return sorted(set(asked))
+
+
 def _unit_vectors(
-    query: Tensor, key: Tensor, heads: range, regions: Regions
+    query: Tensor, key: Tensor, heads: Sequence[int], regions: Regions
 ) -> tuple[Float[Tensor, "response head token width"], Float[Tensor, "response head image width"]]:
     """Queries of the response tokens and keys of the image tokens, each of length 1."""
     per_group, behind = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]  # see `Block.behind`
     source = regions.source[:, None, None]
-    chosen = torch.tensor(list(heads), device=query.device)[None, :, None]
+    chosen = torch.tensor(heads, device=query.device)[None, :, None]
     rows = query[source, chosen, (regions.rows - behind).clamp_min(0)[:, None, :]].float()
     keys = key[source, chosen // per_group, regions.columns[:, None, :]].float()
     return torch.nn.functional.normalize(rows, dim=-1), torch.nn.functional.normalize(keys, dim=-1)

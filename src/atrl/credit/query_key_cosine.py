@@ -7,17 +7,17 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from atrl.credit.base import normalise
 from atrl.credit.clustering import ClusteringCredit, filled
 from atrl.credit.connectivity import top_heads_mean
 from atrl.credit.hidden import Pooling
-from atrl.credit.query_key import QueryKeyCapture, QueryKeyRequest
+from atrl.credit.query_key import Layers, QueryKeyCapture, QueryKeyRequest
 from atrl.credit.regions import Row
-from atrl.credit.spans import ScoredTokens, SpanSettings, weigh_spans
-from atrl.credit.weights import WeightMap, check_count, check_weights
+from atrl.credit.spans import ScoredTokens, Smoothing, SpanSettings, SpanWeights, weigh_spans
+from atrl.credit.weights import check_count, check_weights
 from atrl.types import CreditOutput, Evidence, Experience
 
 
@@ -26,38 +26,45 @@ class QueryKeyCosineCredit(ClusteringCredit):
     """Spans of tokens whose queries point at the picture's keys get more of the credit.
 
     c[t]: the cosine of token t's query with the image tokens' keys, after rotary embedding, pooled over them and
-    reduced over heads; a span's score is the mean of its tokens'. From KAWHI (Han et al., arXiv 2603.27375), whose
-    summary is public and whose formulas we could not read: that some heads are the visual ones, and that credit goes
-    to paragraphs. Ours: the cosine, heads by contrast, what a span is (credit does not know the tokenizer), and the
-    map to weights; their localisation of key regions has no counterpart beyond `pooling="max"`. `workers`, which
-    matters where spans are clusters, is that of `ClusteringCredit`.
+    reduced over heads; a span's score is the mean of its tokens'. KAWHI's (Han et al., arXiv 2603.27375): the cosine,
+    that some heads are the visual ones, means over spans, `smoothing="paragraph"` and `weights="softmax"`. Ours, and
+    the defaults: all layers, the largest cosine of any image token, heads by contrast, windows and clusters, and a
+    line for the weights. `KawhiCredit` has the options that are nearest to the paper's. `workers`, which matters
+    where spans are clusters, is that of `ClusteringCredit`.
 
     Args:
-        layers: numbers of the layers that are read; None is all.
+        layers: numbers of the layers that are read, or the "last" one; None is all.
+        head_numbers: numbers of the heads that are read, the same in each layer, as KAWHI names them; None is all.
         row: the query that speaks for a token: "predicting" it (position t-1) or its "own".
         pooling: over image tokens, the "max" or the "mean" of the cosine.
         reduction: over heads, "top_heads" or the "mean" (see `connectivity.head_contrast`).
         top_heads: how many heads `reduction="top_heads"` averages.
         smoothing: a span is a "window" of consecutive tokens, a "cluster" (METIS) of tokens near the same image
-            tokens, or each token alone ("none").
+            tokens, a "paragraph" (see `paragraphs_of`), or each token alone ("none").
         window: tokens in a window.
         num_clusters: METIS parts; a response of T tokens gets at most T/2.
-        weights: "load_map" maps a span's score linearly into `rest_weight` … `anchor_weight`; "anchors" gives those
-            two weights to the anchor_ratio · T tokens of the highest spans, and to the rest.
-        anchor_ratio: share of a response's tokens that are anchors, marked for metrics in either form.
+        weights: "load_map" maps a span's score linearly into `rest_weight` … `anchor_weight`; "softmax" goes the
+            same way by a span's share of a softmax (see `softmax_weights`); "anchors" gives those two weights to the
+            anchor_ratio · T tokens of the highest spans, and to the rest.
+        temperature: of the softmax; a lower one tells spans further apart.
+        mixing: how much of the softmax is an even share instead.
+        anchor_ratio: share of a response's tokens that are anchors, marked for metrics in every form.
         anchor_weight, rest_weight: before the weights are scaled to mean 1.
         seed: of METIS.
     """
 
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
+    head_numbers: tuple[int, ...] | None = None
     row: Row = "predicting"
     pooling: Pooling = "max"
     reduction: Literal["mean", "top_heads"] = "top_heads"
     top_heads: int = 4
-    smoothing: Literal["window", "cluster", "none"] = "window"
+    smoothing: Smoothing = "window"
     window: int = 16
     num_clusters: int = 8
-    weights: WeightMap = "load_map"
+    weights: SpanWeights = "load_map"
+    temperature: float = 0.1
+    mixing: float = 0.1
     anchor_ratio: float = 0.15
     anchor_weight: float = 3.0
     rest_weight: float = 1.0
@@ -71,17 +78,32 @@ class QueryKeyCosineCredit(ClusteringCredit):
         check_count("top_heads", self.top_heads, usual=4)
         check_count("window", self.window, usual=16)
         check_count("num_clusters", self.num_clusters, usual=8)
+        if self.temperature <= 0:
+            raise ValueError(f"credit.temperature must be positive, got {self.temperature}: try 0.1")
+        if not 0 <= self.mixing <= 1:
+            raise ValueError(f"credit.mixing must be in [0, 1], got {self.mixing}: try 0.1")
+
+    @property
+    def needs_paragraphs(self) -> bool:
+        """Where they are the spans."""
+        return self.smoothing == "paragraph"
 
     @property
     def requests(self) -> tuple[QueryKeyRequest, ...]:
         """One reading of queries and keys, with image rows only if they are clustered."""
-        layers = None if self.layers is None else tuple(self.layers)
-        detail = self.smoothing == "cluster"
-        return (QueryKeyRequest(layers=layers, row=self.row, pooling=self.pooling, detail=detail),)
+        return (
+            QueryKeyRequest(
+                layers=self.layers if self.layers is None or self.layers == "last" else tuple(self.layers),
+                heads=None if self.head_numbers is None else tuple(self.head_numbers),
+                row=self.row,
+                pooling=self.pooling,
+                detail=self.smoothing == "cluster",
+            ),
+        )
 
     @property
     def cuts(self) -> bool:
-        """Windows are no clusters."""
+        """Windows and paragraphs are no clusters."""
         return self.smoothing == "cluster"
 
     @property
@@ -96,7 +118,12 @@ class QueryKeyCosineCredit(ClusteringCredit):
         mask = batch.response_mask
         score = self._score(capture, mask)
         reading = score.any(dim=1).nonzero()[:, 0].tolist()
-        weighed = self._background.submit(weigh_spans, _tokens(capture, score, mask, reading), self.settings)
+        paragraphs = None
+        if self.needs_paragraphs:
+            assert batch.paragraphs is not None, "the batch was built without the paragraphs that credit needs"
+            paragraphs = batch.paragraphs
+        tokens = _tokens(capture, score, mask, paragraphs, reading)
+        weighed = self._background.submit(weigh_spans, tokens, self.settings)
 
         def finish() -> CreditOutput:
             found = weighed()
@@ -121,11 +148,19 @@ def _tokens(
     capture: QueryKeyCapture,
     score: Float[Tensor, "rollout response"],
     mask: Bool[Tensor, "rollout response"],
+    paragraphs: Int[Tensor, "rollout response"] | None,
     rows: Sequence[int],
 ) -> list[ScoredTokens]:
     """The responses `rows` as arrays; padding is cut off, so that nothing depends on the rest of the batch."""
     lengths, scores = mask.sum(dim=1).tolist(), score.cpu().numpy()
-    if capture.image is None:
-        return [ScoredTokens(scores[row, : lengths[row]], image=None) for row in rows]
-    widths, images = capture.image_mask.sum(dim=1).tolist(), capture.image.cpu().numpy()
-    return [ScoredTokens(scores[row, : lengths[row]], images[row, : lengths[row], : widths[row]]) for row in rows]
+    widths = capture.image_mask.sum(dim=1).tolist()
+    images = None if capture.image is None else capture.image.cpu().numpy()
+    numbers = None if paragraphs is None else paragraphs.cpu().numpy()
+    return [
+        ScoredTokens(
+            score=scores[row, : lengths[row]],
+            image=None if images is None else images[row, : lengths[row], : widths[row]],
+            paragraphs=None if numbers is None else numbers[row, : lengths[row]],
+        )
+        for row in rows
+    ]
