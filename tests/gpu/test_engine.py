@@ -100,6 +100,11 @@ def test_a_run_whose_engine_sleeps_during_updates(tmp_path: Path, level: int) ->
     assert len(rows) == 3 and all(float(row["rollout/logprob_gap_max"]) < 1e-3 for row in rows)
 
 
+def test_a_run_in_the_precision_of_trainer_gpu(tmp_path: Path) -> None:
+    """The step, and so the engine in it, runs inside the trainer's autocast; `run_train` looks for a disagreement."""
+    assert len(run_train(tmp_path, "trainer.precision=bf16-mixed")) == 3
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
 def test_a_run_whose_processes_share_an_engine(tmp_path: Path) -> None:
     rows = run_train(tmp_path, "trainer.devices=2", "rollout.sampler.tensor_parallel_size=2")

@@ -346,6 +346,14 @@ def test_pictures_are_resized_as_the_trainer_does_whatever_the_folder_says(
         engine.generate(prompts, Sampling(group_size=2, max_response_tokens=8), seed="0/1")
 
 
+def test_the_trainer_s_autocast_is_not_the_engine_s(engine: VllmSampler, policy, handle: ModelHandle, prompts) -> None:
+    """A training step draws its rollouts inside of it (`trainer.precision=bf16-mixed`)."""
+    engine.update_weights(policy.named_parameters(), version=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        groups = engine.generate(prompts, Sampling(group_size=2, max_response_tokens=16), seed="0/1")
+    assert worst_difference(policy, groups, handle.banned_ids) < TOLERANCE
+
+
 def test_a_sleeping_engine_wakes_for_its_weights_then_for_its_cache(
     engine: VllmSampler, policy, handle: ModelHandle, prompts, monkeypatch
 ) -> None:
