@@ -120,3 +120,21 @@ def test_a_kernel_s_own_log_sum_exp_is_accepted():
 def test_anything_else_is_noticed(wrong):
     with pytest.raises(AssertionError, match=r"the attention kernel keeps .* set model\.attention=eager"):
         check_logsumexp(block(lse=wrong(block().lse)))
+
+
+def test_the_first_log_sum_exp_is_checked_though_a_window_comes_first():
+    """A layer with a window keeps none. On a CPU none is checked unless that is asked for, and only one ever is."""
+    right = block()
+    wrong = right.lse.flip(1)
+
+    def read(lse: torch.Tensor, **options) -> AttentionReader:
+        reader = AttentionReader(AttentionRequest(neighbours=0), right.regions, **options)
+        reader.read_attention(0, right.query, right.key, scaling=0.3, sliding_window=20)
+        reader.read_attention(1, right.query, right.key, scaling=0.3, logsumexp=lse)
+        return reader
+
+    with pytest.raises(AssertionError, match="the attention kernel keeps"):
+        read(wrong, check=True)
+    reader = read(right.lse, check=True)
+    reader.read_attention(2, right.query, right.key, scaling=0.3, logsumexp=wrong)
+    read(wrong)

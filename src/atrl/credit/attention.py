@@ -73,13 +73,17 @@ class AttentionCapture:
 
 class AttentionReader:
     """Adds up one forward pass, layer by layer. Reading a layer twice leaves the same result. `fused` takes masses from
-    Triton kernels instead of `Block`'s own; None does so wherever these run.
+    Triton kernels instead of `Block`'s own; None does so wherever these run. `check` compares the first log-sum-exp
+    that a kernel kept with the scores; None does so on anything but a CPU, where tests have done it.
 
     Beyond what it returns it holds a few blocks of `CHUNK_ELEMENTS` at a time."""
 
-    def __init__(self, request: AttentionRequest, regions: Regions, *, fused: bool | None = None) -> None:
+    def __init__(
+        self, request: AttentionRequest, regions: Regions, *, fused: bool | None = None, check: bool | None = None
+    ) -> None:
         self._request, self._regions = request, regions
         self._fused = fused_available(regions.rows.device) if fused is None else fused
+        self._unchecked = regions.rows.device.type != "cpu" if check is None else check
         self._image_mass: Callable[[Block], Tensor] = Block.image_mass
         self._response_mass: Callable[[Block], Tensor] = Block.response_mass
         if self._fused:
@@ -122,8 +126,9 @@ class AttentionReader:
         if self._image is None:
             self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
         whole = Block(query.detach(), key.detach(), heads, regions, scaling, sliding_window, softcap, logsumexp)
-        if logsumexp is not None and query.is_cuda and not self._total:
+        if logsumexp is not None and self._unchecked:  # of the first layer that has one: a window's kernel keeps none
             check_logsumexp(whole)  # torch doesn't promise what a kernel keeps
+            self._unchecked = False
         # Fused, nothing is as wide as a row of scores, and no key is copied.
         held = (shape[2], 1) if self._fused else (key.shape[2], key.shape[3])
         for part, first, last in blocks(regions, len(heads), *held):
