@@ -122,6 +122,21 @@ def test_anything_else_is_noticed(wrong):
         check_logsumexp(block(lse=wrong(block().lse)))
 
 
+def test_the_check_holds_a_few_blocks_and_looks_at_every_row_of_them(monkeypatch):
+    """64 of 768 rows over 1024 columns, of which one copy would be 3 MiB; a block is 256 KiB."""
+    query, key = states(1, 1024, 16)
+    lse = log_sum_exp(query, key, 0.2)
+    whole = Block(query, key, [0, 1], regions_of(1, 1024, 768, images=64), 0.2, None, None, lse)
+    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", CHUNK)
+    with LiveBytes([query, key, lse]) as live:
+        before = live.now
+        check_logsumexp(whole)
+        assert live.peak - before < 6 * 4 * CHUNK
+    lse[0, 0, whole.regions.rows[0, 63]] += 1
+    with pytest.raises(AssertionError, match="the attention kernel keeps"):
+        check_logsumexp(whole)
+
+
 def test_the_first_log_sum_exp_is_checked_though_a_window_comes_first():
     """A layer with a window keeps none. On a CPU none is checked unless that is asked for, and only one ever is."""
     right = block()
