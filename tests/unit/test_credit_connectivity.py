@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atrl.credit.attention import AttentionCapture
 from atrl.credit.connectivity import connectivity_density, head_contrast, reduce_without_sinks, remove_sinks
@@ -184,6 +185,30 @@ def test_heads_without_doubt_are_left_alone(monkeypatch, heads, factor):
     doubtful = 2 * len({2, 3} & set(heads)) if factor else 0
     assert sum(looked) == doubtful
     assert (left == 0).all(dim=2)[:, :, :15].any().item() == (bool(factor) and 3 in heads)
+
+
+class Called(TorchDispatchMode):
+    """The names of the operations, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_on_other_devices_every_head_is_reduced_once_and_nothing_waited_for():
+    """A tensor without numbers stands for a GPU's: to ask for one would fail."""
+    image, image_mask, mask = (torch.empty(shape, device="meta") for shape in ((2, 3, 5, 8), (2, 8), (2, 5)))
+    masks = image_mask.bool(), mask.bool()
+    with Called() as sinks:
+        remove_sinks(image, *masks, factor=4.0)
+    with Called() as whole:
+        left, total, peak = reduce_without_sinks(image, *masks, factor=4.0)
+    assert whole.names == [*sinks.names, "sum", "amax"]
+    assert left.shape == image.shape and total.shape == peak.shape == image.shape[:3]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "peak", "relative", "top_heads"])

@@ -55,12 +55,15 @@ def reduce_without_sinks(
     """
     if not image.shape[-1]:
         return image, image.sum(dim=-1), image.sum(dim=-1)
+    if factor and image.device.type != "cpu":  # asking which heads are doubtful would wait for it
+        image = remove_sinks(image, image_mask, response_mask, factor=factor)
+        return image, image.sum(dim=-1), image.amax(dim=-1)
     total, peak = image.sum(dim=-1), image.amax(dim=-1)
     if not factor:
         return image, total, peak
     above = peak > _sink_limit(total, image_mask, response_mask, factor)
     doubtful = 2 * above.sum(dim=2) > response_mask.sum(dim=1)[:, None]
-    if image.device.type != "cpu" or doubtful.all():  # a GPU would have to be waited for
+    if doubtful.all():
         image = remove_sinks(image, image_mask, response_mask, factor=factor)
         return image, image.sum(dim=-1), image.amax(dim=-1)
     rollout, head = doubtful.nonzero(as_tuple=True)
