@@ -10,6 +10,7 @@ import torch
 from atrl.credit import blocks as blocks_module
 from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
 from atrl.credit.blocks import Block, check_logsumexp
+from atrl.credit.query_key import QueryKeyRequest
 from atrl.credit.regions import Regions
 from tests.unit.live_bytes import LiveBytes
 
@@ -153,3 +154,18 @@ def test_the_first_log_sum_exp_is_checked_though_a_window_comes_first():
     reader = read(right.lse, check=True)
     reader.read_attention(2, right.query, right.key, scaling=0.3, logsumexp=wrong)
     read(wrong)
+
+
+def test_heads_are_copied_to_a_device_once(monkeypatch):
+    """A GPU is waited for with every list that becomes a tensor there: for new layers of the same shapes none does."""
+    whole = block()
+
+    def read() -> None:
+        for request in (AttentionRequest(neighbours=2), QueryKeyRequest()):
+            reader = request.reader(None, whole.regions)
+            for layer, lse in enumerate((None, whole.lse)):
+                reader.read_attention(layer, whole.query, whole.key, scaling=0.3, logsumexp=lse)
+
+    read()
+    monkeypatch.setattr(torch, "tensor", None)
+    read()

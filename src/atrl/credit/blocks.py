@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -119,7 +119,7 @@ class Block:
             start += part.indices(regions.rows.shape[1])[0] - self.behind
             if start >= 0:
                 return tensor[row : row + regions.size, first:last, start : start + rows.shape[1]]
-        heads = torch.tensor(self.heads, device=rows.device)
+        heads = head_index(tuple(self.heads), rows.device)
         asked = (rows - self.behind).clamp_min(0)
         return tensor[regions.source[:, None, None], heads[None, :, None], asked[:, None, :]]
 
@@ -138,7 +138,7 @@ class Block:
     def _keys(
         self, groups: list[int], columns: Int[Tensor, "response column"]
     ) -> Float[Tensor, "response group column width"]:
-        index = torch.tensor(groups, device=columns.device)
+        index = head_index(tuple(groups), columns.device)
         return self.key[self.regions.source[:, None, None], index[None, :, None], columns[:, None, :]].float()
 
     def _softmax_rows(
@@ -159,6 +159,12 @@ class Block:
             hidden |= column <= rows[:, :, None] - self.sliding_window
         hidden |= ~self.regions.visible[self.regions.source][:, None, :]
         return hidden.float() * torch.finfo(torch.float32).min
+
+
+@lru_cache(maxsize=256)
+def head_index(heads: tuple[int, ...], device: torch.device) -> Int[Tensor, "head"]:
+    """Kept, because copying a list to the GPU waits for all that the GPU has still to do."""
+    return torch.tensor(heads, device=device)
 
 
 def check_logsumexp(block: Block) -> None:

@@ -6,7 +6,6 @@ then ``exp(score − lse)`` at the wanted columns alone. The only file that impo
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +13,8 @@ import triton
 import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from atrl.credit.blocks import head_index
 
 if TYPE_CHECKING:
     from atrl.credit.blocks import Block
@@ -72,7 +73,7 @@ def _options(block: Block) -> dict:
     return {
         "query": query,
         "key": key,
-        "heads": _head_index(tuple(block.heads), query.device),
+        "heads": head_index(tuple(block.heads), query.device),
         "source": regions.source.contiguous(),
         "start": regions.start.contiguous(),
         "visible": regions.visible.contiguous(),
@@ -93,12 +94,6 @@ def _options(block: Block) -> dict:
         "TILE": max(16, min(64, TILE_BYTES // (width * query.element_size()))),
         "num_stages": 2,
     }
-
-
-@lru_cache(maxsize=256)
-def _head_index(heads: tuple[int, ...], device: torch.device) -> Int[Tensor, "head"]:
-    """Kept, because copying a list to the GPU waits for all that the GPU has still to do."""
-    return torch.tensor(heads, device=device)
 
 
 # Lengths of sequences, responses and pictures differ in every batch: kernels aren't compiled anew for round ones.

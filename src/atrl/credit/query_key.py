@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.attention import require_layers
-from atrl.credit.blocks import CHUNK_ELEMENTS, blocks
+from atrl.credit.blocks import CHUNK_ELEMENTS, blocks, head_index
 from atrl.credit.hidden import Pooling, largest
 from atrl.credit.regions import Regions, Row
 
@@ -155,9 +155,12 @@ def _unit_vectors(
     """Queries of the response tokens and keys of the image tokens, each of length 1."""
     per_group, behind = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]  # see `Block.behind`
     source = regions.source[:, None, None]
-    chosen = torch.tensor(heads, device=query.device)[None, :, None]
+    chosen, groups = (
+        head_index(tuple(index), query.device)[None, :, None]
+        for index in (heads, (head // per_group for head in heads))
+    )
     rows = query[source, chosen, (regions.rows - behind).clamp_min(0)[:, None, :]].float()
-    keys = key[source, chosen // per_group, regions.columns[:, None, :]].float()
+    keys = key[source, groups, regions.columns[:, None, :]].float()
     return torch.nn.functional.normalize(rows, dim=-1), torch.nn.functional.normalize(keys, dim=-1)
 
 
