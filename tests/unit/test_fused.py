@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from atrl.credit.attention import fused_available
+from atrl.credit.blocks import Block
 from tests.unit.fused_cases import (
     CASES,
     CAUSAL_ONLY,
@@ -101,38 +102,69 @@ def test_fused_wherever_there_is_cuda():
 )
 def test_compiles_for_gpus(tmp_path, monkeypatch, capability, dtype, width, product):
     """To machine code: in the type that was asked for, float32 not rounded to TF32, and within any GPU's memory."""
-    from atrl.credit import fused
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     block = build(Case(dtype=dtype, width=width, softcap=50.0))
-    regions, out = block.regions, torch.empty(1)
-    wanted = {"lse": out, "at": regions.tokens, "at_mask": regions.row_mask, "wanted": 9, "heads_each": 4}
-    for kernel, more in ((fused._log_sum_exp_kernel, {}), (fused._mass_kernel, wanted)):
-        compiled = compile_for(capability, kernel, {"out": out} | more | fused._options(block))
+    for kernel, arguments in launches(block):
+        compiled = compile_for(capability, kernel, arguments)
         assert product in compiled.asm["ptx"] and "tf32" not in compiled.asm["ptx"] and compiled.asm["cubin"]
         assert compiled.metadata.shared <= SMALLEST_SHARED_MEMORY
 
 
+def launches(block: Block) -> list[tuple]:
+    """Every kernel, and what it is launched with."""
+    from atrl.credit import fused
+
+    regions, out = block.regions, torch.empty(1)
+    wanted = {"lse": out, "at": regions.columns, "at_mask": regions.column_mask, "wanted": 9, "heads_each": 4}
+    options = {"out": out} | fused._options(block)
+    return [(fused._log_sum_exp_kernel, options), (fused._mass_kernel, options | wanted)]
+
+
+def specialisation(kernel, arguments: dict) -> list[tuple[str, object]]:
+    """What a launch with these arguments is compiled for: of each its type, and what of its value."""
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime.jit import native_specialize_impl
+
+    return [
+        ("constexpr", arguments[parameter.name])
+        if parameter.is_constexpr
+        else native_specialize_impl(
+            CUDABackend,
+            arguments[parameter.name],
+            parameter.is_const,
+            not parameter.do_not_specialize,
+            not parameter.do_not_specialize_on_alignment,
+        )
+        for parameter in kernel.params
+    ]
+
+
 def compile_for(capability: int, kernel, arguments: dict):
-    """The kernel as a launch with these arguments would compile it; aligned, like what torch allocates."""
+    """The kernel as a launch with these arguments would compile it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.bool: "*i1"}
-    signature, constants, aligned = {}, {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        value = arguments[name]
-        if name.isupper() or (name.endswith("_width") and value == 1):
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = pointers[value.dtype]
-        else:
-            signature[name] = "i32" if isinstance(value, int) else "fp32"
-        if isinstance(value, torch.Tensor) or (name[:2] in ("q_", "k_") and value % 16 == 0):
-            aligned[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, aligned)
+    found = dict(zip(kernel.arg_names, specialisation(kernel, arguments), strict=True))
+    signature = {name: kind for name, (kind, _) in found.items()}
+    constants = {name: value for name, (kind, value) in found.items() if kind == "constexpr"}
+    aligned = [place for place, (kind, value) in enumerate(found.values()) if kind != "constexpr" and value == "D"]
+    source = ASTSource(kernel, signature, constants, {(place,): [["tt.divisibility", 16]] for place in aligned})
     return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_stages": arguments["num_stages"]})
+
+
+def test_kernels_are_compiled_once_for_all_parts_of_all_batches():
+    """Wherever a part's places begin in memory, and whether lengths are round or 1; not so for queries and keys."""
+    whole = build(Case(layout=((0, 0, 45, 9), (1, 13, 45, 9)), images=(5, 5)))
+    second = replace(whole, regions=whole.regions.part(slice(1, 2)))
+    assert all(getattr(second.regions, name).data_ptr() % 16 for name in ("source", "start", "rows", "columns"))
+    other = build(Case(columns=48, layout=((0, 0, 48, 1),), images=(1,), behind=16))
+    for one, *others in zip(launches(whole), launches(second), launches(other), strict=True):
+        for kernel, arguments in others:
+            assert specialisation(kernel, arguments) == specialisation(*one)
+        kernel, arguments = one
+        moved = arguments | {"query": torch.empty(arguments["query"].numel() + 1)[1:]}
+        assert specialisation(kernel, moved) != specialisation(*one)
 
 
 def test_other_types_are_refused():

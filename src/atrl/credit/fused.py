@@ -96,8 +96,14 @@ def _options(block: Block) -> dict:
     }
 
 
-# Lengths of sequences, responses and pictures differ in every batch: kernels aren't compiled anew for round ones.
-@triton.jit(do_not_specialize=["behind", "tokens", "columns", "window"])
+LENGTHS = ["wanted", "behind", "tokens", "columns", "window"]
+"""Of sequences, responses and pictures: they differ in every batch, and kernels aren't compiled anew for round ones."""
+
+VIEWS = ["lse", "at", "at_mask", "source", "start", "visible", "rows"]
+"""May begin anywhere in a tensor: kernels aren't compiled anew for those that happen to begin at 16 bytes."""
+
+
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=VIEWS)
 def _log_sum_exp_kernel(
     out, query, key, heads, source, start, visible, rows, behind, tokens, columns, window, scaling, softcap, per_group,
     width, q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
@@ -129,7 +135,7 @@ def _log_sum_exp_kernel(
     tl.store(out + (response * tl.num_programs(1) + number) * tokens + token, top + tl.log(total), mask=real)
 
 
-@triton.jit(do_not_specialize=["wanted", "behind", "tokens", "columns", "window"])
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=VIEWS)
 def _mass_kernel(
     out, lse, at, at_mask, wanted, heads_each,
     query, key, heads, source, start, visible, rows, behind, tokens, columns, window, scaling, softcap, per_group,
