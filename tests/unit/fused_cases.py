@@ -13,7 +13,7 @@ import torch
 
 from atrl.credit import blocks
 from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
-from atrl.credit.blocks import Block
+from atrl.credit.blocks import Block, as_seen
 from atrl.credit.regions import Regions
 
 CAUSAL_ONLY = "exactly two tiles"
@@ -38,6 +38,8 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     dtype: torch.dtype = torch.float32
+    seen: torch.dtype | None = None
+    """In which the model's kernel sees them, as under autocast. Triton's interpreter cuts where bfloat16 rounds."""
     transposed: bool = False
     """Heads inside of columns in memory, as projections leave them."""
     behind: int = 0
@@ -77,6 +79,7 @@ CASES = {
         dtype=torch.bfloat16, width=80, columns=150, layout=((0, 3, 150, 70),), images=(66,)
     ),
     "float16": Case(dtype=torch.float16),
+    "seen in float16": Case(seen=torch.float16),
 }
 
 
@@ -100,6 +103,7 @@ def build(case: Case, device: str = "cpu") -> Block:
         scaling=2 * case.width**-0.5,  # scores of a standard deviation of 2: some columns hold a large part of a row
         sliding_window=case.window,
         softcap=case.softcap,
+        dtype=case.seen,
     )
 
 
@@ -140,7 +144,7 @@ def capture(block: Block, *, fused: bool | None) -> AttentionCapture:
     """All that a reader makes of the block's layer, sinks and edges too."""
     reader = AttentionReader(REQUEST, block.regions, fused=fused)
     options = {"scaling": block.scaling, "sliding_window": block.sliding_window, "softcap": block.softcap}
-    reader.read_attention(0, block.query, block.key, **options)
+    reader.read_attention(0, block.query, block.key, dtype=block.dtype, **options)
     return reader.result()
 
 
@@ -152,8 +156,9 @@ def reference_lse(block: Block) -> torch.Tensor:
     for source, start in zip(regions.source.tolist(), regions.start.tolist(), strict=True):
         first[source, start:] = first[source, start:].clamp_min(start)  # of the sequence that a column belongs to
     seen = regions.visible[:, None] & (columns <= columns[:, None]) & (columns >= first[:, :, None])
-    key = block.key.double().repeat_interleave(block.query.shape[1] // block.key.shape[1], dim=1)
-    scores = block.query.double() @ key.transpose(2, 3) * block.scaling
+    query, key = (as_seen(states, block.dtype).double() for states in (block.query, block.key))
+    key = key.repeat_interleave(block.query.shape[1] // block.key.shape[1], dim=1)
+    scores = query @ key.transpose(2, 3) * block.scaling
     return scores.masked_fill(~seen[:, None, block.behind :], -torch.inf).logsumexp(-1)
 
 

@@ -97,13 +97,19 @@ def test_fused_wherever_there_is_cuda():
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "width", "product"),
-    [(80, torch.bfloat16, 128, "mma.sync"), (90, torch.bfloat16, 80, "wgmma"), (90, torch.float32, 128, "fma.rn")],
+    ("capability", "dtype", "seen", "width", "product"),
+    [
+        (80, torch.bfloat16, None, 128, "mma.sync"),
+        (90, torch.bfloat16, None, 80, "wgmma"),
+        (90, torch.float32, None, 128, "fma.rn"),
+        (80, torch.float32, torch.bfloat16, 128, "mma.sync"),
+        (90, torch.float32, torch.bfloat16, 128, "wgmma"),
+    ],
 )
-def test_compiles_for_gpus(tmp_path, monkeypatch, capability, dtype, width, product):
+def test_compiles_for_gpus(tmp_path, monkeypatch, capability, dtype, seen, width, product):
     """To machine code: in the type that was asked for, float32 not rounded to TF32, and within any GPU's memory."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    block = build(Case(dtype=dtype, width=width, softcap=50.0))
+    block = build(Case(dtype=dtype, seen=seen, width=width, softcap=50.0))
     for kernel, arguments in launches(block):
         compiled = compile_for(capability, kernel, arguments)
         assert product in compiled.asm["ptx"] and "tf32" not in compiled.asm["ptx"] and compiled.asm["cubin"]

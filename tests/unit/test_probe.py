@@ -236,7 +236,9 @@ def test_mixed_precision_is_read_in_float32(policy, batch, monkeypatch):
     for (block, _, part), mass in seen:
         row, head = 3, 2
         rows = block.regions.rows[:, part]
-        query, key = block.query[row, head, rows[row]].double(), block.key[row, head // 2].double()
+        assert block.dtype == torch.bfloat16
+        states = block.query[row, head, rows[row]], block.key[row, head // 2]
+        query, key = (part.bfloat16().double() for part in states)
         scores = query @ key.T * block.scaling
         hidden = torch.arange(key.shape[0])[None] > rows[row][:, None]
         hidden |= batch.attention_mask[row] == 0
@@ -255,10 +257,10 @@ def test_a_training_pass_in_mixed_precision_is_read_in_float32(policy, batch, mo
     mass = recorder.results()[FULL].mass
     assert mass.dtype == torch.float32 and len(seen) == mass.shape[1]
     for layer, block in enumerate(seen):
-        assert block.query.dtype == torch.bfloat16 and block.lse.dtype == torch.float32
+        assert block.dtype == torch.bfloat16 and block.lse.dtype == torch.float32
         row, head = 3, 2
         rows = block.regions.rows[row][batch.response_mask[row]]
-        query, key = block.query[row, head, rows].double(), block.key[row, head // 2].double()
+        query, key = (part.bfloat16().double() for part in (block.query[row, head, rows], block.key[row, head // 2]))
         scores = query @ key.T * block.scaling
         hidden = torch.arange(key.shape[0])[None] > rows[:, None]
         hidden |= batch.attention_mask[row] == 0

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_iter
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from atrl.credit import blocks as blocks_module
+from atrl.credit import query_key
 from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
 from atrl.credit.blocks import Block, check_logsumexp
+from atrl.credit.head_maps import HeadMapRequest
+from atrl.credit.probe import _RECORDER, Recorder, _register_tap
 from atrl.credit.query_key import QueryKeyRequest
 from atrl.credit.regions import Regions
+from atrl.models.attention import register_attention
 from tests.unit.live_bytes import LiveBytes
 
 HEADS, SHARED = 8, 2
@@ -95,6 +102,14 @@ def test_edges_are_held_by_rows(monkeypatch, kept):
     torch.testing.assert_close(edges.strengths, expected.edges.strengths, atol=1e-6, rtol=0)
 
 
+def fields_of(result) -> list:
+    """All that a reader found, edges too."""
+    if torch.is_tensor(result):
+        return [result]
+    values = [getattr(result, field.name) for field in fields(result)]
+    return [fields_of(value) if is_dataclass(value) else value for value in values]
+
+
 def block(**changes) -> Block:
     query, key = states(2, 40, 8)
     lse = log_sum_exp(query, key, 0.3)
@@ -121,6 +136,57 @@ def test_a_kernel_s_own_log_sum_exp_is_accepted():
 def test_anything_else_is_noticed(wrong):
     with pytest.raises(AssertionError, match=r"the attention kernel keeps .* set model\.attention=eager"):
         check_logsumexp(block(lse=wrong(block().lse)))
+
+
+def requests_of(regions: Regions) -> list:
+    """One of every reader of queries and keys."""
+    weights = regions.row_mask.float()
+    return [
+        AttentionRequest(neighbours=3, sink_factor=1.5),
+        HeadMapRequest(weights=weights, sink_factor=1.5, row="predicting"),
+        QueryKeyRequest(detail=True),
+    ]
+
+
+def test_under_autocast_what_is_taken_is_rounded_and_no_more(monkeypatch):
+    """The layer's queries have 16 MiB and half of that in bfloat16, its keys a quarter; a block is 256 KiB."""
+    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", CHUNK)
+    monkeypatch.setattr(query_key, "CHUNK_ELEMENTS", CHUNK)
+    query, key = states(8, 1024, 64)
+    regions = regions_of(8, 1024, 4, images=64)
+    register_attention("constant", lambda module, query, *rest, **options: (query.new_zeros(1),), masks_of="sdpa")
+    tapped = ALL_ATTENTION_FUNCTIONS[_register_tap("constant")]
+    for request in requests_of(regions):
+        recorder = Recorder({request: request.reader(None, regions)})
+        token = _RECORDER.set(recorder)
+        try:
+            with torch.autocast("cpu", torch.bfloat16), LiveBytes([query, key]) as live:
+                before = live.now
+                tapped(SimpleNamespace(layer_idx=0), query, key, None, None, scaling=0.2)
+                assert live.peak - before < 8 * 4 * CHUNK < query.nbytes // 4
+        finally:
+            _RECORDER.reset(token)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["softmax", "kept"])
+@pytest.mark.parametrize("aligned", [None, (0, 33)], ids=["by an index", "by a view"])
+def test_rounding_what_is_taken_leaves_the_bits_of_rounding_everything(aligned, kept):
+    whole = block()
+    regions = replace(whole.regions, aligned=aligned)
+    options = {"scaling": 0.3, "logsumexp": whole.lse if kept else None}
+    for request in requests_of(regions):
+        results = []
+        for rounded in (False, True):
+            states = [part.bfloat16() if rounded else part for part in (whole.query, whole.key)]
+            reader = request.reader(None, regions)
+            reader.read_attention(0, *states, **options, dtype=None if rounded else torch.bfloat16)
+            results.append([part for part in tree_iter(fields_of(reader.result())) if torch.is_tensor(part)])
+        found, expected = results
+        assert len(found) == len(expected) > 0
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        unrounded = request.reader(None, regions)
+        unrounded.read_attention(0, whole.query, whole.key, **options)
+        assert not torch.equal(next(tree_iter(fields_of(unrounded.result()))), expected[0])
 
 
 def test_the_check_holds_a_few_blocks_and_looks_at_every_row_of_them(monkeypatch):

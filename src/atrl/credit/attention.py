@@ -108,8 +108,9 @@ class AttentionReader:
         sliding_window: int | None = None,
         softcap: float | None = None,
         logsumexp: Float[Tensor, "row heads query"] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding.
+        """Add layer `layer`: queries and keys after rotary embedding, which the kernel sees in `dtype`, or as they are.
 
         The queries are those of the last columns: where prompts were run before, only their keys are there. `logsumexp`
         is each query's over all columns before it, if the kernel kept it; not of a window, nor of a softcap.
@@ -125,7 +126,7 @@ class AttentionReader:
             self._pictures[layer] = total.new_zeros(*shape, regions.pictures.shape[2])
         if self._image is None:
             self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
-        whole = Block(query.detach(), key.detach(), heads, regions, scaling, sliding_window, softcap, logsumexp)
+        whole = Block(query.detach(), key.detach(), heads, regions, scaling, sliding_window, softcap, logsumexp, dtype)
         if logsumexp is not None and self._unchecked:  # of the first layer that has one: a window's kernel keeps none
             check_logsumexp(whole)  # torch doesn't promise what a kernel keeps
             self._unchecked = False

@@ -39,6 +39,8 @@ class Block:
     lse: Float[Tensor, "row heads query"] | None = None
     """Natural log-sum-exp of every query under the same mask, scaling and softcap, where the kernel kept it: then only
     the columns that are asked for are looked at. None works it out from the scores of all columns."""
+    dtype: torch.dtype | None = None
+    """In which the kernel sees queries and keys, where that is not their own. Only those that are taken are rounded."""
 
     @property
     def behind(self) -> int:
@@ -106,7 +108,7 @@ class Block:
         return at
 
     def _queries(self, part: slice) -> Float[Tensor, "response head token width"]:
-        return self.of_rows(self.query, part).float()
+        return as_seen(self.of_rows(self.query, part), self.dtype)
 
     def of_rows(
         self, tensor: Float[Tensor, "row heads query *entry"], part: slice
@@ -139,7 +141,8 @@ class Block:
         self, groups: list[int], columns: Int[Tensor, "response column"]
     ) -> Float[Tensor, "response group column width"]:
         index = head_index(tuple(groups), columns.device)
-        return self.key[self.regions.source[:, None, None], index[None, :, None], columns[:, None, :]].float()
+        key = self.key[self.regions.source[:, None, None], index[None, :, None], columns[:, None, :]]
+        return as_seen(key, self.dtype)
 
     def _softmax_rows(
         self, key: Float[Tensor, "response head column width"], part: slice
@@ -159,6 +162,11 @@ class Block:
             hidden |= column <= rows[:, :, None] - self.sliding_window
         hidden |= ~self.regions.visible[self.regions.source][:, None, :]
         return hidden.float() * torch.finfo(torch.float32).min
+
+
+def as_seen(states: Float[Tensor, "*place"], dtype: torch.dtype | None) -> Float[Tensor, "*place"]:
+    """In float32, rounded as for a kernel that sees `dtype`; None leaves them as they are."""
+    return states.to(dtype or states.dtype).float()
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from atrl.credit.blocks import Block
 
 TILE_BYTES = 1 << 14
-"""Queries or keys of one tile. Shared memory must hold one tile of queries and two of keys: 99 KiB on small GPUs."""
+"""Queries or keys of one tile, as they are multiplied. Shared memory must hold one tile of queries and two of keys, in
+float32 where they come so: 99 KiB on small GPUs."""
+
+
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+"""In which scores can be taken."""
 
 
 def image_mass(block: Block) -> Float[Tensor, "response head row image"]:
@@ -67,8 +72,9 @@ def _mass(
 def _options(block: Block) -> dict:
     """What both kernels take of a block."""
     query, key, regions = block.query, block.key, block.regions
-    assert query.dtype == key.dtype, f"queries are {query.dtype}, keys {key.dtype}"
-    assert query.dtype in (torch.float32, torch.bfloat16, torch.float16), f"no fused attention mass of {query.dtype}"
+    dtype = block.dtype or query.dtype
+    assert block.dtype or query.dtype == key.dtype, f"queries are {query.dtype}, keys {key.dtype}"
+    assert dtype in DTYPES, f"no fused attention mass of {dtype}"
     width = max(16, triton.next_power_of_2(query.shape[3]))  # tl.dot takes no less than 16
     return {
         "query": query,
@@ -91,7 +97,8 @@ def _options(block: Block) -> dict:
         "CAPPED": block.softcap is not None,
         "INTERPRETED": triton.knobs.runtime.interpret,
         "WIDTH": width,
-        "TILE": max(16, min(64, TILE_BYTES // (width * query.element_size()))),
+        "DTYPE": DTYPES[dtype],
+        "TILE": max(16, min(64, TILE_BYTES // (width * dtype.itemsize))),
         "num_stages": 2,
     }
 
@@ -107,7 +114,7 @@ VIEWS = ["lse", "at", "at_mask", "source", "start", "visible", "rows"]
 def _log_sum_exp_kernel(
     out, query, key, heads, source, start, visible, rows, behind, tokens, columns, window, scaling, softcap, per_group,
     width, q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
-    CAPPED: tl.constexpr, INTERPRETED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+    CAPPED: tl.constexpr, INTERPRETED: tl.constexpr, DTYPE: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of tokens of one head of one response."""
     number, response = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -116,7 +123,7 @@ def _log_sum_exp_kernel(
     real = token < tokens
     row = tl.load(rows + response * tokens + token, mask=real, other=0)
     asked = tl.maximum(row - behind, 0)
-    queries = _vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH)
+    queries = _vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH, DTYPE)
     base = key + place * k_row + head // per_group * k_head
     top = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
@@ -125,7 +132,7 @@ def _log_sum_exp_kernel(
         column = left + tl.arange(0, TILE)
         there = column < columns
         seen = _seen(visible + place * columns, row, column, there, first, window)
-        keys = _vectors(base, column, there, k_column, k_width, width, WIDTH)
+        keys = _vectors(base, column, there, k_column, k_width, width, WIDTH, DTYPE)
         scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)
         scores = tl.where(seen, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1))
@@ -140,7 +147,7 @@ def _mass_kernel(
     out, lse, at, at_mask, wanted, heads_each,
     query, key, heads, source, start, visible, rows, behind, tokens, columns, window, scaling, softcap, per_group,
     width, q_row, q_head, q_column, q_width, k_row, k_head, k_column, k_width,
-    CAPPED: tl.constexpr, INTERPRETED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+    CAPPED: tl.constexpr, INTERPRETED: tl.constexpr, DTYPE: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of tokens × wanted columns of one response, summed over `heads_each` heads."""
     group, response = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -158,9 +165,9 @@ def _mass_kernel(
     # Above the diagonal, or outside the window, a tile is 0 in every head: none is read.
     for number in range(group * heads_each, group * heads_each + heads_each * tl.max(seen.to(tl.int32))):
         head = tl.load(heads + number)
-        queries = _vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH)
+        queries = _vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH, DTYPE)
         base = key + place * k_row + head // per_group * k_head
-        keys = _vectors(base, column, there, k_column, k_width, width, WIDTH)
+        keys = _vectors(base, column, there, k_column, k_width, width, WIDTH, DTYPE)
         scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)
         of_head = response * heads_each * tl.num_programs(1) + number
         total = tl.load(lse + of_head * tokens + token, mask=real, other=0.0)
@@ -170,11 +177,13 @@ def _mass_kernel(
 
 
 @triton.jit
-def _vectors(base, position, real, position_stride, width_stride, width, WIDTH: tl.constexpr):
-    """[position WIDTH], 0 outside."""
+def _vectors(
+    base, position, real, position_stride, width_stride, width, WIDTH: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """[position WIDTH] in `DTYPE`, 0 outside."""
     entry = tl.arange(0, WIDTH)
     places = base + position.to(tl.int64)[:, None] * position_stride + entry[None, :] * width_stride
-    return tl.load(places, mask=real[:, None] & (entry < width)[None, :], other=0.0)
+    return tl.load(places, mask=real[:, None] & (entry < width)[None, :], other=0.0).to(DTYPE)
 
 
 @triton.jit

@@ -61,13 +61,15 @@ class HeadMapReader:
         sliding_window: int | None = None,
         softcap: float | None = None,
         logsumexp: Float[Tensor, "row heads query"] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Add layer `layer`: queries and keys as the kernel sees them, after rotary embedding."""
+        """Add layer `layer`: queries and keys after rotary embedding, which the kernel sees in `dtype`."""
         regions, heads = self._regions, query.shape[1]
         found = query.new_zeros(regions.size, heads, regions.columns.shape[1], dtype=torch.float32)
-        for part, first, last in blocks(regions, heads, key.shape[2]):
+        for part, first, last in blocks(regions, heads, key.shape[2], key.shape[3]):
             here = regions.part(part)
-            block = Block(query, key, list(range(first, last)), here, scaling, sliding_window, softcap, logsumexp)
+            own = list(range(first, last))
+            block = Block(query, key, own, here, scaling, sliding_window, softcap, logsumexp, dtype)
             image = block.image_mass()
             if self._request.sink_factor > 0:
                 image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)

@@ -108,7 +108,7 @@ class Recorder:
 
     @torch.no_grad()
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, **options) -> None:
-        """Queries and keys of one layer, as the kernel sees them."""
+        """Queries and keys of one layer, as they come; `options` say in which type the kernel sees them."""
         # Without autocast, or products would be taken in bfloat16.
         with self._clock.running(query.device), torch.autocast(query.device.type, enabled=False):
             for reader in self._attentive:
@@ -133,8 +133,9 @@ def _register_tap(kernel: str) -> str:
             kept = kept_logsumexp(output[0]) if whole and not recorder.layers_run_again else None
             recorder.read(
                 module.layer_idx,
-                _rounded(query),
-                _rounded(key),
+                query,
+                key,
+                dtype=_autocast_dtype(query),
                 logsumexp=kept,
                 scaling=options.get("scaling") or query.shape[-1] ** -0.5,
                 sliding_window=options.get("sliding_window"),
@@ -145,10 +146,10 @@ def _register_tap(kernel: str) -> str:
     return register_attention(f"atrl_probe_{kernel}", tapped, masks_of=kernel)
 
 
-def _rounded(states: torch.Tensor) -> torch.Tensor:
-    """As the kernel gets them under autocast: its scores, and the log-sum-exp that it keeps, are of these."""
+def _autocast_dtype(states: torch.Tensor) -> torch.dtype | None:
+    """In which the kernel gets states under autocast: its scores, and the log-sum-exp that it keeps, are of these."""
     device = states.device.type
-    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _kernel_function(kernel: str, module: torch.nn.Module) -> Callable:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.attention import require_layers
-from atrl.credit.blocks import CHUNK_ELEMENTS, blocks, head_index
+from atrl.credit.blocks import CHUNK_ELEMENTS, as_seen, blocks, head_index
 from atrl.credit.hidden import Pooling, largest
 from atrl.credit.regions import Regions, Row
 
@@ -90,9 +90,12 @@ class QueryKeyReader:
         key: Float[Tensor, "row kv_heads column width"],
         *,
         sliding_window: int | None = None,
+        dtype: torch.dtype | None = None,
         **of_scores: object,
     ) -> None:
-        """Add layer `layer`: queries and keys after rotary embedding. A cosine needs no more of a softmax.
+        """Add layer `layer`: queries and keys after rotary embedding, which the kernel sees in `dtype`, or as they are.
+
+        A cosine needs no more of a softmax.
 
         Raises:
             ValueError: if it lacks a head that is asked for.
@@ -106,9 +109,9 @@ class QueryKeyReader:
         score = query.new_zeros((regions.size, heads, tokens), dtype=torch.float32)
         if self._request.detail and self._image is None:
             self._image = score.new_full((regions.size, tokens, images), -1.0)
-        for part, first, last in blocks(regions, heads, 1) if images else ():
+        for part, first, last in blocks(regions, heads, key.shape[3], key.shape[3]) if images else ():
             here = regions.part(part)
-            rows, keys = _unit_vectors(query, key, numbers[first:last], here)
+            rows, keys = _unit_vectors(query, key, numbers[first:last], here, dtype)
             allowed = _allowed(here, sliding_window)
             step = max(1, CHUNK_ELEMENTS // (keys.shape[0] * keys.shape[1] * images))
             for start in range(0, tokens, step):
@@ -150,7 +153,7 @@ def _wanted_heads(asked: Sequence[int] | None, count: int) -> list[int]:
 
 
 def _unit_vectors(
-    query: Tensor, key: Tensor, heads: Sequence[int], regions: Regions
+    query: Tensor, key: Tensor, heads: Sequence[int], regions: Regions, dtype: torch.dtype | None
 ) -> tuple[Float[Tensor, "response head token width"], Float[Tensor, "response head image width"]]:
     """Queries of the response tokens and keys of the image tokens, each of length 1."""
     per_group, behind = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]  # see `Block.behind`
@@ -159,9 +162,10 @@ def _unit_vectors(
         head_index(tuple(index), query.device)[None, :, None]
         for index in (heads, (head // per_group for head in heads))
     )
-    rows = query[source, chosen, (regions.rows - behind).clamp_min(0)[:, None, :]].float()
-    keys = key[source, groups, regions.columns[:, None, :]].float()
-    return torch.nn.functional.normalize(rows, dim=-1), torch.nn.functional.normalize(keys, dim=-1)
+    rows = query[source, chosen, (regions.rows - behind).clamp_min(0)[:, None, :]]
+    keys = key[source, groups, regions.columns[:, None, :]]
+    rows, keys = (torch.nn.functional.normalize(as_seen(states, dtype), dim=-1) for states in (rows, keys))
+    return rows, keys
 
 
 def _allowed(regions: Regions, sliding_window: int | None) -> Bool[Tensor, "response token image"]:
