@@ -50,6 +50,15 @@ def test_mass_that_only_one_token_gives_is_no_sink():
     torch.testing.assert_close(without_sinks(rows, 2.0), torch.tensor(rows))
 
 
+def test_with_no_more_columns_than_the_factor_rounding_makes_no_sink():
+    """3 · x / 3 is a little below some x."""
+    mass = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    mass = mass[3.0 * mass / 3 < mass]
+    rows = torch.nn.functional.pad(mass[:, None], (0, 2)).tolist()
+    assert len(rows) > 10
+    torch.testing.assert_close(without_sinks(rows, 3.0), torch.tensor(rows))
+
+
 def test_half_of_the_rows_are_not_most():
     """0.9 > 2.2 · 0.25 in one row of two."""
     rows = [[0.1, 0.1, 0.1, 0.1], [0.9, 0.1, 0.0, 0.0]]

@@ -30,9 +30,9 @@ def remove_sinks(
     the softmax over all other columns. Attention sinks: Xiao et al., arXiv 2309.17453; that AT-RL removes them is the
     paper's, the rule is ours.
     """
-    limit = _sink_limit(image.sum(dim=-1), image_mask, response_mask, factor)[..., None]
+    limit = sink_limit(image.sum(dim=-1), image_mask, response_mask, factor)[..., None]
     above = torch.gt(image, limit, out=torch.empty_like(image))  # 0 and 1: to count booleans copies them first
-    sink = 2 * above.sum(dim=2, keepdim=True) > response_mask.sum(dim=1)[:, None, None, None]
+    sink = in_most_rows(above.sum(dim=2), response_mask)[:, :, None]
     sink_mass = (image * sink).sum(dim=-1, keepdim=True)
     return (image * ~sink) / (1 - sink_mass).clamp_min(1e-6)
 
@@ -61,8 +61,8 @@ def reduce_without_sinks(
     total, peak = image.sum(dim=-1), image.amax(dim=-1)
     if not factor:
         return image, total, peak
-    above = peak > _sink_limit(total, image_mask, response_mask, factor)
-    doubtful = 2 * above.sum(dim=2) > response_mask.sum(dim=1)[:, None]
+    above = peak > sink_limit(total, image_mask, response_mask, factor)
+    doubtful = in_most_rows(above.sum(dim=2), response_mask)
     if doubtful.all():
         image = remove_sinks(image, image_mask, response_mask, factor=factor)
         return image, image.sum(dim=-1), image.amax(dim=-1)
@@ -76,15 +76,23 @@ def reduce_without_sinks(
     return image, total, peak
 
 
-def _sink_limit(
+def sink_limit(
     total: Float[Tensor, "rollout head response"],
     image_mask: Bool[Tensor, "rollout image"],
     response_mask: Bool[Tensor, "rollout response"],
     factor: float,
 ) -> Float[Tensor, "rollout head response"]:
-    """What a column of a row must exceed to count for a sink; infinite on padding."""
+    """What a column of a row must exceed to count for a sink; infinite on padding, and where there are so few columns
+    that only rounding could put one above."""
     columns = image_mask.sum(dim=1).clamp_min(1)[:, None, None]
-    return (factor * total / columns).masked_fill_(~response_mask[:, None], torch.inf)
+    return (factor * total / columns).masked_fill_(~response_mask[:, None] | (columns <= factor), torch.inf)
+
+
+def in_most_rows(
+    count: Float[Tensor, "rollout head *column"], response_mask: Bool[Tensor, "rollout response"]
+) -> Bool[Tensor, "rollout head *column"]:
+    """Whether so many rows are more than half of the response's."""
+    return 2 * count > response_mask.sum(dim=1).view(-1, *[1] * (count.ndim - 1))
 
 
 def connectivity_density(
