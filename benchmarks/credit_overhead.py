@@ -1,14 +1,16 @@
 """What credit costs: step time, memory and arithmetic.
 
-    python benchmarks/credit_overhead.py [--pairs 40] [--rollout vllm] [--threads N] [--output FILE]
+    python benchmarks/credit_overhead.py [--pairs 40] [--rollout vllm] [--trainer gpu] [--threads N]
+                                         [--output FILE]
 
 Step time is measured inside one training run whose steps alternate between `credit=none` (the fastest uniform step:
 no probe, no scoring pass), `credit=atrl` with a worker process for METIS, and without one. The three see the same
 prompts, seeds and weights (the learning rate is 0), in an order that rotates, and the same rollouts: these are over
 before credit begins and their seconds scatter by more than credit takes, so the first of a round draws them, all are
-charged them, and the three updates follow each other closely. The last line is one JSON object, which is also written
-to `outputs/credit_overhead.json` unless `--output` names another file; figures without `_inline` or `_worker` are of
-whichever `credit.workers=auto` takes here.
+charged them, and the three updates follow each other closely. The policy trains on a GPU where there is one, unless
+`--trainer cpu` is given, in the precision of `trainer=gpu`; memory is then that of torch's allocator, else that of the
+process. The last line is one JSON object, which is also written to `outputs/credit_overhead.json` unless `--output`
+names another file; figures without `_inline` or `_worker` are of whichever `credit.workers=auto` takes here.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from device import add_options, facts, held_bytes, overrides, peak_bytes, torch_device, trainer_of
 
 if TYPE_CHECKING:
     from rotation import Taken
@@ -46,14 +50,16 @@ def main() -> None:
     parser.add_argument("--rollout", choices=["vllm", "transformers"], default="vllm", help="sampler (default vllm)")
     parser.add_argument("--threads", type=int, help="of the training process (default: all cores)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"file for the JSON (default {OUTPUT})")
+    add_options(parser)
     parser.add_argument("--memory", choices=["plain", "probe", "output_attentions"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    trainer = trainer_of(arguments.trainer)
     if arguments.memory:
-        print(json.dumps(measure_memory(arguments.memory)))
+        print(json.dumps(measure_memory(arguments.memory, torch_device(trainer))))
         return
-    result = step_times(arguments.pairs, arguments.rollout, arguments.threads)
-    memory = {kind: in_a_fresh_process(kind) for kind in ("plain", "probe", "output_attentions")}
-    result |= {
+    result = step_times(arguments, trainer)
+    memory = {kind: in_a_fresh_process(kind, trainer) for kind in ("plain", "probe", "output_attentions")}
+    result |= facts(trainer) | {
         "probe_memory_bytes": memory["probe"],
         "output_attentions_memory_bytes": memory["output_attentions"] - memory["plain"],
         "arithmetic_fraction": {name: arithmetic_fraction(name, 1024, 1024) for name in SHAPES},
@@ -70,7 +76,7 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
+def step_times(arguments: argparse.Namespace, trainer: str) -> dict:
     """Seconds of real training steps, variant by variant."""
     from rotation import train_in_rotation
 
@@ -78,7 +84,9 @@ def step_times(rounds: int, rollout: str, threads: int | None) -> dict:
     from atrl.credit.background import useful_workers
 
     schemes = {"none": None, "worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
-    taken = train_in_rotation(schemes, rounds, rollout, threads)
+    rounds, rollout, threads = arguments.pairs, arguments.rollout, arguments.threads
+    settings = overrides(rollout, trainer, share=arguments.engine_share, threads=threads)
+    taken = train_in_rotation(schemes, rounds, settings)
     default = "worker" if useful_workers() else "inline"  # what credit.workers=auto takes
     result = {"rollout": rollout, "rounds": rounds, "threads": threads, "default": default}
     seconds = with_rollouts(taken)
@@ -111,17 +119,20 @@ def bootstrap(values: list[float], draws: int = 10000) -> list[float]:
     return [medians[int(0.025 * draws)], medians[int(0.975 * draws) - 1]]
 
 
-def in_a_fresh_process(kind: str) -> int:
+def in_a_fresh_process(kind: str, trainer: str) -> int:
     """Peak bytes that one forward pass adds, in a process of its own."""
-    command = [sys.executable, __file__, "--memory", kind]
+    command = [sys.executable, __file__, "--memory", kind, "--trainer", trainer]
     # Each tensor mapped by itself and given back when it is freed: then what the process holds is what is in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_memory(kind: str, tokens: int = 2048, images: int = 1024, response: int = 896) -> int:
-    """Bytes that one forward pass of 4 rows, through 4 layers of 8 heads, takes; of a probe's, what the probe takes."""
+def measure_memory(kind: str, device: str, tokens: int = 2048, images: int = 1024, response: int = 896) -> int:
+    """Bytes that one forward pass of 4 rows, through 4 layers of 8 heads, takes; of a probe's, what the probe takes.
+
+    In float32 on either device.
+    """
     import torch
 
     from atrl.credit.attention import AttentionRequest
@@ -130,51 +141,59 @@ def measure_memory(kind: str, tokens: int = 2048, images: int = 1024, response: 
     from atrl.types import Experience
 
     torch.manual_seed(0)
-    model = random_model("eager" if kind == "output_attentions" else "sdpa")
-    ids = torch.randint(0, 100, (4, tokens))
+    model = random_model("eager" if kind == "output_attentions" else "sdpa").to(device)
+    ids = torch.randint(0, 100, (4, tokens)).to(device)
     ids[:, 8 : 8 + images] = model.config.image_token_id
     mask = torch.ones_like(ids)
-    batch = Experience(ids, mask, mask[:, -response:].bool(), [{}] * 4, torch.zeros(4, response))
-    embeddings = torch.randn(4, tokens, model.config.get_text_config().hidden_size)
+    batch = Experience(ids, mask, mask[:, -response:].bool(), [{}] * 4, torch.zeros(4, response).to(device))
+    embeddings = torch.randn(4, tokens, model.config.get_text_config().hidden_size).to(device)
     request = AttentionRequest()
     text = model.model.language_model
     with torch.no_grad():
         text(inputs_embeds=embeddings[:, :64])  # what the libraries allocate once
-        before = reset_peak()
+        before = reset_peak(device)
         if kind != "probe":
             text(inputs_embeds=embeddings, output_attentions=kind == "output_attentions")
-            return status_bytes("VmHWM") - before
-        extra = watch_reading()
+            return peak(device) - before
+        extra = watch_reading(device)
         probe = AttentionProbe(model, [request])
         regions = padded_regions(batch, (model.config.image_token_id,))
         with probe.capture_regions({"predicting": regions}) as recorder:
             text(inputs_embeds=embeddings)
-        held = reset_peak()
+        held = reset_peak(device)
         capture = recorder.results()[request]
-        extra.append(status_bytes("VmHWM") - held)
+        extra.append(peak(device) - held)
     kept = [capture.total, capture.peak, capture.image, capture.edges.targets, capture.edges.strengths]
     return max(extra) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
-def watch_reading() -> list[int]:
-    """Bytes by which each reading of a layer raises what the process holds: the layers' own peak would hide it."""
+def watch_reading(device: str) -> list[int]:
+    """Bytes by which each reading of a layer raises what is held: the layers' own peak would hide it."""
     from atrl.credit.attention import AttentionReader
 
     original, extra = AttentionReader.read_attention, []
 
     def read(*arguments, **options) -> None:
-        held = reset_peak()
+        held = reset_peak(device)
         original(*arguments, **options)
-        extra.append(status_bytes("VmHWM") - held)
+        extra.append(peak(device) - held)
 
     AttentionReader.read_attention = read
     return extra
 
 
-def reset_peak() -> int:
-    """Forget the process's peak (a child starts with its parent's) and return the bytes it holds; Linux only."""
+def reset_peak(device: str) -> int:
+    """Forget the peak and return the bytes that are held: by torch of the GPU, else by the process; Linux only."""
+    if device == "cuda":
+        return held_bytes(device)
+    # A child starts with its parent's peak.
     Path("/proc/self/clear_refs").write_text("5")
     return status_bytes("VmRSS")
+
+
+def peak(device: str) -> int:
+    """The most bytes that were held since."""
+    return peak_bytes(device) if device == "cuda" else status_bytes("VmHWM")
 
 
 def status_bytes(field: str) -> int:

@@ -1,12 +1,13 @@
 """What a step waits for the process that cuts its clusters, at each priority of that process.
 
-    python benchmarks/late_worker.py [--rounds 40] [--busy N] [--rollout vllm] [--output FILE]
+    python benchmarks/late_worker.py [--rounds 40] [--busy N] [--rollout vllm] [--trainer gpu] [--output FILE]
 
 Steps of one training run take turns, as in `credit_overhead.py`, between `credit=none` and `credit=atrl`: with a
 worker process as it is (`idle`: it takes what all others leave), with one of lower priority only (`nice`), with one of
 the idle class whose late shares the training goes on waiting for (`waiting`), and without one (`inline`). `--busy`
 starts as many processes that never rest: one a core is what another job would do. Seconds are those after the rollouts.
-The last line is one JSON object; intervals are 95 % ones of the median.
+The policy trains on a GPU where there is one, unless `--trainer cpu` is given. The last line is one JSON object;
+intervals are 95 % ones of the median.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credit_overhead import bootstrap
+from device import add_options, facts, overrides, trainer_of
 
 from atrl.credit import background
 
@@ -61,7 +63,9 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=0, help="processes beside the run that never rest (default 0)")
     parser.add_argument("--rollout", choices=["vllm", "transformers"], default="vllm", help="sampler (default vllm)")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
+    add_options(parser)
     arguments = parser.parse_args()
+    trainer = trainer_of(arguments.trainer)
     from rotation import train_in_rotation
 
     from atrl.credit.atrl import AtrlCredit
@@ -73,9 +77,11 @@ def main() -> None:
         "waiting": with_workers(AwaitedWorkers),
         "inline": AtrlCredit(workers=0),
     }
+    settings = overrides(arguments.rollout, trainer, share=arguments.engine_share)
     with busy_processes(arguments.busy):
-        taken = train_in_rotation(schemes, arguments.rounds, arguments.rollout)
+        taken = train_in_rotation(schemes, arguments.rounds, settings)
     result = {"rounds": arguments.rounds, "busy": arguments.busy, "rollout": arguments.rollout, **compared(taken)}
+    result |= facts(trainer)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))

@@ -1,41 +1,41 @@
 """Rollouts in numbers: speed of both samplers, of the sync and of pre-processing, agreement, and memory over a run.
 
     python benchmarks/rollout.py [--prompts 16 --group-size 8] [--calls 8] [--steps 200] [--threads N] [--compiled]
+                                 [--trainer gpu] [--dtype bfloat16]
 
-Each part runs in a process of its own. The last line is one JSON object:
+Each part runs in a process of its own. The policy is on a GPU where there is one, unless `--trainer cpu` is given, and
+the last part trains as `trainer=gpu` says, under autocast to bfloat16. All else is in float32, or with `--dtype
+bfloat16` the engine's weights are in that, and the policy samples and scores under autocast, as it does in a run of
+`trainer=gpu`. The last line is one JSON object:
 
 - `vllm_tokens_per_second`, `transformers_tokens_per_second`: the median over calls of one batch (16 × 8 = 128
   rollouts), each of other pictures, the first left out; `vllm_share` is the one over the other. `…_per_cpu_second` says
-  how fast it would be if nothing else used the cores.
+  how fast it would be if nothing else used the cores; a GPU's work is none of theirs, so it is left out there.
 - `sync_seconds`: handing the weights to vLLM, caches dropped, the median.
 - `logprob_max_difference`: between sampler and trainer, the largest of any token, each call after a sync of weights
   that were changed at random.
 - `preprocess_ms_per_image`: making one prompt and its tensors for a group that shares them, and `…_unshared`: for each
   of its responses again.
 - `memory_slope_bytes_per_step` and `memory_slope_ci95`: of resident memory over the steps of a real training run with
-  vLLM, the first quarter left out.
+  vLLM, the first quarter left out. On a GPU `device_…` also of what torch holds of it after a step, the engine's share
+  included, and `device_peak_bytes`, the most that it held.
+- `training_logprob_max_difference`: the largest of any token of that run; under autocast that is what bfloat16 rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-BLOCKS = 10
-"""Neighbouring steps' memory is not independent, so that of a block of them counts as one value."""
-
-T_975 = 2.306
-"""Student's t at 97.5 % with BLOCKS - 2 = 8 degrees of freedom."""
+from device import add_options, facts, torch_device, trainer_of, wait_for_device
+from slope import BLOCKS
 
 
 def main() -> None:
@@ -44,6 +44,7 @@ def main() -> None:
 
     set_environment()  # as `train.py` does: how threads wait matters most of all
     arguments = _arguments()
+    arguments.trainer = trainer_of(arguments.trainer)
     if arguments.part:
         print(json.dumps(PARTS[arguments.part](arguments)))
         return
@@ -53,6 +54,7 @@ def main() -> None:
         result |= _in_a_fresh_process(part)
     result["vllm_share"] = round(result["vllm_tokens_per_second"] / result["transformers_tokens_per_second"], 3)
     threads = arguments.threads or os.environ.get("OMP_NUM_THREADS")
+    result |= facts(arguments.trainer) | {"dtype": arguments.dtype}
     print(json.dumps(result | {"threads": threads, "load_average": round(os.getloadavg()[0], 1)}))
 
 
@@ -67,6 +69,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="training steps over which memory is looked at")
     parser.add_argument("--threads", type=int, help="torch threads (default: what OMP_NUM_THREADS gives)")
     parser.add_argument("--compiled", action="store_true", help="vLLM with enforce_eager=False")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of rollouts")
+    add_options(parser)
     arguments = parser.parse_args()
     if arguments.calls < 2:
         parser.error("--calls must be at least 2: the first is left out")
@@ -86,27 +90,29 @@ def sampler_part(arguments: argparse.Namespace, name: str) -> dict[str, object]:
 
     from atrl.rollout.settings import RolloutSettings
     from atrl.rollout.transformers import TransformersSampler
-    from atrl.rollout.vllm import VllmSampler
 
     loaded = _load(arguments)
-    sampler = VllmSampler(enforce_eager=not arguments.compiled) if name == "vllm" else TransformersSampler()
+    sampler = _engine(arguments) if name == "vllm" else TransformersSampler()
     settings = RolloutSettings(
         sampler=sampler, group_size=arguments.group_size, max_response_tokens=arguments.tokens, max_prompt_tokens=256
     )
     prompts = _prompts(arguments, loaded, arguments.calls)
     handle = settings.handle(loaded, [])
     sampler.start(handle)
+    loaded.model.to(torch_device(arguments.trainer))  # after the engine's start, as in a run
     generator = torch.Generator().manual_seed(0)
     calls = []
     for call in range(arguments.calls):
         batch = prompts[call * arguments.prompts : (call + 1) * arguments.prompts]
-        calls.append(_one_call(sampler, handle, batch, settings.sampling, call, generator))
+        with torch.autocast(loaded.model.device.type, torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+            calls.append(_one_call(sampler, handle, batch, settings.sampling, call, generator))
     sampler.close()
     _, *rest = calls
     found: dict[str, object] = {
         f"{name}_tokens_per_second": round(statistics.median(c["tokens"] / c["seconds"] for c in rest)),
-        f"{name}_tokens_per_cpu_second": round(statistics.median(c["tokens"] / c["cpu"] for c in rest)),
     }
+    if arguments.trainer == "cpu":
+        found[f"{name}_tokens_per_cpu_second"] = round(statistics.median(c["tokens"] / c["cpu"] for c in rest))
     if name == "vllm":
         found["sync_seconds"] = round(statistics.median(c["sync"] for c in rest), 4)
         found["logprob_max_difference"] = max(c["difference"] for c in calls)
@@ -123,11 +129,14 @@ def _one_call(sampler, handle, prompts, sampling, call: int, generator) -> dict[
         for parameter in handle.model.parameters():  # as far as some steps of training move them
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.add_(noise, alpha=0.01 * float(parameter.std()) if parameter.numel() > 1 else 0.0)
+    wait_for_device()
     wall = time.perf_counter()
     sampler.update_weights(named_parameters(handle.model), version=call)
+    wait_for_device()
     sync = time.perf_counter() - wall
     wall, cpu = time.perf_counter(), time.process_time()
     groups = sampler.generate(prompts, sampling, seed=f"0/{call}")
+    wait_for_device()
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     return {
         "tokens": sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts),
@@ -144,7 +153,7 @@ def _largest_difference(handle, groups) -> float:
     from atrl.experience import build_experience, micro_batches
     from atrl.forward import ForwardPass
 
-    experience = build_experience(groups, pad_id=0)
+    experience = build_experience(groups, pad_id=0, device=handle.model.device)
     forward = ForwardPass(temperature=1.0, banned_ids=handle.banned_ids)
     largest = 0.0
     with torch.no_grad():
@@ -176,54 +185,10 @@ def preprocess_part(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def memory_part(arguments: argparse.Namespace) -> dict[str, object]:
-    """Resident memory over the steps of a real run with vLLM."""
-    from hydra import compose, initialize_config_dir
+    """Over the steps of a real run."""
+    from rollout_memory import memory_over_steps
 
-    from atrl import pipeline, stages
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        overrides = [
-            "rollout=vllm", "logger=csv", f"logger.csv.save_dir='{folder}'", f"model.path={arguments.model}",
-            f"rollout.prompts_per_step={arguments.prompts}", f"rollout.group_size={arguments.group_size}",
-            f"rollout.max_response_tokens={arguments.tokens}", f"trainer.max_steps={arguments.steps}",
-            "trainer.evaluate_samples=0", f"trainer.threads={arguments.threads or 'null'}",
-            f"rollout.sampler.enforce_eager={not arguments.compiled}",
-        ]  # fmt: skip
-        with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-            parts = pipeline.instantiate_parts(compose("train", overrides=overrides), folder)
-        pipeline.prepare_process(parts)
-        stages.reinforce(parts, pipeline.load_data(parts), parts.model.load(folder / "initial_model"))
-        with (folder / "metrics.csv").open(encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("memory/host")]
-    memory = [float(row["memory/host"]) for row in rows]
-    gaps = [float(row["rollout/logprob_gap_max"]) for row in rows]
-    slope, low, high = slope_with_interval(memory[len(memory) // 4 :])
-    return {
-        "memory_slope_bytes_per_step": round(slope),
-        "memory_slope_ci95": [round(low), round(high)],
-        "memory_bytes": round(statistics.median(memory)),
-        "memory_steps": len(memory),
-        "training_logprob_max_difference": max(gaps),
-    }
-
-
-def slope_with_interval(values: Sequence[float], blocks: int = BLOCKS) -> tuple[float, float, float]:
-    """Least-squares slope a step, and its 95 % interval, from the means of `blocks` consecutive blocks of steps.
-
-    With block centres x and means y: b = Σ(x - x̄)(y - ȳ) / Σ(x - x̄)², and √(Σr² / (blocks - 2) / Σ(x - x̄)²) is its
-    standard error, with residuals r (any textbook on regression). What does not fill a block is left out.
-    """
-    size = len(values) // blocks
-    assert size > 0, f"{len(values)} values can't be cut into {blocks} blocks"
-    y = [statistics.fmean(values[block * size : (block + 1) * size]) for block in range(blocks)]
-    x = [block * size for block in range(blocks)]
-    middle, mean = statistics.fmean(x), statistics.fmean(y)
-    spread = sum((a - middle) ** 2 for a in x)
-    slope = sum((a - middle) * (b - mean) for a, b in zip(x, y, strict=True)) / spread
-    residuals = sum((b - mean - slope * (a - middle)) ** 2 for a, b in zip(x, y, strict=True))
-    margin = T_975 * math.sqrt(residuals / (blocks - 2) / spread)
-    return slope, slope - margin, slope + margin
+    return memory_over_steps(arguments)
 
 
 def _load(arguments: argparse.Namespace):
@@ -236,6 +201,13 @@ def _load(arguments: argparse.Namespace):
     loaded = PretrainedModel(path=arguments.model).load(Path())
     loaded.model.eval()
     return loaded
+
+
+def _engine(arguments: argparse.Namespace):
+    from atrl.rollout.vllm import VllmSampler
+
+    share = {} if arguments.engine_share is None else {"gpu_memory_utilization": arguments.engine_share}
+    return VllmSampler(enforce_eager=not arguments.compiled, dtype=arguments.dtype, **share)
 
 
 def _problems(arguments: argparse.Namespace, calls: int):

@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from device import wait_for_device
 from hydra import compose, initialize_config_dir
 from lightning import Callback
 
@@ -19,6 +21,9 @@ from atrl.credit.probe import AttentionProbe
 from atrl.data.loader import PromptLoader
 from atrl.rollout.bound import RolloutSource
 from atrl.types import Prompt, RolloutGroup
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 WARM_UP = 3
 """Rounds that are not counted: the first calls of kernels and of the engine."""
@@ -82,9 +87,11 @@ class Rotate(Callback):
         self._probe = None if scheme is None else AttentionProbe(self._model, scheme.requests)
         pl_module.credit = scheme and BoundCredit(scheme, self._probe, self._scale, self._tokenizer)
         pl_module.timer.lap()
+        wait_for_device()
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        wait_for_device()
         self.taken.seconds[self._name].append(time.perf_counter() - self._start)
         phases = pl_module.timer.lap()
         self.taken.credit_seconds[self._name].append(phases.get("credit", 0.0))
@@ -108,15 +115,18 @@ class Repeated(PromptLoader):
             yield from [batch] * self._times
 
 
-def train_in_rotation(
-    schemes: Mapping[str, AtrlCredit | None], rounds: int, rollout: str, threads: int | None = None
-) -> Taken:
-    """The demo's run with `rounds` counted rounds of one step by each of the schemes."""
+def composed(overrides: Sequence[str], folder: str) -> DictConfig:
+    """The demo's settings without credit, which `Rotate` binds."""
     conf = str(Path(__file__).resolve().parents[1] / "conf")
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(conf, version_base="1.3"):
-        overrides = [f"rollout={rollout}", "logger=csv", f"logger.csv.save_dir={folder}", "credit=none"]
-        overrides += [] if threads is None else [f"trainer.threads={threads}"]
-        parts = pipeline.instantiate_parts(compose("train", overrides=overrides), Path(folder))
+    with initialize_config_dir(conf, version_base="1.3"):
+        own = ["logger=csv", f"logger.csv.save_dir={folder}", "credit=none"]
+        return compose("train", overrides=[*own, *overrides])
+
+
+def train_in_rotation(schemes: Mapping[str, AtrlCredit | None], rounds: int, overrides: Sequence[str]) -> Taken:
+    """The demo's run with `rounds` counted rounds of one step by each of the schemes."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts = pipeline.instantiate_parts(composed(overrides, folder), Path(folder))
         pipeline.prepare_process(parts)
         loaded = parts.model.load(Path(folder) / "model")
         builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)

@@ -1,13 +1,18 @@
 """A full training step against TRL's `GRPOTrainer`: the same tiny model, problems, tokens and loss, taking turns.
 
-    python benchmarks/step.py [--rounds 30] [--rollout transformers] [--threads N]
+    python benchmarks/step.py [--rounds 30] [--rollout transformers] [--trainer gpu] [--threads N]
 
 Needs TRL: `pip install "trl>=1.16" accelerate`. A step is 16 prompts × 8 rollouts of exactly 64 tokens (the ends of
 an answer are kept from being sampled), with all that belongs to it: pre-processing, rollouts, rewards, update, sync.
 Credit is off, because TRL has none. Both run in one process, a step of the one after a step of the other, and which
 comes first alternates. With `--rollout vllm` TRL still generates by transformers: it admits no vLLM of the CPU build.
 Before that, untimed, both work out loss and gradient of the same rollouts. Peaks of memory are of a process of its
-own each. The last line is one JSON object:
+own each.
+
+Both train on a GPU where there is one, unless `--trainer cpu` is given: on the first, under autocast to bfloat16 as
+`trainer=gpu` says, also while they sample; memory is then that of torch's allocator, in which an engine of `--rollout
+vllm` has all of its share. Losses and gradients are compared in float32 on either device. The last line is one JSON
+object:
 
 - `speedup_vs_trl`: the median over rounds of TRL's seconds over atrl's for a step of as many tokens, with
   `speedup_ci95`, its 95 % bootstrap interval; `memory_ratio_vs_trl`: atrl's peak over TRL's.
@@ -26,6 +31,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from device import add_options, facts, trainer_of, use_one_gpu
+
 WARM_UP = 2
 """Rounds that are not counted: the first calls of kernels and of the engine."""
 MEMORY_STEPS = 3
@@ -40,10 +47,13 @@ def main() -> None:
     arguments = parse()
     if arguments.threads:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    use_one_gpu()
+    arguments.trainer = trainer_of(arguments.trainer)
     if arguments.part:
+        from step_agreement import agreement
         from step_sides import PARTS
 
-        print(json.dumps(PARTS[arguments.part](arguments)))
+        print(json.dumps((PARTS | {"agreement": agreement})[arguments.part](arguments)))
         return
     found: dict[str, object] = {}
     for part in ("agreement", "times", "memory_atrl", "memory_trl"):
@@ -51,6 +61,7 @@ def main() -> None:
         found |= in_a_fresh_process(part)
     found["memory_ratio_vs_trl"] = round(found["memory_atrl_bytes"] / found["memory_trl_bytes"], 3)
     threads = arguments.threads or os.environ.get("OMP_NUM_THREADS")
+    found |= facts(arguments.trainer)
     print(json.dumps(found | {"rollout": arguments.rollout, "rounds": arguments.rounds, "threads": threads,
                               "load_average": round(os.getloadavg()[0], 1)}))  # fmt: skip
 
@@ -66,6 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=64, help="rollouts in a pass, of both (default 64)")
     parser.add_argument("--threads", type=int, help="torch threads (default: what OMP_NUM_THREADS gives)")
     parser.add_argument("--model", default="tiny", help="a checkpoint, as model.path (default tiny)")
+    add_options(parser)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rounds < 2:

@@ -1,9 +1,8 @@
-"""The parts of `step.py`: atrl's training run, TRL's beside it, and both on the same rollouts."""
+"""The parts of `step.py` in which steps are taken: atrl's training run, and TRL's beside it."""
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -11,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from device import overrides, peak_bytes, torch_device, wait_for_device
 from hydra import compose, initialize_config_dir
 from lightning import Callback
 from step import LEARNING_RATE, MEMORY_STEPS, WARM_UP, speedup
@@ -22,16 +23,16 @@ from trl_peer import Turns, peer
 from atrl import pipeline, stages
 from atrl.callbacks.rollout import RolloutCallback
 from atrl.data.loader import PromptLoader
-from atrl.experience import build_experience
-from atrl.forward import ForwardPass
-from atrl.loss.aggregation import BatchTotals
 from atrl.models.load import LoadedModel
 from atrl.rewards.base import RewardPart, Verdict
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.base import ModelHandle
 from atrl.rollout.settings import RolloutSettings
-from atrl.rollout.transformers import TransformersSampler, end_token_ids
-from atrl.types import Problem, Prompt, RolloutGroup
+from atrl.rollout.transformers import end_token_ids
+from atrl.types import Problem, Prompt
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def letter_share(texts: Sequence[str]) -> list[float]:
@@ -60,19 +61,25 @@ class EndlessRollouts(RolloutSettings):
         return replace(handle, banned_ids=tuple(sorted({*handle.banned_ids, *end_token_ids(handle)})))
 
 
-def parts_of(arguments: argparse.Namespace, folder: Path) -> pipeline.Parts:
-    """The demo's run without credit, with the settings that TRL is given."""
-    overrides = [
-        f"rollout={arguments.rollout}", "logger=csv", f"logger.csv.save_dir='{folder}'", "credit=none",
+def composed(arguments: argparse.Namespace, folder: Path, *more: str) -> DictConfig:
+    """The demo's settings without credit, those that TRL is given, and `more`."""
+    own = [
+        "logger=csv", f"logger.csv.save_dir='{folder}'", "credit=none",
         f"model.path={arguments.model}", f"rollout.prompts_per_step={arguments.prompts}",
         f"rollout.group_size={arguments.group_size}", f"rollout.max_response_tokens={arguments.tokens}",
         "rollout.check_sync_every=0", f"optimizer.micro_batch_size={arguments.micro_batch}",
         f"optimizer.learning_rate={LEARNING_RATE}", "optimizer.decay_to=1",
-        f"trainer.threads={arguments.threads or 'null'}",
     ]  # fmt: skip
+    share, threads = arguments.engine_share, arguments.threads
+    placed = overrides(arguments.rollout, arguments.trainer, share=share, threads=threads)
     conf = str(Path(__file__).resolve().parents[1] / "conf")
     with initialize_config_dir(conf, version_base="1.3"):
-        parts = pipeline.instantiate_parts(compose("train", overrides=overrides), folder)
+        return compose("train", overrides=[*own, *placed, *more])
+
+
+def parts_of(arguments: argparse.Namespace, folder: Path, *more: str) -> pipeline.Parts:
+    """That run, with the reward that TRL is given, and responses that are all as long."""
+    parts = pipeline.instantiate_parts(composed(arguments, folder, *more), folder)
     reward = WeightedReward(parts={"letters": LetterShare(weight=1.0)})
     return replace(parts, rollout=EndlessRollouts(**vars(parts.rollout)), reward=reward)
 
@@ -99,10 +106,13 @@ class Alternate(Callback):
     others: list[float] = field(default_factory=list)
     phases: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     tokens: set[int] = field(default_factory=set)
+    device_peak: int = 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Behind the optimizer's step and the sync."""
+        wait_for_device()
         self.seconds.append(time.perf_counter() - self.loader.began)
+        self.device_peak = pl_module.timer.device_peak
         for name, value in pl_module.timer.lap().items():
             self.phases[name].append(value)
         self.tokens.add(int(pl_module.last_step.experience.response_mask.sum()))
@@ -122,7 +132,7 @@ def train(arguments: argparse.Namespace, steps: int, beside: Callable[..., Calla
         options = {"batch_size": arguments.prompts, "steps": steps, "seed": 0}
         order = [prompt.problem for batch in PromptLoader(problems, builder, **options) for prompt in batch]
         loader = Timed(problems, builder, **options)
-        watch = Alternate(loader, None if beside is None else beside(loaded, order))
+        watch = Alternate(loader, None if beside is None else beside(parts, loaded, order))
         handle = parts.rollout.handle(loaded, [])
         sampler = RolloutCallback(parts.rollout, parts.rollout.sampling, handle, folder=folder, rescue=str)
         stages.fit(parts, stages.policy_module(parts, loaded), loader, [sampler, watch], enable_progress_bar=False)
@@ -131,12 +141,15 @@ def train(arguments: argparse.Namespace, steps: int, beside: Callable[..., Calla
     return watch
 
 
-def trl_steps(arguments: argparse.Namespace, loaded: LoadedModel, problems: Sequence[Problem], steps: int) -> Turns:
+def trl_steps(
+    arguments: argparse.Namespace, parts: pipeline.Parts, loaded: LoadedModel, problems: Sequence[Problem], steps: int
+) -> Turns:
     """TRL's trainer of a policy with the same weights, before its first step."""
     own = as_its_users_load_it(loaded)
     trainer, turns = peer(
-        own, problems, letter_share, prompts=arguments.prompts, group_size=arguments.group_size,
-        tokens=arguments.tokens, micro_batch=arguments.micro_batch, steps=steps, learning_rate=LEARNING_RATE,
+        own, problems, letter_share, trainer=parts.trainer, prompts=arguments.prompts,
+        group_size=arguments.group_size, tokens=arguments.tokens, micro_batch=arguments.micro_batch, steps=steps,
+        learning_rate=LEARNING_RATE,
     )  # fmt: skip
     turns.start(trainer.train)
     return turns
@@ -153,8 +166,8 @@ def times(arguments: argparse.Namespace) -> dict[str, object]:
     steps = WARM_UP + arguments.rounds + arguments.rounds % 2
     sides: list[Turns] = []
 
-    def beside(loaded: LoadedModel, problems: Sequence[Problem]) -> Callable[[], float]:
-        sides.append(trl_steps(arguments, loaded, problems, steps))
+    def beside(parts: pipeline.Parts, loaded: LoadedModel, problems: Sequence[Problem]) -> Callable[[], float]:
+        sides.append(trl_steps(arguments, parts, loaded, problems, steps))
         return sides[0].step
 
     watch = train(arguments, steps, beside)
@@ -173,8 +186,8 @@ def times(arguments: argparse.Namespace) -> dict[str, object]:
 
 def memory_atrl(arguments: argparse.Namespace) -> dict[str, object]:
     """Peak of a process in which atrl alone trains."""
-    train(arguments, MEMORY_STEPS, None)
-    return {"memory_atrl_bytes": peak_bytes()}
+    watch = train(arguments, MEMORY_STEPS, None)
+    return {"memory_atrl_bytes": peak_bytes(torch_device(arguments.trainer), noted=watch.device_peak)}
 
 
 def memory_trl(arguments: argparse.Namespace) -> dict[str, object]:
@@ -184,97 +197,11 @@ def memory_trl(arguments: argparse.Namespace) -> dict[str, object]:
         pipeline.prepare_process(parts)
         loaded = parts.model.load(Path(temporary) / "model")
         problems = [parts.source.load("train")[number] for number in range(MEMORY_STEPS * arguments.prompts)]
-        turns = trl_steps(arguments, loaded, problems, MEMORY_STEPS)
+        turns = trl_steps(arguments, parts, loaded, problems, MEMORY_STEPS)
         del loaded
         for _ in range(MEMORY_STEPS):
             turns.step()
-    return {"memory_trl_bytes": peak_bytes()}
+    return {"memory_trl_bytes": peak_bytes(torch_device(arguments.trainer))}
 
 
-def peak_bytes() -> int:
-    """Of this process's resident memory."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def agreement(arguments: argparse.Namespace) -> dict[str, object]:
-    """Loss and gradient of the same rollouts, of any length, by both: how far they are apart."""
-    with tempfile.TemporaryDirectory() as temporary:
-        parts = parts_of(argparse.Namespace(**vars(arguments) | {"rollout": "transformers"}), Path(temporary))
-        pipeline.prepare_process(parts)
-        loaded = parts.model.load(Path(temporary) / "model")
-        builder = parts.rollout.prompt_builder(loaded, parts.model.instruction)
-        problems = [parts.source.load("train")[number] for number in range(arguments.prompts)]
-        sampler = TransformersSampler()
-        sampler.start(RolloutSettings(sampler=sampler).handle(loaded, problems))
-        groups = sampler.generate(builder.build_all(problems).prompts, parts.rollout.sampling, seed="0")
-        trl_loss, trl_gradient = trl_gradients(arguments, loaded, problems, groups)
-        loss, gradient = atrl_gradients(parts, loaded, groups)
-    lengths = {len(rollout.token_ids) for group in groups for rollout in group.rollouts}
-    return {
-        "response_lengths": [min(lengths), max(lengths)],
-        "loss": [loss, trl_loss],
-        "loss_difference": abs(loss - trl_loss) / abs(trl_loss),
-        "gradient_norm": [float(gradient.norm()), float(trl_gradient.norm())],
-        "gradient_difference": float((gradient - trl_gradient).norm() / trl_gradient.norm()),
-        "gradient_cosine": float(torch.nn.functional.cosine_similarity(gradient, trl_gradient, dim=0)),
-    }
-
-
-def atrl_gradients(
-    parts: pipeline.Parts, loaded: LoadedModel, groups: Sequence[RolloutGroup]
-) -> tuple[float, torch.Tensor]:
-    """By atrl's forward pass and objective; over the whole vocabulary, as TRL."""
-    batch = build_experience(groups, pad_id=loaded.processor.tokenizer.pad_token_id)
-    rewards = torch.tensor([[reward.total for reward in group] for group in parts.reward.score(groups)])
-    advantages = parts.objective.advantage(rewards).flatten()[:, None].expand(batch.response_mask.shape)
-    totals = BatchTotals(
-        tokens=int(batch.response_mask.sum()), sequences=batch.size, max_response_tokens=batch.response_length
-    )
-    loaded.model.zero_grad()
-    logprobs, _ = ForwardPass(temperature=1.0, banned_ids=(), share_prompts=True).logprobs(loaded.model, batch)
-    loss, _ = parts.objective(logprobs, advantages, batch, totals)
-    loss.backward()
-    return loss.item(), flat_gradient(loaded.model)
-
-
-def trl_gradients(
-    arguments: argparse.Namespace, loaded: LoadedModel, problems: Sequence[Problem], groups: Sequence[RolloutGroup]
-) -> tuple[float, torch.Tensor]:
-    """By TRL's own training loop, which is given the responses and otherwise left alone."""
-    from transformers import TrainerCallback
-
-    rollouts = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    found: list[torch.Tensor] = []
-
-    def given(prompts: Sequence, trainer) -> dict[str, list]:
-        ids, *_ = trainer._tokenize_prompts(prompts)
-        assert ids == [prompt.token_ids for prompt, _ in rollouts], "the two make other tokens of a prompt"
-        return {
-            "prompt_ids": ids,
-            "completion_ids": [rollout.token_ids for _, rollout in rollouts],
-            "logprobs": [rollout.logprobs for _, rollout in rollouts],
-        }
-
-    class Keep(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model=None, **options) -> None:
-            found.append(flat_gradient(model))
-
-    own = as_its_users_load_it(loaded)
-    trainer, turns = peer(
-        own, problems, letter_share, prompts=arguments.prompts, group_size=arguments.group_size,
-        tokens=arguments.tokens, micro_batch=arguments.micro_batch, steps=1, learning_rate=LEARNING_RATE,
-        rollout_func=given,
-    )  # fmt: skip
-    trainer.remove_callback(turns)
-    trainer.add_callback(Keep())
-    trainer.train()
-    norm = turns.logs.values["grad_norm"]  # what the optimizer gets is clipped
-    return turns.logs.values["loss"], found[0] / found[0].norm() * norm
-
-
-def flat_gradient(model) -> torch.Tensor:
-    """All of a model's gradients in one vector, in float64 for the sums over it."""
-    return torch.cat([parameter.grad.flatten().double() for parameter in model.parameters()])
-
-
-PARTS = {"agreement": agreement, "times": times, "memory_atrl": memory_atrl, "memory_trl": memory_trl}
+PARTS = {"times": times, "memory_atrl": memory_atrl, "memory_trl": memory_trl}

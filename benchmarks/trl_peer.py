@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device import wait_for_device
 from transformers import TrainerCallback
 
 from atrl.models.load import LoadedModel
+from atrl.sections import TrainerSettings
 from atrl.types import Problem
 
 if TYPE_CHECKING:
@@ -73,25 +75,38 @@ class Turns(TrainerCallback):
         """Wait until it is this side's turn."""
         self._done.release()
         self._go.acquire()
+        wait_for_device()
         self._start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **options) -> None:
         """The optimizer has stepped."""
+        wait_for_device()
         self.seconds = time.perf_counter() - self._start
 
 
+def placement(trainer: TrainerSettings) -> dict[str, bool]:
+    """TRL's words for where atrl trains by `trainer` and in which precision: autocast to bfloat16, or none."""
+    return {"use_cpu": trainer.accelerator == "cpu", "bf16": trainer.precision == "bf16-mixed"}
+
+
 def settings(
-    *, prompts: int, group_size: int, tokens: int, micro_batch: int, steps: int, learning_rate: float
+    *,
+    trainer: TrainerSettings,
+    prompts: int,
+    group_size: int,
+    tokens: int,
+    micro_batch: int,
+    steps: int,
+    learning_rate: float,
 ) -> GRPOConfig:
-    """TRL's for DAPO's loss without a KL term, in float32 on the CPU, with `tokens` tokens in every response."""
+    """TRL's for DAPO's loss without a KL term, placed as `trainer` is, with `tokens` tokens in every response."""
     from trl import GRPOConfig
 
     rollouts = prompts * group_size
     assert rollouts % micro_batch == 0, f"{rollouts} rollouts are no multiple of {micro_batch}"
     return GRPOConfig(
         output_dir=str(Path(tempfile.mkdtemp())),
-        use_cpu=True,
-        bf16=False,
+        **placement(trainer),
         gradient_checkpointing=False,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=rollouts // micro_batch,
@@ -125,6 +140,7 @@ def peer(
     problems: Sequence[Problem],
     reward: Callable[[Sequence[str]], list[float]],
     *,
+    trainer: TrainerSettings,
     prompts: int,
     group_size: int,
     tokens: int,
@@ -133,10 +149,10 @@ def peer(
     learning_rate: float,
     rollout_func: Callable[..., dict] | None = None,
 ):
-    """The trainer and its `Turns`: DAPO's loss without a KL term, in float32, its own generation, as many tokens.
+    """TRL's trainer and its `Turns`: DAPO's loss without a KL term, its own generation, as many tokens.
 
-    Every response has `tokens` tokens, unless `rollout_func` gives them. `micro_batch` rollouts go through a forward
-    and backward pass.
+    It trains where atrl does by `trainer`, and in that precision. Every response has `tokens` tokens, unless
+    `rollout_func` gives them. `micro_batch` rollouts go through a forward and backward pass.
     """
     from datasets import Dataset
     from trl import GRPOTrainer
@@ -146,7 +162,7 @@ def peer(
          "image": problem.images[0]} for problem in problems
     ]  # fmt: skip
     config = settings(
-        prompts=prompts, group_size=group_size, tokens=tokens, micro_batch=micro_batch, steps=steps,
+        trainer=trainer, prompts=prompts, group_size=group_size, tokens=tokens, micro_batch=micro_batch, steps=steps,
         learning_rate=learning_rate,
     )  # fmt: skip
 
@@ -155,7 +171,7 @@ def peer(
 
     turns, processor = Turns(), copy.deepcopy(loaded.processor)
     processor.tokenizer.padding_side = "left"  # as TRL loads it
-    trainer = GRPOTrainer(
+    own = GRPOTrainer(
         model=loaded.model,
         reward_funcs=score,
         args=config,
@@ -164,4 +180,4 @@ def peer(
         callbacks=[turns, turns.logs],
         rollout_func=rollout_func,
     )
-    return trainer, turns
+    return own, turns

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
-from tests.unit.test_step_benchmark import FOLDER, script
+from tests.unit.test_step_benchmark import script, scripts_find_each_other  # noqa: F401
 
 
 def test_each_variant_is_charged_the_rollouts_of_its_round():
@@ -34,7 +35,6 @@ def test_a_round_draws_its_rollouts_once():
 @pytest.fixture
 def overhead(monkeypatch, tmp_path):
     """The script with little to measure, in a folder of its own: steps of 2 seconds, 2.2 with a worker, 2.4 without."""
-    monkeypatch.syspath_prepend(FOLDER)
     module = script("credit_overhead")
     seconds = {"none": [2.0] * 3, "worker": [2.2] * 3, "inline": [2.4] * 3}
     nothing, credit = {name: [0.0] * 3 for name in seconds}, {"none": [0.0], "worker": [0.2], "inline": [0.3]}
@@ -43,7 +43,8 @@ def overhead(monkeypatch, tmp_path):
     monkeypatch.setattr("atrl.credit.background.useful_workers", lambda: 1)
     monkeypatch.setattr("atrl.quiet.set_environment", lambda: None)  # it would be the other tests' too
     memory = {"plain": 100, "probe": 30, "output_attentions": 1100}
-    monkeypatch.setattr(module, "in_a_fresh_process", memory.__getitem__)
+    monkeypatch.setattr(module, "in_a_fresh_process", lambda kind, trainer: memory[kind])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     shares = {False: {"3b": 0.03, "7b": 0.07, "32b": 0.32}, True: {"3b": 0.01, "7b": 0.02, "32b": 0.1}}
     monkeypatch.setattr(module, "arithmetic_fraction", lambda name, *sizes, kept=False: shares[kept][name])
     clusters = module.clustering_milliseconds
@@ -74,9 +75,24 @@ def test_the_json_goes_to_the_file_that_is_named(overhead, monkeypatch, tmp_path
     assert not (tmp_path / "outputs").exists()
 
 
+def test_on_a_gpu_the_run_trains_there_and_memory_is_the_gpu_s(overhead, monkeypatch, capsys):
+    """Both are asked for the trainer, and the engine for its share."""
+    asked, run = [], sys.modules["rotation"].train_in_rotation
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    monkeypatch.setattr(sys.modules["rotation"], "train_in_rotation", lambda *given: asked.append(given) or run(*given))
+    monkeypatch.setattr(overhead, "in_a_fresh_process", lambda kind, trainer: asked.append(trainer) or 1)
+    monkeypatch.setattr(sys, "argv", ["credit_overhead.py", "--engine-share", "0.3"])
+    overhead.main()
+    (_, _, settings), *memory = asked
+    assert {"trainer=gpu", "rollout.sampler.gpu_memory_utilization=0.3"} < set(settings) and memory == ["gpu"] * 3
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["trainer"], found["gpu"]) == ("gpu", "H200")
+
+
 def test_a_process_that_measures_memory_prints_a_number(overhead, monkeypatch, tmp_path, capsys):
     """The benchmark starts it, and reads its last line; a file it leaves alone."""
-    monkeypatch.setattr(overhead, "measure_memory", lambda kind: {"probe": 30}[kind])
+    monkeypatch.setattr(overhead, "measure_memory", lambda kind, device: {("probe", "cpu"): 30}[kind, device])
     monkeypatch.setattr(sys, "argv", ["credit_overhead.py", "--memory", "probe"])
     overhead.main()
     assert json.loads(capsys.readouterr().out) == 30 and not list(tmp_path.iterdir())
@@ -96,9 +112,8 @@ def test_the_probe_s_arithmetic_by_hand(monkeypatch):
     assert kept == pytest.approx((40 * 261 + 240) / (3 * forward))
 
 
-def test_variants_are_compared_round_by_round(monkeypatch):
+def test_variants_are_compared_round_by_round():
     """After rollouts of 1 second: 2, 2 and 5 without credit, 1, 2 and 3 more of the worker, 5 more without one."""
-    monkeypatch.syspath_prepend(FOLDER)
     taken = SimpleNamespace(
         seconds={"none": [3.0, 3.0, 6.0], "idle": [4.0, 5.0, 9.0], "inline": [8.0, 8.0, 11.0]},
         rollout_seconds={name: [1.0] * 3 for name in ("none", "idle", "inline")},
@@ -112,8 +127,7 @@ def test_variants_are_compared_round_by_round(monkeypatch):
     assert found["longer_than_none_ci95"] == {"idle": [1.0, 3.0], "inline": [5.0, 5.0]}
 
 
-def test_busy_processes_end_with_the_measurement(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
+def test_busy_processes_end_with_the_measurement():
     before = psutil.Process().children()
     with script("late_worker").busy_processes(2):
         started = set(psutil.Process().children()) - set(before)

@@ -7,12 +7,7 @@ import pytest
 
 from atrl.credit import metis
 from atrl.credit.atrl import AtrlCredit
-from tests.unit.test_step_benchmark import FOLDER, script
-
-
-@pytest.fixture(autouse=True)
-def scripts_find_each_other(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
+from tests.unit.test_step_benchmark import script, scripts_find_each_other  # noqa: F401
 
 
 def path_graph(*weights: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

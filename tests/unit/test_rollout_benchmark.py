@@ -1,22 +1,17 @@
-"""The sums of `benchmarks/rollout.py`."""
+"""The sums of `benchmarks/rollout.py`, and what it says of a run's memory."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "rollout.py"
+from tests.unit.test_step_benchmark import script, scripts_find_each_other  # noqa: F401
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def benchmark():
-    spec = importlib.util.spec_from_file_location("rollout_benchmark", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("slope")
 
 
 def test_a_straight_line_has_its_slope_and_no_interval(benchmark) -> None:
@@ -41,3 +36,25 @@ def test_noise_within_a_block_does_not_count_as_more_values(benchmark) -> None:
     once = benchmark.slope_with_interval(values)
     twice = benchmark.slope_with_interval([value for value in values for _ in range(2)])
     assert twice == pytest.approx([bound / 2 for bound in once])
+
+
+ROWS = [
+    {"memory/host": f"{100 + 3 * step}", "memory/device": f"{7 + min(step, 9)}", "rollout/logprob_gap_max": "0.5"}
+    for step in range(40)
+]
+"""The device's is the most so far, as in `metrics.csv`."""
+
+
+def test_a_run_on_the_cpu_says_nothing_of_a_gpu() -> None:
+    """Resident memory grows by 3 a step; its median is between that of the 20th and the 21st step."""
+    found = script("rollout_memory").found_in(ROWS, None)
+    assert (found["memory_slope_bytes_per_step"], found["memory_bytes"], found["memory_steps"]) == (3, 158, 40)
+    assert found["training_logprob_max_difference"] == 0.5
+    assert not [name for name in found if name.startswith("device")]
+
+
+def test_on_a_gpu_what_is_held_after_steps_tells_growth_and_not_the_peak() -> None:
+    """It falls by 2 a step, while the peak can only rise."""
+    found = script("rollout_memory").found_in(ROWS, [1000.0 - 2 * step for step in range(40)])
+    assert (found["device_slope_bytes_per_step"], found["device_bytes"]) == (-2, 961)
+    assert (found["device_peak_bytes"], found["memory_slope_bytes_per_step"]) == (16, 3)

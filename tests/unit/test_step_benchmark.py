@@ -20,6 +20,11 @@ def script(name: str) -> ModuleType:
     return module
 
 
+@pytest.fixture(autouse=True)
+def scripts_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+
+
 def test_the_speedup_is_that_of_the_median_round() -> None:
     """Rounds of 2, 3 and 8 times: 3, and no median of drawn rounds can be out of 2 to 8."""
     found = script("step").speedup([1.0, 2.0, 1.0], [2.0, 6.0, 8.0])
