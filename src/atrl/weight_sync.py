@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from atrl import parallel
+from atrl.autocast import without_autocast
 from atrl.models.lora import ADAPTER, has_adapters
 from atrl.models.quantization import full_weight
 from atrl.sharding import whole
@@ -76,10 +77,12 @@ def _without_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _merged(weight: Tensor, adapter: LoraLayer) -> Tensor:
     """W + (alpha / rank)·B·A: Hu et al., arXiv 2106.09685, section 4.1. W alone while adapters are passed by.
 
-    The product is float32 and the sum is rounded to W's precision, as in peft's own `merge_and_unload`.
+    The product is float32, also inside a step's autocast, and the sum is rounded to W's precision, as in peft's own
+    `merge_and_unload`.
     """
     if adapter.disable_adapters:
         return weight
     merged = weight.clone()
-    merged += whole(adapter.get_delta_weight(ADAPTER))  # type: ignore[attr-defined]  # only its subclasses name it
+    with without_autocast():
+        merged += whole(adapter.get_delta_weight(ADAPTER))  # type: ignore[attr-defined]  # only its subclasses name it
     return merged

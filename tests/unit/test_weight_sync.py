@@ -67,6 +67,14 @@ def test_adapters_are_merged_as_peft_merges_them(checkpoint: Path, dtype) -> Non
     assert_same(found, {name: theirs[name] for name in plain})
 
 
+def test_a_step_s_autocast_does_not_round_what_is_merged(checkpoint: Path) -> None:
+    """The sync is the end of a training step, which runs inside of it with `trainer.precision=bf16-mixed`."""
+    policy = adapted(checkpoint)
+    expected = dict(named_parameters(policy))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(dict(named_parameters(policy)), expected)
+
+
 def test_merging_by_hand(checkpoint: Path) -> None:
     """B = (1, 2, 0, …)ᵀ and A = (3, 0, …) with s = alpha / rank = 2 add 6 and 12 to the first column of W."""
     policy = adapted(checkpoint, rank=1, alpha=2, modules=r".*layers\.0\.self_attn\.q_proj")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
+from atrl.autocast import without_autocast
 from atrl.data.frames import frame_array, frame_metadata
 from atrl.models.families import check_vllm
 from atrl.rollout.base import KeptKnown, ModelHandle, Sampling, check_prompt
@@ -154,8 +154,9 @@ class VllmSampler(EngineOptions):
         if not together:
             return []
         prompts, parameters = zip(*together, strict=True)
-        # The CPU engine draws from the global generator even where every request has a seed.
-        with torch.random.fork_rng(devices=[]), _without_autocast():
+        # The CPU engine draws from the global generator even where every request has a seed. The trainer's autocast
+        # would round products between the engine's own kernels, and make nonsense of them.
+        with torch.random.fork_rng(devices=[]), without_autocast():
             outputs = self._llm.generate(list(prompts), list(parameters), use_tqdm=False)
         return outputs[before : before + len(requests)]
 
@@ -185,16 +186,6 @@ class VllmSampler(EngineOptions):
                 )
             )
         return rollout_group(self._handle, prompt, rollouts, self._version)
-
-
-@contextmanager
-def _without_autocast() -> Iterator[None]:
-    """The trainer's is not for the engine, which runs in its process: it would round the products between vLLM's own
-    kernels, which read what comes in the engine's precision, and make nonsense of it."""
-    import torch
-
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
 
 
 def _request(prompt: Prompt) -> dict[str, Any]:
