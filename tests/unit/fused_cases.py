@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,10 +15,13 @@ import torch
 from atrl.credit import blocks
 from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
 from atrl.credit.blocks import Block, as_seen
+from atrl.credit.connectivity import reduce_without_sinks
 from atrl.credit.regions import Regions
 
 CAUSAL_ONLY = "exactly two tiles"
 REQUEST = AttentionRequest(sink_factor=1.5, neighbours=5, detail=True)
+KEPT = replace(REQUEST, detail=False)
+"""The same without the masses themselves, which kernels need not leave then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,13 @@ CASES = {
 }
 
 
+WITHOUT_MASSES = ("packed rows", "no picture at all")
+"""Cases of which readers make captures."""
+
+REDUCED = [(name, REQUEST.sink_factor) for name in CASES] + [(name, 0.0) for name in WITHOUT_MASSES]
+"""Cases, and the factors with which their sinks are left out; 0 leaves none out."""
+
+
 def build(case: Case, device: str = "cpu") -> Block:
     """The case's block, the same on every device."""
     generator = torch.Generator().manual_seed(0)
@@ -133,18 +144,72 @@ def _regions(case: Case, rows: int, device: str) -> Regions:
     )
 
 
+def with_sinks(block: Block) -> Block:
+    """Two image columns of each response stand out for every query of the heads that share the first one's key: scores
+    there are higher by 4."""
+    regions, query, key = block.regions, block.query.clone(), block.key.clone()
+    width, share = query.shape[3], query.shape[1] // key.shape[1]
+    group = block.heads[0] // share
+    added = (4 / (block.scaling * width)) ** 0.5
+    query[:, group * share : (group + 1) * share] += added
+    for source, columns, images in zip(regions.source, regions.columns, regions.column_mask.sum(dim=1), strict=True):
+        for slot in {int(images) // 2, int(images) - 1} if images else ():
+            key[source, group, columns[slot]] += added
+    return replace(block, query=query, key=key)
+
+
+def left_by_earlier_layers(block: Block) -> torch.Tensor:
+    """[response row image]: above some of the masses, and below others."""
+    shape = (block.regions.size, block.regions.rows.shape[1], block.regions.columns.shape[1])
+    return (0.3 * torch.rand(shape, generator=torch.Generator().manual_seed(1))).to(block.query.device)
+
+
+def reduced_by_torch(block: Block, factor: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums and largest masses without sinks, and the largest of any head or earlier layer; 0 on padding."""
+    regions, image = block.regions, left_by_earlier_layers(block)
+    left, total, peak = reduce_without_sinks(block.image_mass(), regions.column_mask, regions.row_mask, factor=factor)
+    if left.numel():
+        image = torch.maximum(image, left.amax(dim=1))
+    mask = regions.row_mask
+    return total * mask[:, None], peak * mask[:, None], image * mask[:, :, None]
+
+
+def assert_same_reduced(found: Sequence[torch.Tensor], block: Block, factor: float, *, atol: float = 1e-5) -> None:
+    """Equal to torch's as far as its own rounding allows: what is left of a row is divided by its mass beside sinks."""
+    regions, image = block.regions, block.image_mass()
+    left, *_ = reduce_without_sinks(image, regions.column_mask, regions.row_mask, factor=factor)
+    beside = 1 - (image * (left == 0)).sum(dim=-1) * regions.row_mask[:, None]
+    scales = (beside, beside, beside.amin(dim=1)[:, :, None])
+    for own, expected, scale in zip(found, reduced_by_torch(block, factor), scales, strict=True):
+        assert own.dtype == torch.float32
+        torch.testing.assert_close(own * scale, expected * scale, atol=atol, rtol=0)
+
+
+def reduced_by_kernels(block: Block, factor: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same; what stands in the image on padding is no one's concern."""
+    from atrl.credit.fused_reduce import reduce_image_mass
+
+    image = left_by_earlier_layers(block)
+    total, peak = reduce_image_mass(block, image, factor=factor)
+    return total, peak, image * block.regions.row_mask[:, :, None]
+
+
 def assert_same_capture(found: AttentionCapture, expected: AttentionCapture, *, atol: float = 1e-5) -> None:
     """Equal in all that credit schemes read."""
     for name in ("total", "peak", "image", "mass"):
+        if getattr(expected, name) is None:
+            assert getattr(found, name) is None
+            continue
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=atol, rtol=0)
     torch.testing.assert_close(found.edges.strengths, expected.edges.strengths, atol=atol, rtol=0)
 
 
-def capture(block: Block, *, fused: bool | None) -> AttentionCapture:
-    """All that a reader makes of the block's layer, sinks and edges too."""
-    reader = AttentionReader(REQUEST, block.regions, fused=fused)
-    options = {"scaling": block.scaling, "sliding_window": block.sliding_window, "softcap": block.softcap}
-    reader.read_attention(0, block.query, block.key, dtype=block.dtype, **options)
+def capture(block: Block, *, fused: bool | None, request: AttentionRequest = REQUEST) -> AttentionCapture:
+    """All that a reader makes of two layers, sinks and edges too: the block's, and one with its queries reversed."""
+    reader = AttentionReader(request, block.regions, fused=fused)
+    options: dict = {"scaling": block.scaling, "sliding_window": block.sliding_window, "softcap": block.softcap}
+    for layer, query in enumerate((block.query, block.query.flip(3))):
+        reader.read_attention(layer, query, block.key, dtype=block.dtype, **options)
     return reader.result()
 
 
@@ -173,16 +238,24 @@ def assert_same(image: torch.Tensor, response: torch.Tensor, block: Block, *, at
 
 def kernel_results() -> dict:
     """By case what the kernels find, and the captures that a reader makes of them."""
+    from atrl.credit import fused
     from atrl.credit.fused import image_mass, log_sum_exp, response_mass
 
-    results = {}
+    results: dict = {}
     for name, case in CASES.items():
         block = build(case)
         results[name] = (image_mass(block), response_mass(block), log_sum_exp(block))
+    for name, factor in REDUCED:
+        results[name, factor] = reduced_by_kernels(with_sinks(build(CASES[name])), factor)
     plain = build(CASES[CAUSAL_ONLY])
     given = replace(plain, lse=reference_lse(plain))
     results["lse given"] = image_mass(given), response_mass(given)
-    results["lse of twice the sum given"] = image_mass(replace(given, lse=given.lse + math.log(2)))
+    twice = replace(given, lse=given.lse + math.log(2))
+    results["lse of twice the sum given"] = image_mass(twice), reduced_by_kernels(twice, 0)
+    for name in WITHOUT_MASSES:
+        fused.image_mass = None  # so that a reader that calls it fails
+        results["capture without masses", name] = capture(build(CASES[name]), fused=True, request=KEPT)
+    fused.image_mass = image_mass
     results["capture"] = capture(build(CASES["packed rows"]), fused=True)
     usual, blocks.CHUNK_ELEMENTS = blocks.CHUNK_ELEMENTS, 20
     results["capture in chunks"] = capture(build(CASES["packed rows"]), fused=True)

@@ -13,16 +13,25 @@ import torch
 
 from atrl.credit.attention import fused_available
 from atrl.credit.blocks import Block
+from atrl.credit.connectivity import remove_sinks
 from tests.unit.fused_cases import (
     CASES,
     CAUSAL_ONLY,
+    KEPT,
     PACKED,
+    REDUCED,
+    REQUEST,
+    WITHOUT_MASSES,
     Case,
     assert_same,
     assert_same_capture,
+    assert_same_reduced,
     build,
     capture,
+    left_by_earlier_layers,
+    reduced_by_torch,
     reference_lse,
+    with_sinks,
 )
 
 pytest.importorskip("triton")
@@ -39,7 +48,7 @@ def interpreted(tmp_path_factory) -> dict:
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     program = [sys.executable, "-m", "tests.unit.fused_cases", str(path)]
-    done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     return torch.load(path, weights_only=False)
 
@@ -83,13 +92,42 @@ def test_a_row_that_may_look_nowhere_reads_nothing(interpreted):
 def test_a_given_log_sum_exp_stands_in_for_the_first_pass(interpreted):
     block = build(CASES[CAUSAL_ONLY])
     assert_same(*interpreted["lse given"], block)
-    halved = interpreted["lse of twice the sum given"]
+    halved, (total, peak, _) = interpreted["lse of twice the sum given"]
     torch.testing.assert_close(2 * halved, block.image_mass(), atol=1e-5, rtol=0)
+    for found, expected in zip((2 * total, 2 * peak), reduced_by_torch(block, 0), strict=False):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_a_reader_makes_the_same_of_both(interpreted):
     for name in ("capture", "capture in chunks"):
         assert_same_capture(interpreted[name], capture(build(CASES["packed rows"]), fused=False))
+
+
+@pytest.mark.parametrize(("name", "factor"), REDUCED)
+def test_without_masses_in_memory_the_same_is_kept_of_them(interpreted, name, factor):
+    assert_same_reduced(interpreted[name, factor], with_sinks(build(CASES[name])), factor)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if any(case.images)])
+def test_cases_have_sinks_and_masses_beside_them_and_earlier_layers(name):
+    """Leaving a sink out, and what earlier layers left, change what is kept by far more than the tolerance."""
+    block, factor = with_sinks(build(CASES[name])), REQUEST.sink_factor
+    mask, image = block.regions.row_mask, block.image_mass()
+    real, left = mask[:, None, :, None], remove_sinks(image, block.regions.column_mask, mask, factor=factor)
+    sink = (real & (image > 0)).any(dim=2) & ~(real & (left > 0)).any(dim=2)
+    assert sink.any() and (~sink & (left > 0).any(dim=2)).any()
+    kept = reduced_by_torch(block, factor)
+    for found, whole in zip(kept, reduced_by_torch(block, 0), strict=True):
+        assert (found - whole).abs().max() > 1e-3
+    for other in (left.amax(dim=1), left_by_earlier_layers(block)):
+        assert (kept[2] - other)[mask].max() > 1e-3
+
+
+def test_a_reader_makes_the_same_without_masses_in_memory(interpreted):
+    """Of two layers; what a kernel would leave in memory can't even be called."""
+    for name in WITHOUT_MASSES:
+        expected = capture(build(CASES[name]), fused=False, request=KEPT)
+        assert_same_capture(interpreted["capture without masses", name], expected)
 
 
 def test_fused_wherever_there_is_cuda():
@@ -118,12 +156,20 @@ def test_compiles_for_gpus(tmp_path, monkeypatch, capability, dtype, seen, width
 
 def launches(block: Block) -> list[tuple]:
     """Every kernel, and what it is launched with."""
-    from atrl.credit import fused
+    from atrl.credit import fused, fused_reduce
 
-    regions, out = block.regions, torch.empty(1)
+    regions, out, flags = block.regions, torch.empty(1), torch.empty(1, dtype=torch.bool)
     wanted = {"lse": out, "at": regions.columns, "at_mask": regions.column_mask, "wanted": 9, "heads_each": 4}
-    options = {"out": out} | fused._options(block)
-    return [(fused._log_sum_exp_kernel, options), (fused._mass_kernel, options | wanted)]
+    options = {"out": out} | fused.options_of(block)
+    reducing = options | wanted | {"row_mask": regions.row_mask, "sink": flags, "asked": flags, "all_heads": 4}
+    reducing |= dict.fromkeys(("total", "peak", "scale", "limit", "image"), out) | {"count": out.int()}
+    return [
+        (fused._log_sum_exp_kernel, options),
+        (fused._mass_kernel, options | wanted),
+        (fused_reduce._rows_kernel, reducing),
+        (fused_reduce._above_kernel, reducing),
+        (fused_reduce._highest_kernel, reducing),
+    ]
 
 
 def specialisation(kernel, arguments: dict) -> list[tuple[str, object]]:

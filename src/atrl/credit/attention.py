@@ -86,10 +86,14 @@ class AttentionReader:
         self._unchecked = regions.rows.device.type != "cpu" if check is None else check
         self._image_mass: Callable[[Block], Tensor] = Block.image_mass
         self._response_mass: Callable[[Block], Tensor] = Block.response_mass
+        self._reduce_image: Callable[..., tuple[Tensor, Tensor]] | None = None
         if self._fused:
             from atrl.credit.fused import image_mass, response_mass
+            from atrl.credit.fused_reduce import reduce_image_mass
 
             self._image_mass, self._response_mass = image_mass, response_mass
+            if not (request.detail or request.by_picture):  # of which the masses themselves are needed
+                self._reduce_image = reduce_image_mass
         self._total: dict[int, Tensor] = {}
         self._peak: dict[int, Tensor] = {}
         self._pictures: dict[int, Tensor] = {}
@@ -118,39 +122,23 @@ class AttentionReader:
         heads = self._wanted_heads(layer, query.shape[1])
         if not heads or layer in self._total:
             return
-        regions, shape = self._regions, (self._regions.size, len(heads), self._regions.rows.shape[1])
-        total, peak = query.new_empty(2, *shape, dtype=torch.float32)
-        masses: list[Tensor] = []
-        if self._request.by_picture:
-            assert regions.pictures is not None, "mass by picture needs regions that say which columns are of which"
-            self._pictures[layer] = total.new_zeros(*shape, regions.pictures.shape[2])
+        regions = self._regions
         if self._image is None:
-            self._image = total.new_zeros(regions.size, shape[2], regions.columns.shape[1])
+            shape = (regions.size, regions.rows.shape[1], regions.columns.shape[1])
+            self._image = query.new_zeros(shape, dtype=torch.float32)
         whole = Block(query.detach(), key.detach(), heads, regions, scaling, sliding_window, softcap, logsumexp, dtype)
         if logsumexp is not None and self._unchecked:  # of the first layer that has one: a window's kernel keeps none
             check_logsumexp(whole)  # torch doesn't promise what a kernel keeps
             self._unchecked = False
-        # Fused, nothing is as wide as a row of scores, and no key is copied.
-        held = (shape[2], 1) if self._fused else (key.shape[2], key.shape[3])
-        for part, first, last in blocks(regions, len(heads), *held):
-            here = regions.part(part)
-            block = replace(whole, heads=heads[first:last], regions=here)
-            image, total[part, first:last], peak[part, first:last] = reduce_without_sinks(
-                self._image_mass(block), here.column_mask, here.row_mask, factor=self._request.sink_factor
-            )
-            if image.shape[-1]:
-                torch.maximum(self._image[part], image.amax(dim=1), out=self._image[part])
-            if here.pictures is not None and self._request.by_picture:
-                self._pictures[layer][part, first:last] = image @ here.pictures[:, None]
-            if self._request.detail:
-                masses.append(image)
+        if self._reduce_image is None:
+            total, peak = self._reduce_in_blocks(layer, whole, self._image)
+        else:
+            total, peak = self._reduce_image(whole, self._image, factor=self._request.sink_factor)
         if self._request.neighbours:
             keys = None if self._fused else (key.shape[2], key.shape[3])
             self._edges[layer] = strongest_edges(whole, self._request.neighbours, self._response_mass, held=keys)
         self._total[layer], self._peak[layer] = total, peak
         self._heads_read += len(heads)
-        if self._request.detail:
-            self._mass[layer] = self._joined(masses, len(heads))
 
     def result(self) -> AttentionCapture:
         """What was read, layers in order.
@@ -175,6 +163,35 @@ class AttentionReader:
             pictures=self._by_layer(self._pictures) if self._request.by_picture else None,
             mass=self._by_layer(self._mass) if self._request.detail else None,
         )
+
+    def _reduce_in_blocks(
+        self, layer: int, whole: Block, highest: Float[Tensor, "rollout response image"]
+    ) -> tuple[Float[Tensor, "rollout head response"], Float[Tensor, "rollout head response"]]:
+        """(total, peak) of a layer; `highest` is raised to its largest masses, and what else is asked for is kept."""
+        regions, heads, key = self._regions, whole.heads, whole.key
+        shape = (regions.size, len(heads), regions.rows.shape[1])
+        total, peak = highest.new_empty(2, *shape)
+        masses: list[Tensor] = []
+        if self._request.by_picture:
+            assert regions.pictures is not None, "mass by picture needs regions that say which columns are of which"
+            self._pictures[layer] = total.new_zeros(*shape, regions.pictures.shape[2])
+        # Fused, nothing is as wide as a row of scores, and no key is copied.
+        held = (shape[2], 1) if self._fused else (key.shape[2], key.shape[3])
+        for part, first, last in blocks(regions, len(heads), *held):
+            here = regions.part(part)
+            block = replace(whole, heads=heads[first:last], regions=here)
+            image, total[part, first:last], peak[part, first:last] = reduce_without_sinks(
+                self._image_mass(block), here.column_mask, here.row_mask, factor=self._request.sink_factor
+            )
+            if image.shape[-1]:
+                torch.maximum(highest[part], image.amax(dim=1), out=highest[part])
+            if here.pictures is not None and self._request.by_picture:
+                self._pictures[layer][part, first:last] = image @ here.pictures[:, None]
+            if self._request.detail:
+                masses.append(image)
+        if self._request.detail:
+            self._mass[layer] = self._joined(masses, len(heads))
+        return total, peak
 
     def _wanted_heads(self, layer: int, count: int) -> list[int]:
         if self._request.heads is not None:

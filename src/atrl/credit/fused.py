@@ -45,11 +45,16 @@ def log_sum_exp(block: Block) -> Float[Tensor, "response head token"]:
     size, tokens = block.regions.rows.shape
     out = block.query.new_empty(size, len(block.heads), tokens, dtype=torch.float32)
     if out.numel():
-        options = _options(block)
+        options = options_of(block)
         grid = (triton.cdiv(tokens, options["TILE"]), len(block.heads), size)
         with torch.cuda.device_of(out):
             _log_sum_exp_kernel[grid](out, **options)
     return out
+
+
+def denominators(block: Block) -> Float[Tensor, "response head token"]:
+    """The log-sum-exps that the model's kernel kept, or where it kept none `log_sum_exp`."""
+    return log_sum_exp(block) if block.lse is None else block.of_rows(block.lse, slice(None)).float().contiguous()
 
 
 def _mass(
@@ -58,9 +63,9 @@ def _mass(
     """Mass on the columns `at`, 0 where masked, summed over the heads of each group; groups are of equal size."""
     (size, rows), width = block.regions.rows.shape, at.shape[1]
     out = block.query.new_empty(size, groups, rows, width, dtype=torch.float32)
-    lse = log_sum_exp(block) if block.lse is None else block.of_rows(block.lse, slice(None)).float().contiguous()
+    lse = denominators(block)
     if out.numel():
-        options = _options(block)
+        options = options_of(block)
         grid = (triton.cdiv(rows, options["TILE"]) * triton.cdiv(width, options["TILE"]), groups, size)
         with torch.cuda.device_of(out):
             _mass_kernel[grid](
@@ -69,8 +74,8 @@ def _mass(
     return out
 
 
-def _options(block: Block) -> dict:
-    """What both kernels take of a block."""
+def options_of(block: Block) -> dict:
+    """What all kernels take of a block."""
     query, key, regions = block.query, block.key, block.regions
     dtype = block.dtype or query.dtype
     assert block.dtype or query.dtype == key.dtype, f"queries are {query.dtype}, keys {key.dtype}"
@@ -123,7 +128,7 @@ def _log_sum_exp_kernel(
     real = token < tokens
     row = tl.load(rows + response * tokens + token, mask=real, other=0)
     asked = tl.maximum(row - behind, 0)
-    queries = _vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH, DTYPE)
+    queries = load_vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH, DTYPE)
     base = key + place * k_row + head // per_group * k_head
     top = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
@@ -131,8 +136,8 @@ def _log_sum_exp_kernel(
     for left in range(begin, tl.max(row) + 1, TILE):
         column = left + tl.arange(0, TILE)
         there = column < columns
-        seen = _seen(visible + place * columns, row, column, there, first, window)
-        keys = _vectors(base, column, there, k_column, k_width, width, WIDTH, DTYPE)
+        seen = load_seen(visible + place * columns, row, column, there, first, window)
+        keys = load_vectors(base, column, there, k_column, k_width, width, WIDTH, DTYPE)
         scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)
         scores = tl.where(seen, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1))
@@ -160,30 +165,38 @@ def _mass_kernel(
     asked = tl.maximum(row - behind, 0)
     column = tl.load(at + response * wanted + slot, mask=inside, other=0)
     there = inside & tl.load(at_mask + response * wanted + slot, mask=inside, other=0).to(tl.int1)
-    seen = _seen(visible + place * columns, row, column, there, first, window)
+    seen = load_seen(visible + place * columns, row, column, there, first, window)
     mass = tl.zeros([TILE, TILE], tl.float32)
     # Above the diagonal, or outside the window, a tile is 0 in every head: none is read.
     for number in range(group * heads_each, group * heads_each + heads_each * tl.max(seen.to(tl.int32))):
         head = tl.load(heads + number)
-        queries = _vectors(query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH, DTYPE)
+        queries = load_vectors(
+            query + place * q_row + head * q_head, asked, real, q_column, q_width, width, WIDTH, DTYPE
+        )
         base = key + place * k_row + head // per_group * k_head
-        keys = _vectors(base, column, there, k_column, k_width, width, WIDTH, DTYPE)
-        scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)
+        keys = load_vectors(base, column, there, k_column, k_width, width, WIDTH, DTYPE)
         of_head = response * heads_each * tl.num_programs(1) + number
         total = tl.load(lse + of_head * tokens + token, mask=real, other=0.0)
-        mass += tl.where(seen, tl.exp(scores - total[:, None]), 0.0)
+        mass += masses(queries, keys, seen, total, scaling, softcap, CAPPED, INTERPRETED)
     line = (response * tl.num_programs(1) + group) * tokens + token
     tl.store(out + line[:, None] * wanted + slot[None, :], mass, mask=real[:, None] & inside[None, :])
 
 
 @triton.jit
-def _vectors(
+def load_vectors(
     base, position, real, position_stride, width_stride, width, WIDTH: tl.constexpr, DTYPE: tl.constexpr
 ):  # fmt: skip
     """[position WIDTH] in `DTYPE`, 0 outside."""
     entry = tl.arange(0, WIDTH)
     places = base + position.to(tl.int64)[:, None] * position_stride + entry[None, :] * width_stride
     return tl.load(places, mask=real[:, None] & (entry < width)[None, :], other=0.0).to(DTYPE)
+
+
+@triton.jit
+def masses(queries, keys, seen, lse, scaling, softcap, CAPPED: tl.constexpr, INTERPRETED: tl.constexpr):
+    """[query key], 0 where a row may not look."""
+    scores = _scores(queries, keys, scaling, softcap, CAPPED, INTERPRETED)
+    return tl.where(seen, tl.exp(scores - lse[:, None]), 0.0)
 
 
 @triton.jit
@@ -208,7 +221,7 @@ def _tanh(x):
 
 
 @triton.jit
-def _seen(visible, row, column, there, first, window):
+def load_seen(visible, row, column, there, first, window):
     """[row column]: where a row may look."""
     holds_token = tl.load(visible + column, mask=there, other=0).to(tl.int1)
     seen = (there & holds_token & (column >= first))[None, :]
