@@ -18,10 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.agreement import area_under_curve
-from atrl.credit.base import HeadSearch
+from atrl.credit.base import HeadSearch, top_tokens
 from atrl.credit.calibration import RESPONSES
 from atrl.credit.connectivity import relative_peaks
-from atrl.credit.density import densest
 from atrl.credit.heads import calibrate, choose_heads, read_heads
 from atrl.credit.reading import reading_mask
 from atrl.data.geometry import GeometryProblems
@@ -92,7 +91,7 @@ def judged(name: str, scores: Tensor, areas: Tensor, relative: Tensor, mask: Ten
     for count in (*COUNTS, scores.numel()):
         chosen = [layer * scores.shape[1] + head for layer, head in choose_heads(scores, count)]
         density = torch.where(mask, relative[:, chosen].mean(dim=1), 0.0)
-        anchors = densest(density, mask, ratio=ANCHOR_RATIO)
+        anchors = top_tokens(density, mask, ratio=ANCHOR_RATIO)
         result["area"][count] = area(density, mask, reading)
         result["recall"][count] = (anchors & reading).sum().item() / reading.sum().item()
     shown = [f"{count}: {result['area'][count]:.3f} / {result['recall'][count]:.2f}" for count in result["area"]]
