@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 from device import torch_device
-from step import LEARNING_RATE
-from step_sides import as_its_users_load_it, letter_share, parts_of
+from step_sides import as_its_users_load_it, letter_share, parts_of, trl_settings
 from trl_peer import peer
 
 from atrl import pipeline
@@ -95,11 +94,7 @@ def trl_gradients(
             found.append(flat_gradient(model))
 
     own = as_its_users_load_it(loaded)
-    trainer, turns = peer(
-        own, problems, letter_share, trainer=parts.trainer, prompts=arguments.prompts,
-        group_size=arguments.group_size, tokens=arguments.tokens, micro_batch=arguments.micro_batch, steps=1,
-        learning_rate=LEARNING_RATE, rollout_func=given,
-    )  # fmt: skip
+    trainer, turns = peer(own, problems, letter_share, trl_settings(arguments, parts.trainer, steps=1), given)
     trainer.remove_callback(turns)
     trainer.add_callback(Keep())
     trainer.train()

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback
 from step import LEARNING_RATE, MEMORY_STEPS, WARM_UP, speedup
 from transformers import AutoModelForImageTextToText
-from trl_peer import Turns, peer
+from trl_peer import Turns, peer, settings
 
 from atrl import pipeline, stages
 from atrl.callbacks.rollout import RolloutCallback
@@ -33,6 +33,9 @@ from atrl.types import Problem, Prompt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from trl import GRPOConfig
+
+    from atrl.sections import TrainerSettings
 
 
 def letter_share(texts: Sequence[str]) -> list[float]:
@@ -141,16 +144,20 @@ def train(arguments: argparse.Namespace, steps: int, beside: Callable[..., Calla
     return watch
 
 
+def trl_settings(arguments: argparse.Namespace, trainer: TrainerSettings, steps: int) -> GRPOConfig:
+    """What TRL is given, as atrl is by `parts_of`."""
+    return settings(
+        trainer=trainer, prompts=arguments.prompts, group_size=arguments.group_size, tokens=arguments.tokens,
+        micro_batch=arguments.micro_batch, steps=steps, learning_rate=LEARNING_RATE,
+    )  # fmt: skip
+
+
 def trl_steps(
     arguments: argparse.Namespace, parts: pipeline.Parts, loaded: LoadedModel, problems: Sequence[Problem], steps: int
 ) -> Turns:
     """TRL's trainer of a policy with the same weights, before its first step."""
     own = as_its_users_load_it(loaded)
-    trainer, turns = peer(
-        own, problems, letter_share, trainer=parts.trainer, prompts=arguments.prompts,
-        group_size=arguments.group_size, tokens=arguments.tokens, micro_batch=arguments.micro_batch, steps=steps,
-        learning_rate=LEARNING_RATE,
-    )  # fmt: skip
+    trainer, turns = peer(own, problems, letter_share, trl_settings(arguments, parts.trainer, steps))
     turns.start(trainer.train)
     return turns
 

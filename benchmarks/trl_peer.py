@@ -99,7 +99,10 @@ def settings(
     steps: int,
     learning_rate: float,
 ) -> GRPOConfig:
-    """TRL's for DAPO's loss without a KL term, placed as `trainer` is, with `tokens` tokens in every response."""
+    """TRL's for DAPO's loss without a KL term, placed as `trainer` is, with `tokens` tokens in every response.
+
+    `micro_batch` rollouts go through a forward and backward pass.
+    """
     from trl import GRPOConfig
 
     rollouts = prompts * group_size
@@ -139,21 +142,10 @@ def peer(
     loaded: LoadedModel,
     problems: Sequence[Problem],
     reward: Callable[[Sequence[str]], list[float]],
-    *,
-    trainer: TrainerSettings,
-    prompts: int,
-    group_size: int,
-    tokens: int,
-    micro_batch: int,
-    steps: int,
-    learning_rate: float,
+    config: GRPOConfig,
     rollout_func: Callable[..., dict] | None = None,
 ):
-    """TRL's trainer and its `Turns`: DAPO's loss without a KL term, its own generation, as many tokens.
-
-    It trains where atrl does by `trainer`, and in that precision. Every response has `tokens` tokens, unless
-    `rollout_func` gives them. `micro_batch` rollouts go through a forward and backward pass.
-    """
+    """TRL's trainer by `config`, as `settings` makes it, and its `Turns`; `rollout_func` replaces its own generation."""
     from datasets import Dataset
     from trl import GRPOTrainer
 
@@ -161,10 +153,6 @@ def peer(
         {"prompt": [{"role": "user", "content": problem.question.replace("<image>", "").strip()}],
          "image": problem.images[0]} for problem in problems
     ]  # fmt: skip
-    config = settings(
-        trainer=trainer, prompts=prompts, group_size=group_size, tokens=tokens, micro_batch=micro_batch, steps=steps,
-        learning_rate=learning_rate,
-    )  # fmt: skip
 
     def score(completions, **_) -> list[float]:
         return reward([completion[0]["content"] for completion in completions])

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from atrl.credit import blocks as blocks_module
 from atrl.credit import query_key
 from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
-from atrl.credit.blocks import Block, check_logsumexp
+from atrl.credit.blocks import Block, check_logsumexp, head_index
 from atrl.credit.head_maps import HeadMapRequest
 from atrl.credit.probe import _RECORDER, Recorder, _register_tap
 from atrl.credit.query_key import QueryKeyRequest
@@ -232,6 +232,11 @@ def test_heads_are_copied_to_a_device_once(monkeypatch):
             for layer, lse in enumerate((None, whole.lse)):
                 reader.read_attention(layer, whole.query, whole.key, scaling=0.3, logsumexp=lse)
 
+    copied, original = [], torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *args, **options: copied.append(args) or original(*args, **options))
+    head_index.cache_clear()
     read()
-    monkeypatch.setattr(torch, "tensor", None)
+    assert copied
+    copied.clear()
     read()
+    assert not copied

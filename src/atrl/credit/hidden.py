@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from atrl.autocast import without_autocast
 from atrl.credit.regions import Regions, Row
 from atrl.timing import WorkClock
 
@@ -93,7 +94,7 @@ class HiddenReader:
         tokens, images = self._regions.rows.shape[1], self._regions.columns.shape[1]
         step = max(1, CHUNK_ELEMENTS // max(1, (tokens + images) * hidden.shape[2]))
         # Without autocast, or products would be taken in bfloat16.
-        with self._clock.running(hidden.device), torch.autocast(hidden.device.type, enabled=False):
+        with self._clock.running(hidden.device), without_autocast():
             for start in range(0, self._regions.size, step):
                 part = slice(start, start + step)
                 self._total[part] += picture_cosine(hidden, self._regions.part(part), pooling=self._request.pooling)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from atrl.autocast import without_autocast
 from atrl.credit.base import Reader, Request
 from atrl.credit.picture_columns import picture_columns
 from atrl.credit.regions import Regions, Row, padded_regions, visual_token_ids
@@ -110,7 +111,7 @@ class Recorder:
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, **options) -> None:
         """Queries and keys of one layer, as they come; `options` say in which type the kernel sees them."""
         # Without autocast, or products would be taken in bfloat16.
-        with self._clock.running(query.device), torch.autocast(query.device.type, enabled=False):
+        with self._clock.running(query.device), without_autocast():
             for reader in self._attentive:
                 reader.read_attention(layer, query.detach(), key.detach(), **options)
 
