@@ -145,7 +145,7 @@ def peer(
     config: GRPOConfig,
     rollout_func: Callable[..., dict] | None = None,
 ):
-    """TRL's trainer by `config`, as `settings` makes it, and its `Turns`; `rollout_func` stands in for its generation."""
+    """TRL's trainer by `config`, as `settings` makes it, and its `Turns`; `rollout_func` generates in its place."""
     from datasets import Dataset
     from trl import GRPOTrainer
 
