@@ -6,6 +6,7 @@ message can name the key, group or option that was probably meant.
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from atrl.schema import locate
 from atrl.suggest import did_you_mean, nearest_keys
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
@@ -187,14 +189,29 @@ class _Composition:
         self.config_name, self.choices, self.groups = config_name, choices, groups
         config = compose(config_name, choices, return_hydra_config=True)
         self.chosen = {group: config.hydra.runtime.choices.get(group) for group in groups}
-        self.keys = dotted_keys(OmegaConf.to_container(config, resolve=False))
+        self._node = OmegaConf.to_container(config, resolve=False)
+        self.keys = dotted_keys(self._node)
 
     def key_problem(self, override: Override) -> str | None:
         """A line on an override whose key does not exist; None for one that exists or is being added."""
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or key in self.keys:
             return None
-        return f"no key {key!r}{self._with_other_option(key) or self._near(key)}"
+        return f"no key {key!r}{self._unlisted(key) or self._with_other_option(key) or self._near(key)}"
+
+    def _unlisted(self, key: str) -> str | None:
+        """How to give an option that a component has and its node leaves at its default."""
+        node: Any = self._node
+        *path, name = key.split(".")
+        for part in path:
+            node = dict(enumerate(node)) if isinstance(node, list) else node
+            node = node.get(int(part) if part.isdecimal() else part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or "_target_" not in node:
+            return None
+        with suppress(ValueError):
+            if name in inspect.signature(locate(node["_target_"])).parameters:
+                return f": it is an option of {node['_target_']} that this config leaves at its default: write +{key}=…"
+        return None
 
     def _near(self, key: str) -> str:
         in_hydra = key.startswith("hydra")

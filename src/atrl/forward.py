@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from atrl.credit.base import CreditScheme
     from atrl.credit.bound import BoundCredit
-    from atrl.credit.probe import AttentionProbe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,10 +146,10 @@ def _joined(kept: Sequence[KeptTokens]) -> KeptTokens:
     return KeptTokens(torch.cat([tokens.ids for tokens in kept]), torch.cat([tokens.counts for tokens in kept]))
 
 
-def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None, width: int) -> Evidence:
-    """The evidence of consecutive pieces, at least one, as that of one batch with `width` columns.
+def merge_evidence(parts: Sequence[Evidence], width: int) -> Evidence:
+    """The numbers per token of consecutive pieces, at least one, as those of one batch with `width` columns.
 
-    What the probe read needs pieces that are as wide.
+    What was read from layers is left out.
     """
     masked = None
     if parts[0].masked is not None:
@@ -161,7 +160,7 @@ def merge_evidence(parts: Sequence[Evidence], probe: AttentionProbe | None, widt
     return Evidence(
         logprobs=join_rows([part.logprobs for part in parts], width),
         entropy=join_rows([part.entropy for part in parts], width),
-        read={} if probe is None else probe.merge([part.read for part in parts]),
+        read={},
         masked=masked,
     )
 

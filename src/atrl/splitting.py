@@ -19,9 +19,6 @@ from atrl.types import Experience
 class Split(Protocol):
     """Consecutive slices of a batch's rollouts, and the batch that each of them is to the model."""
 
-    one_width: bool
-    """Whether all pieces are padded alike."""
-
     def order(self, experience: Experience) -> Int[Tensor, "rollout"]:
         """The rollouts in the order that `slices` cuts: as they come."""
         return torch.arange(experience.size, device=experience.input_ids.device)
@@ -35,7 +32,6 @@ class EvenSplit(Split):
     """`size` rollouts at a time, padded like the whole batch."""
 
     size: int
-    one_width = True
 
     def slices(self, experience: Experience) -> list[slice]:
         """The last may be shorter."""
@@ -53,8 +49,6 @@ class GroupSplit(Split):
     The kernels of a matrix product depend on its shape, and so do the last bits of its result. A group that always has
     the shapes of its own gets the same bits in whatever batch, micro-batch size or number of processes.
     """
-
-    one_width = False
 
     def slices(self, experience: Experience) -> list[slice]:
         """A slice a group."""
@@ -83,7 +77,6 @@ class TokenBudgetSplit(Split):
     max_tokens: int
     share_prompts: bool = False
     in_step: bool = False
-    one_width = False
 
     def order(self, experience: Experience) -> Int[Tensor, "rollout"]:
         """Longest first; of equal ones as they come."""

@@ -133,6 +133,7 @@ def test_two_processes_change_the_policy_as_one_does(tmp_path: Path) -> None:
     """To the bit if deterministic, by every scheme; otherwise but for rounding, which AdamW makes larger."""
     runs = {f"{scheme}_fast": (*BASE, f"credit={scheme}") for scheme in ("atrl", "vppo", "papo")}
     runs |= {f"{scheme}_exact": (*DETERMINISTIC, f"credit={scheme}") for scheme in SCHEMES}
+    runs["product_exact"] = (*DETERMINISTIC, "credit=entropy_atrl", "+credit.schemes.1.within=batch")
     both = run_ranks(as_one_of_two, tmp_path, runs, seconds=900)[0]
     off = {}
     for name, options in runs.items():

@@ -123,6 +123,11 @@ PARTS = """
         threads: int | None = None
         later: str | None = None
         action: str = "nothing"
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pair:
+        members: list
 """
 
 FILES = {
@@ -135,6 +140,8 @@ FILES = {
         verbose: false
         """,
     "conf/trainer/cpu.yaml": "{_target_: parts.Trainer, max_steps: 3, threads: null, action: nothing, later: null}",
+    "conf/trainer/short.yaml": "{_target_: parts.Trainer, action: nothing}",
+    "conf/trainer/pair.yaml": "{_target_: parts.Pair, members: [{_target_: parts.Trainer}, {_target_: parts.Uniform}]}",
     "conf/credit/ratio.yaml": "{_target_: program.Ratio, anchor_ratio: 0.15}",
     "conf/credit/uniform.yaml": "{_target_: parts.Uniform}",
     "conf/credit/faulty.yaml": "{_target_: parts.Faulty}",
@@ -191,6 +198,20 @@ MISTAKES = {
     "key of another option": (
         ["credit=uniform", "credit.anchor_ratio=0.3"],
         "no key 'credit.anchor_ratio' with credit=uniform: it belongs to credit=ratio",
+    ),
+    "option at its default": (
+        ["trainer=short", "trainer.max_steps=4"],
+        "no key 'trainer.max_steps': it is an option of parts.Trainer that this config leaves at its default: "
+        "write +trainer.max_steps=…",
+    ),
+    "option at its default, in a list": (
+        ["trainer=pair", "trainer.members.0.threads=4"],
+        "no key 'trainer.members.0.threads': it is an option of parts.Trainer that this config leaves at its default: "
+        "write +trainer.members.0.threads=…",
+    ),
+    "nothing there in a list": (
+        ["trainer=pair", "trainer.members.2.threads=4"],
+        "no key 'trainer.members.2.threads', did you mean 'trainer.members.0' or 'trainer.members.1'?",
     ),
     "unlike anything": (
         ["quux=1"],

@@ -111,7 +111,7 @@ def weighed(policy, processor, scheme, groups, split):
         for rows in split.slices(ordered):
             piece = split.piece(ordered, rows)
             evidence = ForwardPass(temperature=1.0, banned_ids=())(policy, piece, bound, read=True).evidence
-            parts.append(bound.begin(piece, evidence)())
+            parts += bound.begin(piece, evidence)()
             captures.append(evidence.read[everything])
     probe.detach()
     credit = join_credit(parts, batch.response_length)

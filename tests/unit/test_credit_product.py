@@ -11,6 +11,7 @@ from credit_evidence import ROWS, batch_of, evidence_of
 from atrl.credit.anchor_only import AnchorOnlyCredit
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.base import CreditScheme, PictureMask, normalise
+from atrl.credit.bound import BoundCredit, PictureScale, check_reads
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
 from atrl.credit.papo import PapoCredit
@@ -20,6 +21,7 @@ from atrl.credit.token_level import TokenLevelCredit
 from atrl.credit.uniform import UniformCredit
 from atrl.credit.vppo import VppoCredit
 from atrl.types import CreditOutput, Evidence, MaskedView
+from tests.unit.ranks import run_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,86 @@ def test_what_it_asks_for_is_what_they_ask_for():
     assert with_loss.scope == "response"
     assert ProductCredit(schemes=[HiddenCosineCredit(), UniformCredit()]).needs_whole_rows
     assert not scheme.needs_whole_rows
+
+
+NESTED = ProductCredit(
+    schemes=[
+        ProductCredit(schemes=[RandomCredit(), EntropyCredit(ratio=0.9)]),  # alone, as one
+        EntropyCredit(within="batch", ratio=0.3),
+        ProductCredit(schemes=[VppoCredit(), AtrlCredit(edges="attention"), HiddenCosineCredit()]),
+    ]
+)
+PRODUCTS = [
+    NESTED,
+    ProductCredit(schemes=[VppoCredit(), AtrlCredit()]),
+    ProductCredit(schemes=[AtrlCredit(), EntropyCredit(within="batch")]),
+]
+
+
+def in_pieces(scheme: ProductCredit, size: int, rows: list[tuple[int, int]], width: int) -> CreditOutput:
+    """What a step assigns to `rows`, `size` at a time, each piece padded for itself."""
+    bound = BoundCredit(scheme, None, PictureScale((), ()), None)
+    pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
+    evidence = [evidence_of(scheme, piece) for piece in pieces]
+    begun = [bound.begin(batch_of(piece), seen) for piece, seen in zip(pieces, evidence, strict=True)]
+    return bound.assign(batch_of(rows, padding=width - max(rows)[0]), evidence, begun)
+
+
+def as_rank(number: int) -> CreditOutput:
+    """Rank 0 holds two of the rollouts, rank 1 the four others."""
+    from atrl import parallel
+
+    rows, size = (ROWS[:2], 1) if parallel.rank() == 0 else (ROWS[2:], 3)
+    return in_pieces(PRODUCTS[number], size, rows, max(rows)[0])
+
+
+def assert_same(output: CreditOutput, expected: CreditOutput) -> None:
+    for name in ("weights", "anchors", "density", "trajectory_scale"):
+        own, other = getattr(output, name), getattr(expected, name)
+        assert (own is None) == (other is None), name
+        if own is not None:  # the last bits of a sum depend on how many zeros were added
+            torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("scheme", PRODUCTS, ids=["nested", "vppo_atrl", "entropy_atrl"])
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+def test_what_reads_layers_is_weighed_piece_by_piece_and_compared_over_the_batch(scheme, size):
+    whole = scheme.assign(batch_of(ROWS), evidence_of(scheme, ROWS))
+    assert_same(in_pieces(scheme, size, ROWS, max(ROWS)[0]), whole)
+    assert (whole.weights - batch_of(ROWS).response_mask.float()).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("number", range(len(PRODUCTS)))
+def test_ranks_multiply_what_one_process_does(number):
+    whole = PRODUCTS[number].assign(batch_of(ROWS), evidence_of(PRODUCTS[number], ROWS))
+    first, second = run_ranks(as_rank, number)
+    assert_same(first, whole.rows(slice(0, 2), 40))
+    assert_same(second, whole.rows(slice(2, 6), 17))
+
+
+def test_the_parts_that_need_no_other_rollout():
+    inner, entropy, last = NESTED.schemes
+    assert NESTED.alone == (inner, *last.schemes[1:])
+    assert entropy.alone == () and inner.alone == (inner,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsAndCompares(UniformCredit):
+    """What one scheme can't do."""
+
+    name = "reads_and_compares"
+    scope = "batch"
+    requests = AtrlCredit().requests
+
+
+def test_one_scheme_can_not_read_layers_and_compare_rollouts():
+    for scheme in [*PRODUCTS, AtrlCredit(), VppoCredit()]:
+        check_reads(scheme)
+    message = r"^credit=reads_and_compares compares rollouts and reads layers, .* multiply them \(.*ProductCredit\)$"
+    with pytest.raises(ValueError, match=message):
+        check_reads(ReadsAndCompares())
+    with pytest.raises(ValueError, match=r"^credit=product compares rollouts"):
+        check_reads(ProductCredit(schemes=[HiddenCosineCredit(), ReadsAndCompares()]))
 
 
 def test_one_that_works_elsewhere_is_worth_waiting_for():

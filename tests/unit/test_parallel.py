@@ -108,12 +108,12 @@ def rollouts(rows: slice, width: int) -> tuple[Experience, Evidence]:
 def assign_share() -> CreditOutput:
     """Rank 0 holds the first rollout alone, padded to its own two tokens."""
     own = rollouts(slice(0, 1), 2) if parallel.rank() == 0 else rollouts(slice(1, 4), 5)
-    return BoundCredit(AgainstTheBatch(), None, PictureScale((), ()), None).assign(own[0], [own[1]], [None])
+    return BoundCredit(AgainstTheBatch(), None, PictureScale((), ()), None).assign(own[0], [own[1]], [list])
 
 
 def test_a_scheme_that_compares_rollouts_begins_on_no_piece_of_the_batch():
     bound = BoundCredit(AgainstTheBatch(), None, PictureScale((), ()), None)
-    assert bound.begin(*rollouts(slice(0, 1), 2)) is None
+    assert bound.begin(*rollouts(slice(0, 1), 2))() == []
 
 
 def test_a_scheme_that_compares_rollouts_sees_those_of_all_ranks():
@@ -130,7 +130,8 @@ def assign_oracle() -> CreditOutput:
     if parallel.rank() == 0:
         batch = replace(batch, reading=torch.eye(5, dtype=torch.bool)[:2])
     scheme = ProductCredit(schemes=[OracleCredit(), EntropyCredit(within="batch")])
-    return BoundCredit(scheme, None, PictureScale((), ()), None).assign(batch, [evidence], [None])
+    bound = BoundCredit(scheme, None, PictureScale((), ()), None)
+    return bound.assign(batch, [evidence], [bound.begin(batch, evidence)])
 
 
 def test_what_was_read_is_known_on_all_ranks():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atrl.credit import blocks as blocks_module
-from atrl.credit.attention import AttentionReader, AttentionRequest
+from atrl.credit.attention import AttentionReader, AttentionRequest, merge_captures
 from atrl.credit.blocks import Block, blocks
 from atrl.credit.connectivity import remove_sinks
 from atrl.credit.probe import AttentionProbe
@@ -91,7 +91,7 @@ def test_mass_by_picture_of_some_heads_without_sinks_in_micro_batches_and_in_chu
     assert_close(whole.pictures.sum(dim=-1), whole.total)
     assert (whole.total[2] - read(policy, batch, replace(request, sink_factor=0)).total[2]).abs().max() > 1e-3
     parts = [read(policy, batch.rows(slice(start, start + 1)), request) for start in range(batch.size)]
-    assert_close(request.merge(parts).pictures, whole.pictures)
+    assert_close(merge_captures(parts).pictures, whole.pictures)
     monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", 256)
     assert_close(read(policy, batch, request).pictures, whole.pictures)
     assert read(policy, batch, replace(request, by_picture=False)).pictures is None
@@ -366,7 +366,7 @@ def test_micro_batches_merge_to_the_whole(policy, batch, size):
     """The first micro-batch has fewer image columns than the whole; with size 1 the second has none."""
     request = replace(FULL, neighbours=5)
     whole = read(policy, batch, request)
-    merged = request.merge([read(policy, batch.rows(rows), request) for rows in micro_batches(batch.size, size)])
+    merged = merge_captures([read(policy, batch.rows(rows), request) for rows in micro_batches(batch.size, size)])
     assert torch.equal(merged.image_mask, whole.image_mask)
     for name in ("mass", "total", "peak", "image"):
         torch.testing.assert_close(getattr(merged, name), getattr(whole, name), atol=1e-6, rtol=0)

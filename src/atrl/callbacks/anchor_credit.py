@@ -12,7 +12,7 @@ from torch import Tensor
 from atrl import parallel
 from atrl.credit.agreement import area_under_curve, bimodality
 from atrl.credit.base import CreditScheme, Heads
-from atrl.credit.bound import BoundCredit, picture_scale, spread_advantages
+from atrl.credit.bound import BoundCredit, check_reads, picture_scale, spread_advantages
 from atrl.credit.calibration import HeadCalibration
 from atrl.credit.contrast import contrast, contrast_sums
 from atrl.credit.probe import AttentionProbe
@@ -48,19 +48,9 @@ class AnchorCreditCallback(Callback):
         A scheme whose heads are still to be found is bound when training starts, by when the sampler is.
 
         Raises:
-            ValueError: if it needs a calibration and has none; if ranks can't share what it reads.
+            ValueError: if it needs a calibration and has none; as `check_reads`.
         """
-        searching = self.scheme.head_search is not None and self._calibration is not None
-        if (searching or self.scheme.requests) and self.scheme.scope == "batch":
-            compares = f"credit={self.scheme.name} compares rollouts and reads layers, which works "
-            if trainer.world_size > 1:
-                raise ValueError(f"{compares}in one process only: set trainer.devices=1 and trainer.num_nodes=1")
-            if not pl_module.split.one_width:
-                raise ValueError(
-                    f"{compares}in a batch with one padding only: set trainer.deterministic=false and "
-                    "optimizer.micro_batch_tokens=null"
-                )
-        if not searching:
+        if self.scheme.head_search is None or self._calibration is None:
             self._bind(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,6 +73,7 @@ class AnchorCreditCallback(Callback):
             self._bind(pl_module)
 
     def _bind(self, pl_module: PolicyModule) -> None:
+        check_reads(self.scheme)
         requests = self.scheme.requests
         probe = AttentionProbe(pl_module.policy, requests) if requests else None
         self.scheme.open()

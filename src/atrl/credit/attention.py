@@ -46,10 +46,6 @@ class AttentionRequest:
         """A fresh reader for one forward pass over the batch that `regions` describes."""
         return AttentionReader(self, regions)
 
-    def merge(self, parts: Sequence[AttentionCapture]) -> AttentionCapture:
-        """Consecutive micro-batches as one; image columns and pictures padded to the widest."""
-        return merge_captures(parts)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionCapture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -34,10 +34,6 @@ class Request(Hashable, Protocol):
 
     def reader(self, model: PreTrainedModel, regions: Regions) -> Reader:
         """A fresh reader for one forward pass."""
-        ...
-
-    def merge(self, parts: list) -> object:
-        """The results of consecutive micro-batches as one."""
         ...
 
 
@@ -113,6 +109,11 @@ class CreditScheme(ABC):
         return "response"
 
     @property
+    def alone(self) -> tuple[CreditScheme, ...]:
+        """Those parts of it that weigh each response by what was seen of it alone: they are run piece by piece."""
+        return (self,) if self.scope == "response" else ()
+
+    @property
     def works_elsewhere(self) -> bool:
         """Whether `begin` leaves work to other processes, for which it is worth to wait with the backward pass."""
         return False
@@ -146,6 +147,13 @@ class CreditScheme(ABC):
     @abstractmethod
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
         """Weights of every trained token of `batch`."""
+
+    def compare(self, batch: Experience, evidence: Evidence, parts: Sequence[CreditOutput]) -> CreditOutput:
+        """Weights of the whole global batch, once each of `alone` has given its `parts` of them.
+
+        `evidence` holds numbers per token and nothing that was read from layers, which stays on its rank.
+        """
+        return parts[0] if self.scope == "response" else self.assign(batch, evidence)
 
     def auxiliary_loss(
         self, logprobs: Float[Tensor, "rollout response"], evidence: Evidence

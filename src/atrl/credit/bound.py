@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from atrl.credit.probe import AttentionProbe
 
 
-Begun = Callable[[], CreditOutput] | None
-"""Gives the weights of a piece of the batch when it is called; None where they depend on the other pieces too."""
+Begun = Callable[[], list[CreditOutput]]
+"""Gives what each part of a scheme that needs no other piece of the batch assigns to this one, when it is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,15 @@ def picture_scale(scheme: CreditScheme, processor: ProcessorMixin) -> PictureSca
             f"scale them differently ({scale} and {other}): choose a scheme that masks nothing"
         )
     return scale
+
+
+def check_reads(scheme: CreditScheme) -> None:
+    """Raises ValueError for a scheme that reads layers in order to compare rollouts: what is read stays on its rank."""
+    if set(scheme.requests) - {request for part in scheme.alone for request in part.requests}:
+        raise ValueError(
+            f"credit={scheme.name} compares rollouts and reads layers, which one scheme can't: let one read and "
+            "another compare, and multiply them (atrl.credit.product.ProductCredit)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,29 +103,30 @@ class BoundCredit:
         return replace(experience, masked_pixels=masked)
 
     def begin(self, piece: Experience, evidence: Evidence) -> Begun:
-        """Start on the weights of one piece of a batch, which `assign` collects; nothing if all pieces are needed."""
-        return self.scheme.begin(piece, evidence) if self.scheme.scope == "response" else None
+        """Start on what can be said of one piece of a batch without the others, which `assign` collects."""
+        finishing = [part.begin(piece, evidence) for part in self.scheme.alone]
+        return lambda: [finish() for finish in finishing]
 
     def assign(self, experience: Experience, evidence: Sequence[Evidence], begun: Sequence[Begun]) -> CreditOutput:
         """Weights of this rank's whole batch from the evidence of its pieces, and from what was begun on each.
 
         A scheme that compares rollouts sees those of all ranks.
         """
-        if self.scheme.scope == "batch":
-            return self._compare(experience, merge_evidence(evidence, self.probe, experience.response_length))
-        return join_credit([finish() for finish in begun if finish is not None], experience.response_length)
-
-    def _compare(self, experience: Experience, evidence: Evidence) -> CreditOutput:
-        if parallel.world_size() == 1:
-            return self.scheme.begin(experience, evidence)()
-        assert not self.scheme.requests, f"credit scheme {self.scheme.name} compares rollouts and reads layers as well"
+        width = experience.response_length
+        pieces = [finish() for finish in begun]
+        parts = [join_credit(outputs, width) for outputs in zip(*pieces, strict=True)]
+        if self.scheme.scope == "response":
+            return parts[0]
+        together = _of_all_ranks(experience, merge_evidence(evidence, width))
+        output = self.scheme.compare(*together, [_credit_of_all_ranks(part) for part in parts])
         before = sum(parallel.gather(experience.size)[: parallel.rank()])
-        output = self.scheme.begin(*_of_all_ranks(experience, evidence))()
-        return output.rows(slice(before, before + experience.size), experience.response_length)
+        return output.rows(slice(before, before + experience.size), width)
 
 
 def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experience, Evidence]:
     """What a scheme may compare: masks, keys, reading tokens, paragraphs and numbers per token, no pictures."""
+    if parallel.world_size() == 1:
+        return experience, evidence
     rows = parallel.gather_rows
     mask = rows(experience.response_mask.float()) > 0
     reading = None
@@ -139,6 +149,17 @@ def _of_all_ranks(experience: Experience, evidence: Evidence) -> tuple[Experienc
     )
     masked = evidence.masked and MaskedView(rows(evidence.masked.logprobs), rows(evidence.masked.divergence))
     return together, Evidence(rows(evidence.logprobs), rows(evidence.entropy), {}, masked)
+
+
+def _credit_of_all_ranks(part: CreditOutput) -> CreditOutput:
+    """A scheme's outputs have the same fields on every rank."""
+    rows = parallel.gather_rows
+    return CreditOutput(
+        weights=rows(part.weights),
+        anchors=None if part.anchors is None else rows(part.anchors.float()) > 0,
+        density=None if part.density is None else rows(part.density),
+        trajectory_scale=None if part.trajectory_scale is None else rows(part.trajectory_scale),
+    )
 
 
 def join_credit(parts: Sequence[CreditOutput | None], width: int) -> CreditOutput | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,11 +34,6 @@ class HeadMapRequest:
     def reader(self, model: PreTrainedModel, regions: Regions) -> HeadMapReader:
         """A fresh reader for one forward pass over the batch that `regions` describes."""
         return HeadMapReader(self, regions)
-
-    def merge(self, parts: Sequence[Tensor]) -> Tensor:
-        """Consecutive micro-batches as one; image columns padded to the widest."""
-        width = max(part.shape[-1] for part in parts)
-        return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
 
 
 class HeadMapReader:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.attention import AttentionCapture, AttentionRequest
+from atrl.credit.attention import AttentionCapture, AttentionRequest, merge_captures
 from atrl.credit.base import Criterion, Heads, HeadSearch
 from atrl.credit.connectivity import head_contrast, relative_peaks
 from atrl.credit.probe import AttentionProbe
@@ -156,4 +156,4 @@ def read_heads(
                 parts.append(recorder.results()[request])
     finally:
         probe.detach()
-    return request.merge(parts)
+    return merge_captures(parts)

@@ -43,10 +43,6 @@ class HiddenRequest:
         """A fresh reader for one forward pass over the batch that `regions` describes."""
         return HiddenReader(self, regions)
 
-    def merge(self, parts: Sequence[Float[Tensor, "rollout response"]]) -> Float[Tensor, "rollout response"]:
-        """Consecutive micro-batches as one."""
-        return torch.cat(list(parts))
-
 
 class HiddenReader:
     """Adds up one forward pass, layer by layer. Reading a layer twice leaves the same result."""

@@ -8,7 +8,7 @@ Hidden states are shown to readers by forward hooks.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -83,10 +83,6 @@ class AttentionProbe:
                 yield recorder
         finally:
             _RECORDER.reset(token)
-
-    def merge(self, results: Sequence[Mapping[Hashable, Any]]) -> dict[Hashable, Any]:
-        """The results of consecutive micro-batches as those of one batch."""
-        return {request: request.merge([result[request] for result in results]) for request in self._requests}
 
 
 class Recorder:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import islice
 from operator import mul
 from typing import Literal
 
@@ -92,6 +93,13 @@ class ProductCredit(CreditScheme):
         return "batch" if any(scheme.normalised_over == "batch" for scheme in self.schemes) else "response"
 
     @property
+    def alone(self) -> tuple[CreditScheme, ...]:
+        """The product, or where any of them compares rollouts, what the others run piece by piece."""
+        if self.scope == "response":
+            return (self,)
+        return tuple(part for scheme in self.schemes for part in scheme.alone)
+
+    @property
     def works_elsewhere(self) -> bool:
         """Whether any does."""
         return any(scheme.works_elsewhere for scheme in self.schemes)
@@ -131,6 +139,14 @@ class ProductCredit(CreditScheme):
         """Start all before any is waited for."""
         finishing = [scheme.begin(batch, evidence) for scheme in self.schemes]
         return lambda: self._multiplied(batch, [finish() for finish in finishing])
+
+    def compare(self, batch: Experience, evidence: Evidence, parts: Sequence[CreditOutput]) -> CreditOutput:
+        """The product of what was assigned to each response alone and of what compares them."""
+        if self.scope == "response":
+            return parts[0]
+        left = iter(parts)
+        taken = [(scheme, list(islice(left, len(scheme.alone)))) for scheme in self.schemes]
+        return self._multiplied(batch, [scheme.compare(batch, evidence, own) for scheme, own in taken])
 
     def auxiliary_loss(
         self, logprobs: Float[Tensor, "rollout response"], evidence: Evidence

@@ -48,19 +48,6 @@ class QueryKeyRequest:
             layers = (model.config.get_text_config().num_hidden_layers - 1,)
         return QueryKeyReader(replace(self, layers=layers), regions)
 
-    def merge(self, parts: Sequence[QueryKeyCapture]) -> QueryKeyCapture:
-        """Consecutive micro-batches as one; image columns padded to the widest."""
-        width = max(part.image_mask.shape[1] for part in parts)
-
-        def widened(tensors: list[Tensor]) -> Tensor:
-            return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
-
-        return QueryKeyCapture(
-            score=torch.cat([part.score for part in parts]),
-            image_mask=widened([part.image_mask for part in parts]),
-            image=widened([part.image for part in parts]) if self.detail else None,
-        )
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryKeyCapture:
