@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -97,17 +97,26 @@ def test_what_it_asks_for_is_what_they_ask_for():
     assert not scheme.needs_whole_rows
 
 
+class ByLength(UniformCredit):
+    """A rollout's scale is its length."""
+
+    def assign(self, batch, evidence):
+        lengths = batch.response_mask.sum(dim=1).float()
+        return replace(super().assign(batch, evidence), trajectory_scale=lengths)
+
+
 NESTED = ProductCredit(
     schemes=[
-        ProductCredit(schemes=[RandomCredit(), EntropyCredit(ratio=0.9)]),  # alone, as one
+        ProductCredit(schemes=[AtrlCredit(edges="attention"), HiddenCosineCredit(), VppoCredit()]),
         EntropyCredit(within="batch", ratio=0.3),
-        ProductCredit(schemes=[VppoCredit(), AtrlCredit(edges="attention"), HiddenCosineCredit()]),
+        ProductCredit(schemes=[RandomCredit(), EntropyCredit(ratio=0.9)]),  # alone, as one
     ]
 )
 PRODUCTS = [
     NESTED,
     ProductCredit(schemes=[VppoCredit(), AtrlCredit()]),
     ProductCredit(schemes=[AtrlCredit(), EntropyCredit(within="batch")]),
+    ProductCredit(schemes=[ByLength(), AtrlCredit(), HiddenCosineCredit(), EntropyCredit(within="batch")]),
 ]
 
 
@@ -136,7 +145,7 @@ def assert_same(output: CreditOutput, expected: CreditOutput) -> None:
             torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("scheme", PRODUCTS, ids=["nested", "vppo_atrl", "entropy_atrl"])
+@pytest.mark.parametrize("scheme", PRODUCTS, ids=["nested", "vppo_atrl", "entropy_atrl", "four"])
 @pytest.mark.parametrize("size", [1, 2, 4, 6])
 def test_what_reads_layers_is_weighed_piece_by_piece_and_compared_over_the_batch(scheme, size):
     whole = scheme.assign(batch_of(ROWS), evidence_of(scheme, ROWS))
@@ -153,9 +162,9 @@ def test_ranks_multiply_what_one_process_does(number):
 
 
 def test_the_parts_that_need_no_other_rollout():
-    inner, entropy, last = NESTED.schemes
-    assert NESTED.alone == (inner, *last.schemes[1:])
-    assert entropy.alone == () and inner.alone == (inner,)
+    first, entropy, last = NESTED.schemes
+    assert NESTED.alone == (*first.schemes[:2], last)
+    assert entropy.alone == () and last.alone == (last,)
 
 
 @dataclass(frozen=True, kw_only=True)
