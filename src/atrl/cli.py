@@ -24,7 +24,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from atrl import plugins
 from atrl.alarms import AlarmStop
-from atrl.explain import CommandLine, explain
+from atrl.explain import CommandLine, explain, unknown_flag
 from atrl.launch import log_apart, main_process, place
 from atrl.quiet import quieten_console, quieten_libraries, set_environment
 
@@ -61,6 +61,9 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
         SystemExit: from Hydra's command-line parser, and for ``--help`` and its like.
     """
     home = Path(inspect.getfile(task)).resolve().parent
+    if problem := unknown_flag(sys.argv[1:]):
+        _report(problem)
+        return EXIT_USER
     set_environment()
     _plug_in(home / config_path)
     job = _Job(task, debugging=_debugging())

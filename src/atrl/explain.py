@@ -6,7 +6,6 @@ message can name the key, group or option that was probably meant.
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -24,14 +22,9 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from atrl.schema import locate
-from atrl.suggest import did_you_mean, nearest_keys
-
-REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
-"""What Hydra raises for a command line or a YAML file that it can't use, besides its own ValueErrors."""
+from atrl.composition import REFUSALS, Composition, chosen_groups
+from atrl.suggest import did_you_mean
 
 PLUGINS = ("joblib", "submitit_local", "submitit_slurm", "optuna")
 """Options of Hydra's own groups that come with packages of the extra ``sweeps``."""
@@ -66,6 +59,21 @@ class CommandLine:
         return cls(folder, flags.config_name or config_name, tuple(overrides), flags.multirun)
 
 
+def unknown_flag(arguments: Sequence[str]) -> str | None:
+    """A line on the first ``--flag`` that Hydra doesn't have, as in ``--seed 3`` and ``--seed=3``."""
+    parser = get_args_parser()
+    _, unknown = parser.parse_known_args(list(arguments))
+    flag = next((text for text in unknown if text.startswith("--") and len(text) > len("--")), None)
+    if flag is None:
+        return None
+    name, _, value = flag.partition("=")
+    if near := did_you_mean(name, [known for action in parser._actions for known in action.option_strings]):
+        return f"no flag {name}{near}"
+    after = arguments[arguments.index(flag) + 1 :][:1]
+    value = value or "".join(text for text in after if text[0] != "-" and "=" not in text) or "VALUE"
+    return f"no flag {name}: options are written key=value, as in {name.strip('-').replace('-', '_')}={value}"
+
+
 def explain(error: Exception, command: CommandLine) -> list[str] | None:
     """One line for each thing that is wrong with `command`, for an error raised before any job ran.
 
@@ -91,6 +99,7 @@ def override_problems(command: CommandLine) -> Iterator[str]:
             return loader.get_group_options(parent, kind, command.config_name, search_path)
 
         groups = {group: options(names, group) for group in all_groups(names)}
+        there = chosen_groups(command.config_name, search_path)
         overrides: list[Override] = []
         choices: list[str] = []
         for text in command.overrides:
@@ -103,9 +112,11 @@ def override_problems(command: CommandLine) -> Iterator[str]:
                 overrides.append(override)
             elif problem := _option_problem(override, groups[override.key_or_group]):
                 yield problem
+            elif there is not None and override.key_or_group not in there and not override.is_add():
+                yield _foreign_group(override, names("", ObjectType.CONFIG), search_path)
             else:
                 choices += _one_choice(override)
-        composition = _Composition(command.config_name, [*search_path, *choices], groups)
+        composition = Composition(command.config_name, [*search_path, *choices], groups)
         yield from filter(None, map(composition.key_problem, overrides))
 
 
@@ -148,15 +159,30 @@ def _option_problem(override: Override, known: Sequence[str]) -> str | None:
     for value in _asked_for(override):
         if value not in known:
             name = "null" if value is None else str(value)
-            near = _plugin(name) or did_you_mean(name, known)
-            return f"{group}={name}: there is no such option of {group!r}{near} (there are {_listed(known)})"
+            near = _plugin(name) or _checkpoint(group, name) or did_you_mean(name, known)
+            direct = [option for option in known if "/" not in option]  # the others have groups of their own
+            return f"{group}={name}: there is no such option of {group!r}{near} (there are {_listed(direct or known)})"
     return None
+
+
+def _foreign_group(override: Override, configs: Sequence[str], search_path: list[str]) -> str:
+    """A group that this program doesn't choose from, though its folder is there."""
+    group = override.key_or_group
+    holders = [name for name in configs if group in (chosen_groups(name, search_path) or ())]
+    where = f": it belongs to {' and '.join(f'{name}.yaml' for name in holders)}" if holders else ""
+    return f"{override.input_line}: no {group!r} is chosen here{where}"
 
 
 def _plugin(option: str) -> str:
     """What to install for an option that a plug-in brings."""
     name = option.rpartition("/")[2]
     return f", install it: pip install 'atrl[sweeps]' brings {name}" if name in PLUGINS else ""
+
+
+def _checkpoint(group: str, option: str) -> str:
+    """How a checkpoint is named: by its path, or by owner and name on the hub, which no YAML can have."""
+    named = group == "model" and "/" in option
+    return f"; for a checkpoint or a model of the hub write model=pretrained model.path={option}" if named else ""
 
 
 def _asked_for(override: Override) -> list[Any]:
@@ -180,79 +206,6 @@ def _one_choice(override: Override) -> list[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
-
-
-class _Composition:
-    """The config as the usable group choices compose it."""
-
-    def __init__(self, config_name: str, choices: list[str], groups: dict[str, list[str]]) -> None:
-        self.config_name, self.choices, self.groups = config_name, choices, groups
-        config = compose(config_name, choices, return_hydra_config=True)
-        self.chosen = {group: config.hydra.runtime.choices.get(group) for group in groups}
-        self._node = OmegaConf.to_container(config, resolve=False)
-        self.keys = dotted_keys(self._node)
-
-    def key_problem(self, override: Override) -> str | None:
-        """A line on an override whose key does not exist; None for one that exists or is being added."""
-        key = override.key_or_group
-        if override.is_add() or override.is_force_add() or key in self.keys:
-            return None
-        return f"no key {key!r}{self._unlisted(key) or self._with_other_option(key) or self._near(key)}"
-
-    def _unlisted(self, key: str) -> str | None:
-        """How to give an option that a component has and its node leaves at its default."""
-        node: Any = self._node
-        *path, name = key.split(".")
-        for part in path:
-            node = dict(enumerate(node)) if isinstance(node, list) else node
-            node = node.get(int(part) if part.isdecimal() else part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or "_target_" not in node:
-            return None
-        with suppress(ValueError):
-            if name in inspect.signature(locate(node["_target_"])).parameters:
-                return f": it is an option of {node['_target_']} that this config leaves at its default: write +{key}=…"
-        return None
-
-    def _near(self, key: str) -> str:
-        in_hydra = key.startswith("hydra")
-        known = [name for name in self.keys if name.startswith("hydra") == in_hydra]
-        groups = [group for group in self.groups if group.startswith("hydra") == in_hydra]
-        near = nearest_keys(key, dict.fromkeys([*known, *groups]))
-        if near:
-            return f", did you mean {' or '.join(repr(name) for name in near)}?"
-        return f": --cfg job shows all there are; to add it, write +{key}=VALUE"
-
-    def _with_other_option(self, key: str) -> str | None:
-        """Which other options of its group have the key, as ``credit.anchor_ratio`` needs ``credit=atrl``."""
-        group = key.partition(".")[0]
-        holders = [
-            f"{group}={option}"
-            for option in self.groups.get(group, [])
-            if option != self.chosen[group] and self._has(key, f"{group}={option}")
-        ]
-        return f" with {group}={self.chosen[group]}: it belongs to {_listed(holders)}" if holders else None
-
-    def _has(self, key: str, choice: str) -> bool:
-        group = choice.partition("=")[0]
-        others = [other for other in self.choices if other.partition("=")[0] != group]
-        try:
-            config = compose(self.config_name, [*others, choice])
-        except REFUSALS:
-            return False
-        return key in dotted_keys(OmegaConf.to_container(config, resolve=False))
-
-
-def dotted_keys(node: Any, path: str = "") -> list[str]:
-    """The dotted key of every node below `node`, Hydra's own ``_target_`` and its like left out."""
-    if not isinstance(node, dict | list):
-        return []
-    children = node.items() if isinstance(node, dict) else enumerate(node)
-    keys = []
-    for name, child in children:
-        if not str(name).startswith("_"):
-            key = f"{path}.{name}" if path else str(name)
-            keys += [key, *dotted_keys(child, key)]
-    return keys
 
 
 def _raised_in_hydra(error: Exception) -> bool:

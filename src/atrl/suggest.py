@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 CUTOFF = 0.6
 """Likeness below which a name is no suggestion: difflib's own default."""
+
+SHORTEST_BEGINNING = 3
+"""Letters that are enough of a beginning to suggest what goes on from them."""
 
 LEAF_DISCOUNT = 0.95
 """What an exact match of the last part of a dotted key counts, so that the same whole key still wins."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """``", did you mean 'x'?"`` for the option most like `name`, or an empty string where none is close."""
-    known = list(options)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=CUTOFF)
+    """``", did you mean 'x'?"`` for the option most like `name`, or an empty string where none is close.
+
+    Up to three that are as close are all named.
+    """
+    known = list(dict.fromkeys(options))
+    close = _closest(name, known)
     if not close:  # as "info" for INFO
         spelt = {option.casefold(): option for option in known}
-        close = [spelt[found] for found in difflib.get_close_matches(name.casefold(), list(spelt), n=1, cutoff=CUTOFF)]
-    return f", did you mean {close[0]!r}?" if close else ""
+        close = [spelt[found] for found in _closest(name.casefold(), list(spelt))]
+    return f", did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _closest(name: str, known: Sequence[str]) -> list[str]:
+    scores = {option: difflib.SequenceMatcher(None, option, name).ratio() for option in known}
+    best = max(scores.values(), default=0.0)
+    return [option for option in known if scores[option] == best >= CUTOFF][:3]
 
 
 def did_you_mean_or_all(name: str, options: Iterable[str]) -> str:
@@ -43,5 +55,7 @@ def nearest_keys(name: str, keys: Iterable[str], limit: int = 3) -> list[str]:
 
 def _likeness(name: str, key: str) -> float:
     whole = difflib.SequenceMatcher(None, name, key).ratio()
+    if len(name) >= SHORTEST_BEGINNING and key.startswith(name) and not {".", "/"} & set(key.removeprefix(name)):
+        whole = max(whole, CUTOFF)  # as "exp" for experiment
     leaf = difflib.SequenceMatcher(None, name.rpartition(".")[2], key.rpartition(".")[2]).ratio()
     return max(whole, LEAF_DISCOUNT * leaf)

@@ -146,6 +146,9 @@ FILES = {
     "conf/credit/uniform.yaml": "{_target_: parts.Uniform}",
     "conf/credit/faulty.yaml": "{_target_: parts.Faulty}",
     "conf/credit/package.yaml": "{_target_: atrl.sections.TrainerSettings, max_steps: 0}",
+    "conf/score.yaml": "defaults: [{model: small}, _self_]",
+    "conf/model/small.yaml": "path: null",
+    "conf/model/lora/none.yaml": "null",
     "experiments/fine.yaml": """
         # @package _global_
         seed: 5
@@ -213,6 +216,11 @@ MISTAKES = {
         ["trainer=pair", "trainer.members.2.threads=4"],
         "no key 'trainer.members.2.threads', did you mean 'trainer.members.0' or 'trainer.members.1'?",
     ),
+    "beginning of a key": (["verb=true"], "no key 'verb', did you mean 'verbose'?"),
+    "flag for a key": (["--seed", "3"], "no flag --seed: options are written key=value, as in seed=3"),
+    "flag with its value": (["--max-steps=5"], "no flag --max-steps: options are written key=value, as in max_steps=5"),
+    "flag without a value": (["--seed", "stage=rl"], "no flag --seed: options are written key=value, as in seed=VALUE"),
+    "misspelt flag": (["--hlep"], "no flag --hlep, did you mean '--help'?"),
     "unlike anything": (
         ["quux=1"],
         "no key 'quux': --cfg job shows all there are; to add it, write +quux=VALUE",
@@ -230,6 +238,15 @@ MISTAKES = {
     "number for a group": (
         ["credit=3"],
         f"credit=3: there is no such option of 'credit' (there are {CREDIT})",
+    ),
+    "group of another program": (
+        ["model=small"],
+        "model=small: no 'model' is chosen here: it belongs to score.yaml",
+    ),
+    "checkpoint for a group": (
+        ["model=Qwen/Qwen2.5-VL-3B-Instruct"],
+        "model=Qwen/Qwen2.5-VL-3B-Instruct: there is no such option of 'model'; for a checkpoint or a model of the hub "
+        "write model=pretrained model.path=Qwen/Qwen2.5-VL-3B-Instruct (there are small)",
     ),
     "unknown hydra key": (["hydra.run.dri=x"], "no key 'hydra.run.dri', did you mean 'hydra.run.dir'?"),
     "deletion of nothing": (["~sead"], "no key 'sead', did you mean 'seed'?"),
@@ -441,6 +458,8 @@ def test_an_error_that_was_never_raised_is_nobodys():
 def test_did_you_mean_names_the_nearest_or_all():
     assert did_you_mean("atlr", ["atrl", "uniform"]) == ", did you mean 'atrl'?"
     assert did_you_mean("xyz", ["atrl", "uniform"]) == ""
+    assert did_you_mean("gppo", ["dapo", "grpo", "gspo", "grpo"]) == ", did you mean 'grpo' or 'gspo'?"
+    assert did_you_mean("DAPO", ["dapo", "grpo"]) == ", did you mean 'dapo'?"
     assert did_you_mean_or_all("atlr", ["atrl", "uniform"]) == ", did you mean 'atrl'?"
     assert did_you_mean_or_all("xyz", ["uniform", "atrl"]) == ": there are atrl, uniform"
     assert did_you_mean_or_all("xyz", []) == ": there are none"
@@ -452,4 +471,5 @@ def test_nearest_keys_look_into_every_node():
     assert nearest_keys("max_steps", keys) == ["trainer.max_steps", "sft.max_steps"]
     assert nearest_keys("sead", keys) == ["seed"]
     assert nearest_keys("quux", keys) == []
+    assert nearest_keys("tra", keys) == ["trainer"] and nearest_keys("tr", keys) == []
     assert nearest_keys("quux", []) == []

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from atrl.explain import dotted_keys
+from atrl.composition import dotted_keys
 
 GROUP = "credit"
 
