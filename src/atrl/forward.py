@@ -93,7 +93,8 @@ class ForwardPass:
         if scheme is None or not (read or scheme.has_auxiliary_loss):
             return Forward(scores.logprobs, scores.entropy, None)
         # Without a gradient there is no auxiliary loss, and weights that are 1 look at nothing.
-        masked = scheme.picture_mask is not None and (torch.is_grad_enabled() or not scheme.is_uniform)
+        masking = [factor for factor in scheme.factors if factor.picture_mask is not None]
+        masked = any(torch.is_grad_enabled() or not factor.is_uniform for factor in masking)
         with self.timer.phase("credit"):
             evidence = Evidence(
                 logprobs=scores.logprobs.detach(),

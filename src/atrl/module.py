@@ -16,7 +16,7 @@ from atrl import parallel
 from atrl.alarms import clip_gradients
 from atrl.credit.bound import Begun, BoundCredit, join_credit, spread_advantages
 from atrl.experience import build_experience
-from atrl.forward import Forward, ForwardPass, attention_maps
+from atrl.forward import ForwardPass, attention_maps
 from atrl.gradients import GradientSum
 from atrl.loss.aggregation import BatchTotals
 from atrl.loss.objective import Objective
@@ -31,7 +31,7 @@ from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
 from atrl.schedule import optimizer_and_schedule, schedule_of
 from atrl.sections import OptimizerSettings
 from atrl.splitting import Split, join_rows
-from atrl.step import MicroBatch, Outcome, StepRecord, shown_rollouts
+from atrl.step import MicroBatch, Outcome, Scored, StepRecord, shown_rollouts
 from atrl.timing import PhaseTimer
 from atrl.types import CreditOutput, Evidence, Experience, Prompt, Reward, RolloutGroup
 from atrl.weight_sync import named_parameters
@@ -130,10 +130,11 @@ class PolicyModule(PromptModule):
                 order = self.split.order(experience)
                 back = order.argsort()
                 shown = back[shown_rollouts(experience)].tolist()
-                experience, scored, begun = self._score(experience.rows(order))
+                scored = self._score(experience.rows(order), shown)
+                experience = scored.experience
 
             with phase("credit"):  # 5: attention → weight a token; or in stage 7, if its forward pass is the first
-                credit = self.credit.assign(experience, scored, begun) if scored else None
+                credit = self.credit.assign(experience, scored.evidence, scored.begun) if scored.evidence else None
 
             # 6: tensors → micro-batches, and the totals that make their losses add up to the global batch's
             batches = self.split.slices(experience)
@@ -156,8 +157,7 @@ class PolicyModule(PromptModule):
         metrics = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
         width = experience.response_length
         credit = credit if credit is not None else join_credit([outcome.credit for outcome in first], width)
-        maps = [outcome.attention for outcome in first]
-        maps += [attention_maps(seen, rows.start, shown) for seen, rows in zip(scored, batches, strict=False)]
+        maps = [scored.attention, *(outcome.attention for outcome in first)]
         self.last_step = StepRecord(
             step=self.steps_done,
             groups=groups,
@@ -207,36 +207,42 @@ class PolicyModule(PromptModule):
         experience = replace(experience, pictures_somewhere=any(parallel.gather(any(experience.pixels))))
         return experience if self.credit is None else self.credit.prepare(experience, groups)
 
-    def _score(self, experience: Experience) -> tuple[Experience, list[Evidence], list[Begun]]:
+    def _score(self, experience: Experience, shown: list[int]) -> Scored:
         """Stage 4, second half: no-grad passes, if anything asks for them, and what credit begins on their evidence.
 
         Policy: for old log-probs (several updates a batch), and for credit that needs those or the whole batch. Other
         credit reads its evidence from the training pass, which costs no pass of its own. Reference: for the KL term.
+        What was read of layers goes with its piece: of a whole batch it would be in memory beside the update.
         """
         needs_old = self.objective.updates_per_batch > 1
         needs_policy = needs_old or (self.credit is not None and self.credit.scheme.scope == "batch")
-        passes: list[Forward] = []
+        logprobs: list[Tensor] = []
+        evidence: list[Evidence] = []
         begun: list[Begun] = []
         reference: list[Tensor] = []
+        attention: dict[int, Tensor] = {}
         with torch.no_grad():
             for rows in self.split.slices(experience):
                 batch = self.split.piece(experience, rows)
                 if needs_policy:
                     with self.timer.phase("score" if needs_old else "credit"):  # whom the pass is for
-                        passes.append(self.forward_pass(self.policy, batch, self.credit, read=True))
+                        forward = self.forward_pass(self.policy, batch, self.credit, read=True)
+                    logprobs.append(forward.logprobs)
                 if needs_policy and self.credit is not None:
                     with self.timer.phase("credit"):
-                        begun.append(self.credit.begin(batch, passes[-1].evidence))
+                        begun.append(self.credit.begin(batch, forward.evidence))
+                    attention |= attention_maps(forward.evidence, rows.start, shown)
+                    evidence.append(replace(forward.evidence, read={}))
                 if self.reference is not None:
                     with without_adapters(self.reference), evaluating(self.reference):
                         reference.append(self.forward_pass.logprobs(self.reference, batch)[0])
         width = experience.response_length
         scored = replace(
             experience,
-            old_logprobs=join_rows([forward.logprobs for forward in passes], width) if needs_old else None,
+            old_logprobs=join_rows(logprobs, width) if needs_old else None,
             reference_logprobs=join_rows(reference, width) if reference else None,
         )
-        return scored, [] if self.credit is None else [forward.evidence for forward in passes], begun
+        return Scored(scored, evidence, begun, attention)
 
     def _learn(
         self,

@@ -14,7 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from atrl.config import check_config, read_section
 from atrl.launch import check_launch, main_process, place
-from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
+from atrl.preflight import (
+    check_devices,
+    check_engine,
+    check_layers,
+    check_reading,
+    check_reads,
+    check_videos_taken,
+)
+from atrl.process_checks import check_processes
 from atrl.sections import OptimizerSettings, RunSettings, SftSettings, TrainerSettings
 
 if TYPE_CHECKING:
@@ -127,10 +135,12 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     )
     parts.model.check()
     if parts.run.stage != "sft":
+        check_reads(parts.credit)
         check_layers(parts.credit, parts.model)
         check_engine(parts.rollout.sampler, parts.credit, processes(parts.trainer))
         parts.rollout.sampler.check(parts.model.model_type())
     check_devices(parts.trainer)
+    check_processes(config, processes(parts.trainer))
     check_launch(processes(parts.trainer), parts.trainer.num_nodes)
     return parts
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from atrl.data.generated import examples
 from atrl.models.families import WITH_VIDEO
 
 if TYPE_CHECKING:
+    from atrl.credit.base import CreditScheme
     from atrl.models.load import PretrainedModel, ScratchModel
     from atrl.models.smollm2 import SmolLM2Model
     from atrl.sections import TrainerSettings
@@ -44,6 +45,21 @@ def check_engine(sampler: Any, scheme: Any, processes: int) -> None:
         )
 
 
+def factors_of(scheme: CreditScheme | None) -> tuple[Any, ...]:
+    """What a run's credit multiplies; nothing where it has none."""
+    return () if scheme is None else scheme.factors
+
+
+def check_reads(scheme: CreditScheme | None) -> None:
+    """Raises ValueError for credit that reads layers in order to compare rollouts: what is read stays on its rank."""
+    for factor in factors_of(scheme):
+        if factor.scope == "batch" and (factor.head_search is not None or factor.requests):
+            raise ValueError(
+                f"credit={factor.name} compares rollouts and reads layers, which one scheme can't: let one read and "
+                "another compare, and multiply them (atrl.credit.product.ProductCredit)"
+            )
+
+
 def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:
     """Raises ValueError, in one line, where `scheme` names a layer or head that the model hasn't, or an empty list.
 
@@ -51,7 +67,7 @@ def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Mod
     only where a scheme names some.
     """
     options = ("layers", "heads", "head_numbers")
-    naming = [part for part in _factors(scheme) if any(_named(part, option) for option in options)]
+    naming = [part for part in factors_of(scheme) if any(_named(part, option) for option in options)]
     if not naming:
         return
     layers, heads = model.attention_shape()
@@ -73,7 +89,7 @@ def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Mod
 
 def check_reading(scheme: Any, problems: Sequence[Problem]) -> None:
     """Raises ValueError, in one line, where `scheme` goes by reading rules and none of the problems has one."""
-    if not any(part is not None and part.needs_reading for part in _factors(scheme)):
+    if not any(part.needs_reading for part in factors_of(scheme)):
         return
     if all(problem.reading is None for problem in examples(problems)):
         raise ValueError("credit=oracle needs problems with a reading rule, and these have none: try data=geometry")
@@ -94,15 +110,6 @@ def check_videos_taken(problems: Sequence[Problem], model_type: str, sampler: An
             f"problem {first} has a video, and rollout={sampler.name} sends pictures alone: use rollout=vllm or "
             "rollout=transformers"
         )
-
-
-def _factors(scheme: Any) -> Iterator[Any]:
-    """The schemes that `scheme` multiplies, products in products included; itself if it is no product."""
-    if not hasattr(scheme, "schemes"):
-        yield scheme
-        return
-    for factor in scheme.schemes:
-        yield from _factors(factor)
 
 
 def _named(scheme: Any, option: str) -> bool:

@@ -11,9 +11,12 @@ def _processes(config: DictConfig) -> int | None:
     return devices * (nodes or 1) if isinstance(devices, int) else None
 
 
-def processes_have_work(config: DictConfig) -> str | None:
-    """Every process takes its share of each batch's prompts, of the stages that the run has."""
-    processes = _processes(config)
+def processes_have_work(config: DictConfig, processes: int | None = None) -> str | None:
+    """Every process takes its share of each batch's prompts, of the stages that the run has.
+
+    Of how many `processes`, the config says where the machine does not.
+    """
+    processes = processes or _processes(config)
     if processes is None:
         return None
     stages = {"rl": "rollout.prompts_per_step", "sft": "sft.batch_size"}
@@ -25,11 +28,11 @@ def processes_have_work(config: DictConfig) -> str | None:
     return None
 
 
-def sharded_ranks_work_alike(config: DictConfig) -> str | None:
+def sharded_ranks_work_alike(config: DictConfig, processes: int | None = None) -> str | None:
     """Ranks that divide a model run it equally often, and the reference must be copied before it is divided."""
     if OmegaConf.select(config, "trainer.strategy") != "fsdp":
         return None
-    processes, prompts = _processes(config), OmegaConf.select(config, "rollout.prompts_per_step")
+    processes, prompts = processes or _processes(config), OmegaConf.select(config, "rollout.prompts_per_step")
     if processes is not None and prompts is not None and prompts % processes:
         return (
             f"rollout.prompts_per_step must be a multiple of {processes}, the processes that divide the policy "
@@ -42,3 +45,10 @@ def sharded_ranks_work_alike(config: DictConfig) -> str | None:
             "stage=sft first, and stage=rl with model.path set to the model that it leaves"
         )
     return None
+
+
+def check_processes(config: DictConfig, processes: int) -> None:
+    """Raises ValueError, a line a problem, where so many processes don't suit the config, which may leave them open."""
+    problems = [rule(config, processes) for rule in (processes_have_work, sharded_ranks_work_alike)]
+    if any(problems):
+        raise ValueError("\n".join(filter(None, problems)))

@@ -104,6 +104,7 @@ class TokenBudgetSplit(Split):
                 cuts.append(row)
         cuts.append(experience.size)
         pieces = max(parallel.gather(len(cuts) - 1)) if self.in_step else 0
+        assert pieces <= experience.size, f"a rank has {experience.size} rollouts, and another runs {pieces} pieces"
         while len(cuts) - 1 < pieces:
             start, stop = max(pairwise(cuts), key=lambda pair: pair[1] - pair[0])
             cuts = sorted([*cuts, (start + stop) // 2])

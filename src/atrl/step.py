@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from atrl.credit.bound import Begun
 from atrl.forward import Forward
-from atrl.types import CreditOutput, Experience, Reward, RolloutGroup
+from atrl.types import CreditOutput, Evidence, Experience, Reward, RolloutGroup
 
 SHOWN_GROUPS = 4
 """The first rollouts of so many groups keep their attention on the picture, for the report."""
@@ -37,6 +38,20 @@ class StepRecord:
     """Of the first update, by token: weighed by credit, not yet aggregated, without a scheme's auxiliary loss."""
     metrics: dict[str, float]
     """Of the global batch."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A batch after the passes before its first update."""
+
+    experience: Experience
+    """With the log-probs that the objective asks for."""
+    evidence: list[Evidence]
+    """Numbers per token, by piece; none where credit reads the training pass. What was read of layers is gone."""
+    begun: list[Begun]
+    """What credit began on each piece."""
+    attention: dict[int, Float[Tensor, "response image"]]
+    """Of the rollouts whose attention on the picture is kept, as far as these passes read it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

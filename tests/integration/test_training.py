@@ -6,6 +6,7 @@ import copy
 import csv
 import importlib
 import json
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -316,6 +317,31 @@ def test_clusters_are_begun_while_scoring_goes_on(train, monkeypatch) -> None:
     updates = ("algorithm.updates_per_batch=2", "optimizer.micro_batch_size=4")
     train(TRANSFORMERS, *updates, "trainer.max_steps=1", "trainer.evaluate_samples=0")
     assert events == ["pass", "begin"] * 4 + ["pass"] * 8
+
+
+@pytest.mark.parametrize("overrides", [(), ("credit=entropy_atrl", "+credit.schemes.1.within=batch")])
+def test_what_a_scoring_pass_read_is_gone_by_the_update(train, monkeypatch, overrides) -> None:
+    """Of a whole batch it would lie in memory beside the activations; four rollouts' maps are kept for the report."""
+    read: list[weakref.ref] = []
+    alive: list[int] = []
+    forward, begin = ForwardPass.__call__, BoundCredit.begin
+
+    def beginning(credit, piece, evidence):
+        read.extend(weakref.ref(capture.image) for capture in evidence.read.values())
+        return begin(credit, piece, evidence)
+
+    def watching(*arguments, **options):
+        if torch.is_grad_enabled():
+            alive.append(sum(image() is not None for image in read))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(BoundCredit, "begin", beginning)
+    monkeypatch.setattr(ForwardPass, "__call__", watching)
+    options = ("algorithm.updates_per_batch=2", "optimizer.micro_batch_size=4", "trainer.max_steps=1")
+    watch = Watch()
+    train(TRANSFORMERS, *options, *overrides, "trainer.evaluate_samples=0", watch=watch)
+    assert len(read) == 4 and alive == [0] * 8
+    assert set(watch.records[0].attention) == {0, 4, 8, 12}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from atrl.config import (
     group_holds_a_comparison,
     read_section,
 )
-from atrl.process_checks import processes_have_work, sharded_ranks_work_alike
+from atrl.process_checks import check_processes, processes_have_work, sharded_ranks_work_alike
 from atrl.sections import OptimizerSettings, RunSettings, TrainerSettings
 
 if TYPE_CHECKING:
@@ -334,6 +334,18 @@ def test_ranks_that_divide_a_model_get_equal_shares_and_an_undivided_reference()
     assert check(stage="sft_rl") is None and check(kl=0.1) is None
     assert check(stage="sft_rl", kl=0.1, strategy="ddp") is None
     assert check(stage="sft_rl", kl=0.1).endswith("stage=rl with model.path set to the model that it leaves")
+
+
+def test_processes_that_the_machine_counts_are_checked_too():
+    """devices=auto: the config says nothing, five GPUs do."""
+    trainer = {"devices": "auto", "num_nodes": 1, "strategy": "fsdp"}
+    config = OmegaConf.create({"trainer": trainer, "rollout": {"prompts_per_step": 4}, "stage": "rl"})
+    assert processes_have_work(config) is None and sharded_ranks_work_alike(config) is None
+    check_processes(config, 2)
+    with pytest.raises(ValueError, match=r"^rollout\.prompts_per_step must be a multiple of 3, the .*, got 4$"):
+        check_processes(config, 3)
+    with pytest.raises(ValueError, match=r"^rollout\.prompts_per_step must be at least 5, .*\n.* a multiple of 5"):
+        check_processes(config, 5)
 
 
 def test_read_section_takes_its_own_fields_and_resolves_them():

@@ -11,7 +11,7 @@ from credit_evidence import ROWS, batch_of, evidence_of
 from atrl.credit.anchor_only import AnchorOnlyCredit
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.base import CreditScheme, PictureMask, normalise
-from atrl.credit.bound import BoundCredit, PictureScale, check_reads
+from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
 from atrl.credit.papo import PapoCredit
@@ -20,6 +20,7 @@ from atrl.credit.random import RandomCredit
 from atrl.credit.token_level import TokenLevelCredit
 from atrl.credit.uniform import UniformCredit
 from atrl.credit.vppo import VppoCredit
+from atrl.preflight import check_reads
 from atrl.types import CreditOutput, Evidence, MaskedView
 from tests.unit.ranks import run_ranks
 
@@ -176,14 +177,31 @@ class ReadsAndCompares(UniformCredit):
     requests = AtrlCredit().requests
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparingAnchors(AnchorOnlyCredit):
+    """Reads what `AnchorOnlyCredit` does, and compares."""
+
+    name = "comparing_anchors"
+    scope = "batch"
+
+
 def test_one_scheme_can_not_read_layers_and_compare_rollouts():
-    for scheme in [*PRODUCTS, AtrlCredit(), VppoCredit()]:
+    check_reads(None)
+    for scheme in [*PRODUCTS, AtrlCredit(), AtrlCredit(heads="auto"), VppoCredit()]:
         check_reads(scheme)
+    check_reads(ProductCredit(schemes=[VppoCredit(), AtrlCredit(heads="auto")]))
     message = r"^credit=reads_and_compares compares rollouts and reads layers, .* multiply them \(.*ProductCredit\)$"
     with pytest.raises(ValueError, match=message):
         check_reads(ReadsAndCompares())
-    with pytest.raises(ValueError, match=r"^credit=product compares rollouts"):
-        check_reads(ProductCredit(schemes=[HiddenCosineCredit(), ReadsAndCompares()]))
+    for faulty in (ComparingAnchors(), ComparingAnchors(heads="auto")):  # also beside one that asks for the same
+        with pytest.raises(ValueError, match=r"^credit=comparing_anchors compares rollouts"):
+            check_reads(ProductCredit(schemes=[ProductCredit(schemes=[AnchorOnlyCredit()]), faulty]))
+
+
+def test_factors_are_those_of_products_in_products():
+    first, entropy, last = NESTED.schemes
+    assert NESTED.factors == (*first.schemes, entropy, *last.schemes)
+    assert entropy.factors == (entropy,)
 
 
 def test_one_that_works_elsewhere_is_worth_waiting_for():

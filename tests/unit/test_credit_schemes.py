@@ -165,6 +165,14 @@ def test_weights_too_small_to_scale_are_none(size):
     torch.testing.assert_close(kept, torch.tensor([[0.0, 3.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]))
 
 
+@pytest.mark.parametrize("row", [[2e38, 2e38, 1.0], [float("inf"), 1.0, 1.0], [float("nan"), 1.0, 1.0]])
+def test_weights_too_large_to_scale_are_none(row):
+    """Their sum is no number, and nor would the weights be. A sum of 3e38 is one."""
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    found = normalise(torch.tensor([row, [1e38, 2e38, 0.0]]), mask)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 0.0]]))
+
+
 def test_top_tokens_by_hand():
     """round(0.5·3) = 2 of three and 1 of one; the earlier of two equals; masked scores, however large, never.
 

@@ -10,7 +10,11 @@ import torch
 from atrl.credit.attention import AttentionRequest
 from atrl.credit.base import CreditScheme, PictureMask
 from atrl.credit.bound import BoundCredit, PictureScale
+from atrl.credit.entropy import EntropyCredit
+from atrl.credit.papo import PapoCredit
 from atrl.credit.probe import AttentionProbe, Recorder
+from atrl.credit.product import ProductCredit
+from atrl.credit.vppo import VppoCredit
 from atrl.forward import ForwardPass, attention_maps, merge_evidence
 from atrl.logprobs import process_logits, token_divergence
 from atrl.models.policy import response_logits
@@ -68,6 +72,15 @@ def test_weights_of_one_look_at_no_masked_picture_without_a_gradient(
     with torch.set_grad_enabled(gradient):
         forward = PASS(policy, credit.prepare(batch, []), credit, read=True)
     assert (forward.evidence.masked is not None) is looked
+
+
+def test_a_product_looks_at_the_masked_picture_without_a_gradient_only_where_weights_do(policy, batch):
+    for partner, looked in [(PapoCredit(), False), (VppoCredit(scale_low=1.0, mask_ratio=0.6), True)]:
+        credit = bound(policy, ProductCredit(schemes=[EntropyCredit(), PapoCredit(), partner]))
+        with torch.no_grad():
+            forward = PASS(policy, credit.prepare(batch, []), credit, read=True)
+        assert (forward.evidence.masked is not None) is looked
+        assert PASS(policy, credit.prepare(batch, []), credit, read=True).evidence.masked is not None
 
 
 def test_divergence_by_hand():

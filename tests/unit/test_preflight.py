@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from atrl import pipeline
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
@@ -23,6 +24,7 @@ from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
 from atrl.sections import TrainerSettings
 from atrl.types import Problem, Video
+from tests.integration.conftest import compose_config
 from tests.unit.refusals import refusal
 
 TINY = PretrainedModel()
@@ -143,6 +145,15 @@ def test_evaluation_refuses_what_is_out_of_range(option):
 def test_processes_are_those_of_all_nodes(monkeypatch, devices, nodes, accelerator, gpus, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert processes(TrainerSettings(devices=devices, num_nodes=nodes, accelerator=accelerator)) == expected
+
+
+def test_processes_that_the_machine_counts_must_divide_the_prompts(monkeypatch, tmp_path):
+    """Ranks that divide a policy and run it unequally often would wait for each other for ever."""
+    monkeypatch.setattr(pipeline, "processes", lambda settings: 3)
+    config = compose_config(tmp_path, "trainer=fsdp", "trainer.accelerator=cpu", "rollout=transformers")
+    assert config.trainer.devices == "auto" and config.rollout.prompts_per_step % 3
+    with pytest.raises(ValueError, match=r"^rollout\.prompts_per_step must be a multiple of 3, the processes that"):
+        pipeline.instantiate_parts(config, tmp_path)
 
 
 def test_an_engine_of_two_processes_needs_them():

@@ -12,7 +12,7 @@ from torch import Tensor
 from atrl import parallel
 from atrl.credit.agreement import area_under_curve, bimodality
 from atrl.credit.base import CreditScheme, Heads
-from atrl.credit.bound import BoundCredit, check_reads, picture_scale, spread_advantages
+from atrl.credit.bound import BoundCredit, picture_scale, spread_advantages
 from atrl.credit.calibration import HeadCalibration
 from atrl.credit.contrast import contrast, contrast_sums
 from atrl.credit.probe import AttentionProbe
@@ -48,7 +48,7 @@ class AnchorCreditCallback(Callback):
         A scheme whose heads are still to be found is bound when training starts, by when the sampler is.
 
         Raises:
-            ValueError: if it needs a calibration and has none; as `check_reads`.
+            ValueError: if it needs a calibration and has none.
         """
         if self.scheme.head_search is None or self._calibration is None:
             self._bind(pl_module)
@@ -73,7 +73,6 @@ class AnchorCreditCallback(Callback):
             self._bind(pl_module)
 
     def _bind(self, pl_module: PolicyModule) -> None:
-        check_reads(self.scheme)
         requests = self.scheme.requests
         probe = AttentionProbe(pl_module.policy, requests) if requests else None
         self.scheme.open()

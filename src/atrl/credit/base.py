@@ -104,6 +104,11 @@ class CreditScheme(ABC):
         return None
 
     @property
+    def factors(self) -> tuple[CreditScheme, ...]:
+        """The schemes that it multiplies, products in products taken apart; itself if it is no product."""
+        return (self,)
+
+    @property
     def scope(self) -> Literal["response", "batch"]:
         """ "batch" where a weight depends on other rollouts: then the whole global batch is scored first."""
         return "response"
@@ -168,12 +173,14 @@ def normalise(
     """`weights` scaled so that each response's trained tokens average 1, and 0 elsewhere.
 
     The mean of 1 keeps the effective learning rate the same whatever the scheme. A response whose weights are all
-    zero, or so small that their scale is no number, gets 1 everywhere: no information is no reason to train it less.
+    zero, or so small or so large that their scale is no number, gets 1 everywhere: no information is no reason to train
+    it less.
     """
     weights = torch.where(mask, weights, 0.0)
     total, count = weights.sum(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
     least = count.clamp_min(1) * torch.finfo(weights.dtype).tiny
-    scaled = torch.where(total >= least, weights * (count / total.clamp_min(least)), mask.float())
+    usable = (total >= least) & total.isfinite()
+    scaled = torch.where(usable, weights * (count / total.clamp_min(least)), mask.float())
     return torch.where(mask, scaled, 0.0)
 
 

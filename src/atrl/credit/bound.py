@@ -61,15 +61,6 @@ def picture_scale(scheme: CreditScheme, processor: ProcessorMixin) -> PictureSca
     return scale
 
 
-def check_reads(scheme: CreditScheme) -> None:
-    """Raises ValueError for a scheme that reads layers in order to compare rollouts: what is read stays on its rank."""
-    if set(scheme.requests) - {request for part in scheme.alone for request in part.requests}:
-        raise ValueError(
-            f"credit={scheme.name} compares rollouts and reads layers, which one scheme can't: let one read and "
-            "another compare, and multiply them (atrl.credit.product.ProductCredit)"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class BoundCredit:
     """A credit scheme and what it needs of the model.

@@ -83,6 +83,11 @@ class ProductCredit(CreditScheme):
         return next((scheme.picture_mask for scheme in self.schemes if scheme.picture_mask is not None), None)
 
     @property
+    def factors(self) -> tuple[CreditScheme, ...]:
+        """Those of all of them."""
+        return tuple(factor for scheme in self.schemes for factor in scheme.factors)
+
+    @property
     def scope(self) -> Literal["response", "batch"]:
         """The batch, if any needs it."""
         return "batch" if any(scheme.scope == "batch" for scheme in self.schemes) else "response"

@@ -95,7 +95,7 @@ class QueryKeyReader:
         tokens, images = regions.rows.shape[1], regions.columns.shape[1]
         score = query.new_zeros((regions.size, heads, tokens), dtype=torch.float32)
         if self._request.detail and self._image is None:
-            self._image = score.new_full((regions.size, tokens, images), -1.0)
+            self._image = score.new_full((regions.size, tokens, images), -torch.inf)
         for part, first, last in blocks(regions, heads, key.shape[3], key.shape[3]) if images else ():
             here = regions.part(part)
             rows, keys = _unit_vectors(query, key, numbers[first:last], here, dtype)
@@ -106,7 +106,7 @@ class QueryKeyReader:
                 cosine, seen = rows[:, :, chunk] @ keys.transpose(2, 3), allowed[:, None, chunk]
                 score[part, first:last, chunk] = _pooled(cosine, seen, self._request.pooling)
                 if self._image is not None:
-                    best = cosine.amax(dim=1).masked_fill(~seen[:, 0], -1.0)
+                    best = cosine.amax(dim=1).masked_fill(~seen[:, 0], -torch.inf)
                     self._image[part, chunk] = torch.maximum(self._image[part, chunk], best)
         self._scores[layer] = score
 
@@ -125,7 +125,8 @@ class QueryKeyReader:
         mask, columns = self._regions.row_mask, self._regions.column_mask
         image = None
         if self._image is not None:
-            image = torch.where(mask[:, :, None] & columns[:, None, :], self._image, 0.0)
+            shown = mask[:, :, None] & columns[:, None, :] & self._image.isfinite()
+            image = torch.where(shown, self._image, 0.0)
         scores = torch.cat([self._scores[layer] for layer in sorted(self._scores)], dim=1)
         return QueryKeyCapture(score=torch.where(mask[:, None], scores, 0.0), image_mask=columns, image=image)
 
