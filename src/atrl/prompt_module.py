@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from lightning import LightningModule
 
 from atrl.sharding import Sharding, is_sharded, shard
@@ -23,6 +24,11 @@ class PromptModule(LightningModule):
     reference: PreTrainedModel | None = None
     first_step = 0
     sharding = Sharding()
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are built: the trainer's device, wherever parameters wait for their use."""
+        return super().device if self._trainer is None else self.trainer.strategy.root_device
 
     def configure_model(self) -> None:
         """Divide the models among the ranks, where the strategy is to; once, however many trainers follow."""

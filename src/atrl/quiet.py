@@ -12,6 +12,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # forked workers would otherwise deadlock or warn
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRITON_F32_DEFAULT": "ieee",  # vLLM's attention in float32 would otherwise round its products to TF32
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve the sampler's on a busy machine
 }
 """Set before the libraries are imported, where the user has not set them."""

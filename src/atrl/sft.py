@@ -15,7 +15,7 @@ from atrl import parallel
 from atrl.checkpoint import state_tensors
 from atrl.data.loader import PromptLoader
 from atrl.data.templates import padding_id
-from atrl.evaluation.score import score_together
+from atrl.evaluation.score import Score, score_together
 from atrl.experience import collate
 from atrl.forward import ForwardPass
 from atrl.prompt_module import PromptModule
@@ -151,6 +151,41 @@ class SelectBest(Callback):
         with torch.no_grad():
             for name, tensor in state_tensors(pl_module.policy):
                 tensor.copy_(self._best[name])
+
+
+class HeldOutScore(Callback):
+    """Scores the model as training finds it and as it leaves it, on the device of the training, each rank a share.
+
+    Must come after `SelectBest`, which goes back to the best weights.
+
+    Args:
+        prompts: of the test split, which chooses nothing; without any nothing is scored.
+        sampler: started; it must share the live weights.
+        sampling: how the responses are drawn.
+        reward: tells right from wrong.
+        seed: of the responses.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], sampler: Sampler, sampling: Sampling, reward: WeightedReward, *, seed: str
+    ) -> None:
+        self._prompts, self._sampler, self._sampling, self._reward = prompts, sampler, sampling, reward
+        self._seed = seed
+        self.before: Score | None = None
+        self.after: Score | None = None
+
+    def on_train_start(self, trainer, pl_module: SupervisedModule) -> None:
+        """The model as training found it."""
+        self.before = self._score()
+
+    def on_train_end(self, trainer, pl_module: SupervisedModule) -> None:
+        """The model as training leaves it."""
+        self.after = self._score()
+
+    def _score(self) -> Score | None:
+        if not self._prompts:
+            return None
+        return score_together(self._sampler, self._prompts, self._reward, self._sampling, seed=self._seed)
 
 
 class TargetLoader(PromptLoader):

@@ -23,13 +23,13 @@ from atrl.data.generated import examples
 from atrl.data.loader import PromptLoader
 from atrl.data.templates import banned_token_ids, padding_id
 from atrl.evaluation.grounding import build_controls
-from atrl.evaluation.score import Score, held_out_sampling, score
+from atrl.evaluation.score import Score, held_out_sampling
 from atrl.gradients import DoubleSum, RunningSum
 from atrl.models.lora import has_adapters
 from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, main_process, processes
 from atrl.prompt_module import PromptModule
-from atrl.sft import SelectBest, SupervisedModule, TargetLoader
+from atrl.sft import HeldOutScore, SelectBest, SupervisedModule, TargetLoader
 from atrl.splitting import EvenSplit, GroupSplit, Split, TokenBudgetSplit
 from atrl.strategy import precision_of, sharding_of, strategy_of
 from atrl.versions import git_revision, versions
@@ -99,14 +99,9 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     )
     # With RL to follow, the RL stage scores the policy on the test split itself.
     held_out = builder.build_all(data.test).prompts if parts.run.stage == "sft" else []
-
-    def held_out_score() -> Score | None:
-        seed = f"{parts.run.seed}/held-out"
-        return score(sampler, held_out, parts.reward, sampling, seed=seed) if held_out else None
-
-    before = held_out_score()
-    fit(parts, module, loader, [selection, StepProgressBar()], gradient_clip_val=1.0)
-    return WarmUpOutcome(selection.history, time.perf_counter() - start, before, held_out_score())
+    ends = HeldOutScore(held_out, sampler, sampling, parts.reward, seed=f"{parts.run.seed}/held-out")
+    fit(parts, module, loader, [selection, ends, StepProgressBar()], gradient_clip_val=1.0)
+    return WarmUpOutcome(selection.history, time.perf_counter() - start, ends.before, ends.after)
 
 
 def reinforce(

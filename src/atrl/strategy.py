@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 def strategy_of(settings: TrainerSettings, processes: int) -> Strategy | str:
     """What `trainer.strategy` asks for, in Lightning's terms."""
     if settings.strategy == "fsdp":
-        # One dimension of ranks: Lightning's "auto" would split single matrices among the processes of a node.
-        return ModelParallelStrategy(
-            data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
+        return ShardedStrategy(processes, offload=settings.cpu_offload)
     return ReplicatedStrategy() if processes > 1 else "auto"
 
 
@@ -35,6 +32,37 @@ def precision_of(settings: TrainerSettings) -> Precision:
     A divided model computes in bfloat16 by itself: under autocast whole float32 parameters would be gathered.
     """
     return "32-true" if settings.strategy == "fsdp" else settings.precision
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """A policy that the ranks divide among them.
+
+    Args:
+        processes: that divide it.
+        offload: each rank's part stays in host memory between uses.
+    """
+
+    def __init__(self, processes: int, *, offload: bool) -> None:
+        self._offload = offload
+        # Parts in host memory are put together there, for the sampler and for checkpoints, which NCCL can't.
+        backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
+        # One dimension of ranks: Lightning's "auto" would split single matrices among the processes of a node.
+        super().__init__(
+            data_parallel_size=processes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=backend,
+        )
+
+    def model_to_device(self) -> None:
+        """Move what is not on the device yet; of an offloaded model the buffers alone, as FSDP2 asks."""
+        if not self._offload:
+            super().model_to_device()
+            return
+        assert self.model is not None, "Lightning connects the model first"
+        for module in self.model.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.to(self.root_device))
 
 
 class ReplicatedStrategy(DDPStrategy):

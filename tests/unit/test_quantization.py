@@ -11,7 +11,7 @@ import torch
 from atrl.export.write import write_model
 from atrl.models.load import PretrainedModel
 from atrl.models.lora import Lora
-from atrl.models.quantization import check_quantization
+from atrl.models.quantization import check_quantization, own_gpu
 from atrl.weight_sync import whole_state
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -66,3 +66,11 @@ def test_training_and_evaluation_compute_alike_and_so_does_what_is_left(loaded, 
     torch.testing.assert_close(left(input_ids=IDS).logits, training, rtol=0, atol=1e-4)
     plain = PretrainedModel(path="tiny").load(tmp_path).model.eval()
     assert (plain(input_ids=IDS).logits - training).abs().max() > 1  # adapters as large as these can't be overlooked
+
+
+@pytest.mark.parametrize(("there", "expected"), [(False, None), (True, {"": 3})])
+def test_a_process_loads_on_its_own_gpu(monkeypatch, there, expected):
+    """The first GPU would hold every process's model. Without a GPU the choice is transformers'."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert own_gpu() == expected

@@ -32,6 +32,39 @@ from atrl.types import Problem, Prompt, Rollout
 CONF = Path(__file__).parents[2] / "conf" / "rollout"
 
 
+class Sleeper:
+    """Stands for a vLLM engine: what it was told, in order."""
+
+    def __init__(self, room: bool) -> None:
+        self.room, self.told = room, []
+
+    def sleep(self, level):
+        self.told.append(f"sleep {level}")
+
+    def wake_up(self, tags):
+        self.told.append(f"wake {tags[0]}")
+        if not self.room:
+            raise MemoryError("no room")
+
+
+@pytest.mark.parametrize(
+    ("level", "room", "told"),
+    [
+        (2, True, ["sleep 2", "wake weights", "wake kv_cache", "closed"]),
+        (1, False, ["sleep 1", "wake weights", "closed"]),
+        (0, True, ["closed"]),
+    ],
+)
+def test_an_engine_that_sleeps_is_woken_before_it_ends(monkeypatch, level, room, told):
+    sampler, engine = VllmSampler(sleep_level=level), Sleeper(room)
+    monkeypatch.setattr("atrl.rollout.vllm.shut_down", lambda llm, **_: llm.told.append("closed"))
+    sampler._llm = engine
+    sampler.rest()
+    sampler.close()
+    sampler.close()
+    assert engine.told == told
+
+
 def _prompt() -> Prompt:
     problem = Problem(id="p7", question="?", answer="!")
     return Prompt(problem=problem, token_ids=[1], pixels={}, images=(), engine_token_ids=[1])

@@ -65,6 +65,22 @@ def shared_score():
     return parallel.rank(), sampler.asked, (found.accuracy, found.ci95, found.samples, found.statuses, problems)
 
 
+def score_of_one():
+    """Fewer problems than ranks: the first rank has none."""
+    sampler, reward = Scripted(SCRIPT), WeightedReward(parts={"exact": ExactAnswer()})
+    found = score_together(sampler, numbered_prompts(1), reward, Sampling(group_size=2), seed="s")
+    return sampler.asked, found.accuracy, found.samples
+
+
+def test_a_rank_without_a_problem_knows_the_whole_too():
+    first, second = run_ranks(score_of_one)
+    assert (first, second) == (([([], "s")], 0.5, 2), ([(["p0"], "s")], 0.5, 2))
+    with pytest.raises(ValueError, match="there is no problem to score"):
+        score_together(
+            Scripted({}), [], WeightedReward(parts={"exact": ExactAnswer()}), Sampling(group_size=2), seed="s"
+        )
+
+
 def test_ranks_answer_a_share_each_and_know_the_whole():
     _, _, alone = shared_score()
     first, second = run_ranks(shared_score)

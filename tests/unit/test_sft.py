@@ -13,7 +13,7 @@ from atrl import parallel
 from atrl.rewards.exact import ExactAnswer
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.base import Sampling
-from atrl.sft import SelectBest, cosine_factor, mean_target_logprob
+from atrl.sft import HeldOutScore, SelectBest, cosine_factor, mean_target_logprob
 from tests.unit.ranks import run_ranks
 from tests.unit.scripted import RIGHT, WRONG, Scripted, numbered_prompts
 
@@ -98,3 +98,28 @@ def test_the_best_weights_are_kept_and_the_last_step_is_always_scored():
     selection.on_train_end(trainer, module)
     assert selection.history == [(2, 0.2), (4, 0.5), (6, 0.5), (7, 0.1)]
     assert policy.weight.item() == 4
+
+
+def ends_of_training() -> tuple:
+    """Each rank's samplers' questions, and what it knows of both ends."""
+    sampler = Scripted({"p0": [WRONG], "p1": [RIGHT], "p2": [WRONG]}, {"p0": [RIGHT], "p1": [RIGHT], "p2": [WRONG]})
+    reward = WeightedReward(parts={"exact": ExactAnswer()})
+    ends = HeldOutScore(numbered_prompts(3), sampler, Sampling(group_size=1), reward, seed="s")
+    ends.on_train_start(None, None)
+    ends.on_train_end(None, None)
+    return [ids for ids, _ in sampler.asked], ends.before.accuracy, ends.after.accuracy
+
+
+def test_both_ends_are_scored_by_all_ranks_together():
+    first, second = run_ranks(ends_of_training)
+    assert first == ([["p0"], ["p0"]], pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert second == ([["p1", "p2"], ["p1", "p2"]], *first[1:])
+
+
+def test_without_held_out_problems_no_end_is_scored():
+    ends = HeldOutScore(
+        [], Scripted(), Sampling(group_size=1), WeightedReward(parts={"exact": ExactAnswer()}), seed="s"
+    )
+    ends.on_train_start(None, None)
+    ends.on_train_end(None, None)
+    assert ends.before is None and ends.after is None

@@ -126,6 +126,30 @@ def test_what_nccl_sends_is_declared_as_it_is_iterated() -> None:
     assert (info.world_size, info.rank, info.is_sender, info.backend) == (5, 0, True, "nccl")
 
 
+def test_nothing_is_held_once_it_was_sent_over_nccl(monkeypatch) -> None:
+    """Of a divided policy it would be a copy of the whole, beside the next step's activations."""
+    held: list[int] = []
+
+    class Source:
+        parameters = ()
+
+        def replace(self, parameters) -> None:
+            self.parameters = list(parameters)
+
+    class Engine:
+        def send_weights(self) -> None:
+            held.append(len(transfer._source.parameters))
+
+    def connect(transfer, server) -> Engine:
+        transfer._source = Source()
+        return Engine()
+
+    monkeypatch.setattr(NcclBroadcast, "_connect", connect)
+    transfer = NcclBroadcast()
+    transfer.send(parameters(), Listener({}), "float32")
+    assert held == [4] and list(transfer._source.parameters) == []
+
+
 def test_a_picture_keeps_its_pixels_and_nothing_else() -> None:
     picture = Image.linear_gradient("L").resize((30, 20)).convert("RGB")
     picture.putpixel((3, 4), (1, 2, 3))

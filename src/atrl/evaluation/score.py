@@ -45,8 +45,7 @@ def score(
     Raises:
         ValueError: if there is no prompt.
     """
-    if not prompts:
-        raise ValueError("there is no problem to score: every prompt was dropped or the split is empty")
+    _require(prompts)
     groups = sampler.generate(prompts, sampling, seed=seed)
     return _of(groups, reward.score(groups))
 
@@ -54,16 +53,17 @@ def score(
 def score_together(
     sampler: ResponseSource, prompts: Sequence[Prompt], reward: WeightedReward, sampling: Sampling, *, seed: str
 ) -> Score:
-    """The same, each rank answering its share of `prompts`; every rank gets the whole score."""
-    if parallel.world_size() == 1:
-        return score(sampler, prompts, reward, sampling, seed=seed)
-    return _summed_up(parallel.gather(score(sampler, parallel.share(prompts), reward, sampling, seed=seed)))
+    """The same, each rank answering its share of `prompts`, which may be none; every rank gets the whole score."""
+    _require(prompts)
+    own = sampler.generate(parallel.share(prompts), sampling, seed=seed)
+    shares = parallel.gather((own, reward.score(own)))
+    groups = [group for groups, _ in shares for group in groups]
+    return _of(groups, [rewards for _, scored in shares for rewards in scored])
 
 
-def _summed_up(scores: Sequence[Score]) -> Score:
-    """The score on all the problems that `scores` are of."""
-    groups = [group for score in scores for group in score.groups]
-    return _of(groups, [rewards for score in scores for rewards in score.rewards])
+def _require(prompts: Sequence[Prompt]) -> None:
+    if not prompts:
+        raise ValueError("there is no problem to score: every prompt was dropped or the split is empty")
 
 
 def on_problems(score: Score, ids: Collection[str]) -> Score:

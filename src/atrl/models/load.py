@@ -13,7 +13,7 @@ from atrl.models.attention import Attention, check_flex, check_installed
 from atrl.models.families import check_family, freeze, projectors, vision_tower
 from atrl.models.lora import Lora
 from atrl.models.patches import project_patches
-from atrl.models.quantization import check_quantization, quantized, use_one_kernel
+from atrl.models.quantization import check_quantization, own_gpu, quantized, use_one_kernel
 from atrl.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -100,11 +100,13 @@ class PretrainedModel:
         check_family(config, self.path)
         processor = AutoProcessor.from_pretrained(source, **options)
         check_processor(processor, config, self.path)
+        in_few_bits = quantized(self.quantization, getattr(torch, self.dtype))
         model = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=getattr(torch, self.dtype),
             attn_implementation=self.attention,
-            quantization_config=quantized(self.quantization, getattr(torch, self.dtype)),
+            quantization_config=in_few_bits,
+            device_map=None if in_few_bits is None else own_gpu(),
             **options,
         )
         use_one_kernel(model)

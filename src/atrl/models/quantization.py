@@ -6,6 +6,7 @@ import copy
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from atrl.launch import place
 from atrl.models.families import PROJECTOR, VISION_TOWERS
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def quantized(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
         # Of 4 bits as well, whatever its name; it goes by the beginnings of names.
         llm_int8_skip_modules=[*(f"model.{name}" for name in (*VISION_TOWERS, PROJECTOR)), HEAD],
     )
+
+
+def own_gpu() -> dict[str, int] | None:
+    """Where a process loads a model in 4 bits: on its own GPU. transformers would take the first in every process."""
+    import torch
+
+    return {"": place().local_rank} if torch.cuda.is_available() else None
 
 
 def use_one_kernel(model: PreTrainedModel) -> None:

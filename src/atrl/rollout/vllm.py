@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
@@ -117,7 +118,15 @@ class VllmSampler(EngineOptions):
         self._version = version
 
     def close(self) -> None:
-        """Free the engine, and the process group if it was vLLM that opened it."""
+        """Free the engine, and the process group if it was vLLM that opened it.
+
+        One that sleeps is woken first: its memory would be given back a second time, which vLLM's allocator remembers
+        as an error and reports to the next engine of the process.
+        """
+        if self._llm is not None and self._asleep:
+            with suppress(RuntimeError):  # without room for it
+                self._wake("weights")
+                self._wake("kv_cache")
         llm, self._llm, self._handle = self._llm, None, None
         if llm is not None:
             shut_down(llm, spare_process_group=self._shares_process_group)

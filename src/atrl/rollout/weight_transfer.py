@@ -109,6 +109,7 @@ class NcclBroadcast:
         self._source.replace(held)
         try:
             self._engine.send_weights()
+            self._source.replace([])  # parameters that were put together for this would stay in memory
         except Exception as error:
             raise ValueError(
                 f"rollout=server: the weights did not reach {server.url} over NCCL ({type(error).__name__}: "
