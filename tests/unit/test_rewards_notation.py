@@ -11,6 +11,7 @@ from atrl.rewards.notation import (
     given_blanks,
     is_prose,
     kind_of,
+    metric_unit,
     same_words,
     to_latex,
 )
@@ -126,6 +127,24 @@ def test_choice_letter(answer, letter):
 )
 def test_to_latex(answer, latex):
     assert to_latex(answer) == latex
+
+
+@pytest.mark.parametrize(
+    ("answer", "unit"),
+    [
+        ("12 cm", "cm^1"),
+        (r"$12\,\mathrm{cm}^{2}$.", "cm^2"),
+        ("50π m²", "m^2"),
+        (r"\frac{1}{2}\text{ km}", "km^1"),
+        ("12", None),
+        ("12厘米", None),  # the same as 12 cm, which nobody looks up
+        ("2x cm", None),  # a formula
+        ("12 %", None),
+        ("", None),
+    ],
+)
+def test_metric_units(answer, unit):
+    assert metric_unit(answer) == unit
 
 
 @pytest.mark.parametrize(

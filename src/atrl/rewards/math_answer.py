@@ -19,6 +19,7 @@ from atrl.rewards.notation import (
     given_blanks,
     is_prose,
     kind_of,
+    metric_unit,
     same_words,
     to_latex,
 )
@@ -141,6 +142,8 @@ def _compare(gold: str, answer: str) -> Verdict | _Question:
     gold_latex, answer_latex = to_latex(gold), to_latex(answer)
     if gold_latex is None:
         return _UNREAD
+    if len({metric_unit(gold), metric_unit(answer)} - {None}) > 1:  # 5 m is not 5 cm, and 5 is either
+        return _WRONG
     if gold_latex == answer_latex:
         return _RIGHT
     if is_prose(answer) and ("$" in answer or "\\" not in answer):

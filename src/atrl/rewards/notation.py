@@ -72,6 +72,8 @@ _LENGTH = r"(?:mm|cm|dm|km|m)" + _POWER
 _MARKED_LENGTH = _TEXT_MARKS + rf"\{{{_SPACE}*{_LENGTH} ?\}}{_POWER}"
 _TRAILING_UNIT = re.compile(rf"(?<=[0-9}})i]){_SPACE}*(?:{_LENGTH}|{_MARKED_LENGTH}|[\u4e00-\u9fff]+)$")
 
+_METRIC = re.compile(r"(mm|cm|dm|km|m)[^23]*([23])?")
+
 _BLANKS = re.compile(r"\n|(?<=\$)\s+(?=\$)")
 _BLANKS_GIVEN = re.compile(
     r"(?P<open>\\\{|[(\[{])|(?P<close>\\\}|[)\]}])"
@@ -152,20 +154,36 @@ def to_latex(answer: str) -> str | None:
     are no formula; a ratio of three or more terms is a tuple; a percent sign at the end stays outside of the
     dollars, where math-verify knows it.
     """
-    text = _spell_signs(_MATH_MARKS.sub(_keep_line_break, " ".join(answer.split())))
-    for pattern, replacement in _REWRITES:
-        text = re.sub(pattern, replacement, text)
-    text = _THOUSANDS.sub(lambda number: re.sub("[^0-9]", "", number.group()), text)
-    text = _CALLED.sub("", " ".join(text.split())).removesuffix(".").strip()
+    text = _rewritten(answer)
     percent = re.search(r"\\?%$", text)
     text = text[: percent.start()].strip() if percent else text
-    if not _has_variable(number := _TRAILING_UNIT.sub("", text)):
-        text = number
+    text = _number_and_unit(text)[0]
     if not text or _SIDE_BY_SIDE.search(text):
         return None
     if _RATIO.fullmatch(text):
         text = f"({text.replace(':', ',')})"
     return f"${text}$%" if percent else f"${text}$"
+
+
+def metric_unit(answer: str) -> str | None:
+    """The unit of length, area or volume at the end of `answer`, as ``cm^2``; None without one that is metric."""
+    unit = re.sub(r"\\[A-Za-z]+", "", _number_and_unit(_rewritten(answer))[1])
+    found = _METRIC.search(unit)
+    return f"{found.group(1)}^{found.group(2) or 1}" if found else None
+
+
+def _rewritten(answer: str) -> str:
+    text = _spell_signs(_MATH_MARKS.sub(_keep_line_break, " ".join(answer.split())))
+    for pattern, replacement in _REWRITES:
+        text = re.sub(pattern, replacement, text)
+    text = _THOUSANDS.sub(lambda number: re.sub("[^0-9]", "", number.group()), text)
+    return _CALLED.sub("", " ".join(text.split())).removesuffix(".").strip()
+
+
+def _number_and_unit(text: str) -> tuple[str, str]:
+    """What stands before a unit at the end, and the unit; all of it where letters before make a formula of it."""
+    number = _TRAILING_UNIT.sub("", text)
+    return (text, "") if _has_variable(number) else (number, text[len(number) :])
 
 
 def _spell_signs(text: str) -> str:
