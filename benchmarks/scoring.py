@@ -86,7 +86,8 @@ def measure(name: str, recorded: Path, *, count: int, workers: int) -> dict[str,
         scorer = scorer_for(rule, None, workers=workers)
         try:
             file = RecordFile(Path(folder), {})
-            records = score_answers(scorer, {item.id: item for item in items}, answers, file, label=name)
+            known = {item.id: item for item in items}
+            records = score_answers(scorer, known, answers, file, label=name, unit=rule.unit)
         finally:
             scorer.close()
         scored = time.perf_counter()

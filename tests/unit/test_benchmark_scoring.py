@@ -128,6 +128,11 @@ def test_several_files_are_one_table(tmp_path):
     assert [found.id for found in rule.items(OfficialRows(path=paths).table(rule))] == ["a", "b"]
 
 
+def unit(found: Item) -> str:
+    """Odd and even problems belong together."""
+    return "odd" if int(found.id) % 2 else "even"
+
+
 class Counting:
     """A scorer that says what it was asked, and stops after some chunks as Ctrl-C would."""
 
@@ -151,18 +156,20 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path, monkeypatch):
     answers = [Answer(str(n), response="r") for n in range(7)]
     items = {str(n): item(str(n)) for n in range(7)}
     with pytest.raises(KeyboardInterrupt):
-        score_answers(Counting(2), items, answers, RecordFile(tmp_path, {"job": 1}), label="x")
+        score_answers(Counting(2), items, answers, RecordFile(tmp_path, {"job": 1}), label="x", unit=unit)
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write('{"id": "4", "extr')  # the line that was being written
     second = Counting()
-    records = score_answers(second, items, answers, RecordFile(tmp_path, {"job": 1}), label="x")
+    records = score_answers(second, items, answers, RecordFile(tmp_path, {"job": 1}), label="x", unit=unit)
     assert second.asked == ["4", "5", "6"]
     assert [record.id for record in records] == [str(n) for n in range(7)]
     assert records[0].scored.extras == {"x": 0.5}
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     assert [Record.from_json(json.loads(line)) for line in lines] == records
+    assert [json.loads(line)["unit"] for line in lines] == ["even", "odd"] * 3 + ["even"]
+    assert Record.from_json({"id": "5", "gold": "3", "score": None}).unit == "5"  # as before units were written
     other = Counting()
-    score_answers(other, items, answers, RecordFile(tmp_path, {"job": 2}), label="x")
+    score_answers(other, items, answers, RecordFile(tmp_path, {"job": 2}), label="x", unit=unit)
     assert len(other.asked) == 7  # another job's records are worth nothing
 
 
@@ -176,7 +183,7 @@ def test_an_answer_without_a_verdict_is_asked_again_and_never_wrong(tmp_path):
                 for (_, answer), scored in zip(pairs, super().score(pairs), strict=True)
             ]
 
-    records = score_answers(Failing(), items, answers, RecordFile(tmp_path, {}), label="x")
+    records = score_answers(Failing(), items, answers, RecordFile(tmp_path, {}), label="x", unit=unit)
     row = json.loads((tmp_path / "records.jsonl").read_text().splitlines()[1])
     assert (row["correct"], row["score"]) == (None, None)
     rule = MathVista()
@@ -186,14 +193,14 @@ def test_an_answer_without_a_verdict_is_asked_again_and_never_wrong(tmp_path):
     assert (result["headline"]["value"], result["samples"], result["unjudged"], result["unparseable"]) == (100, 2, 1, 0)
     assert "1 without a verdict" in "\n".join(table(result))
     again = Counting()
-    score_answers(again, items, answers, RecordFile(tmp_path, {}), label="x")
+    score_answers(again, items, answers, RecordFile(tmp_path, {}), label="x", unit=unit)
     assert again.asked == ["2"]
 
 
 def test_evaluation_json_holds_what_it_should():
     items = [item("1"), item("2"), item("3")]
     scored = [Scored("3", "3", 1.0), Scored("4", "4", 0.0), Scored("?", None, 0.0)]
-    records = [Record(found.id, 0, found.gold, verdict) for found, verdict in zip(items, scored, strict=True)]
+    records = [Record(found.id, 0, found.gold, verdict, found.id) for found, verdict in zip(items, scored, strict=True)]
     rule = MathVista()
     result = summarise(rule, items, records, make_stamp(rule, items, subset="all 3"), seed=0)
     assert result["benchmark"] == "mathvista"

@@ -95,7 +95,7 @@ def finished(folder: Path, content: dict) -> None:
     folder.mkdir()
     result = {"benchmark": "hallusionbench", "headline": {"name": "aAcc", "value": 100.0}, "stamp": content}
     (folder / "evaluation.json").write_text(json.dumps(result))
-    (folder / "records.jsonl").write_text(json.dumps({"id": "x", "correct": True, "score": 1.0}) + "\n")
+    (folder / "records.jsonl").write_text(json.dumps({"id": "x", "unit": "x", "correct": True, "score": 1.0}) + "\n")
 
 
 def test_answers_belong_to_the_weights_that_gave_them(tmp_path):

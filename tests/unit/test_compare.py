@@ -14,16 +14,22 @@ from atrl.evaluation.compare import compare, mcnemar, paired_interval, stamp_dif
 STAMP = {"judge": "rules", "data_sha256": "x", "decoding": None}
 
 
-def finished(folder: Path, verdicts: dict[str, bool | None], **stamp) -> Path:
+def finished(folder: Path, verdicts: dict[str, float | list[float] | None], units=None, **stamp) -> Path:
+    """A result; a list of scores is of several samples, a unit is written for each problem unless `units` is {}."""
     folder.mkdir()
-    right = [verdict for verdict in verdicts.values() if verdict is not None]
+    rows = [
+        {"id": name, "correct": None if score is None else score == 1, "score": score}
+        | ({} if units == {} else {"unit": (units or {}).get(name, name)})
+        for name, scores in verdicts.items()
+        for score in (scores if isinstance(scores, list) else [scores if scores is None else float(scores)])
+    ]
+    right = [row["score"] for row in rows if row["score"] is not None]
     result = {
         "benchmark": stamp.pop("benchmark", "mathvista"),
         "headline": {"name": "accuracy", "value": 100 * sum(right) / max(1, len(right))},
         "stamp": STAMP | stamp,
     }
     (folder / "evaluation.json").write_text(json.dumps(result))
-    rows = [{"id": n, "correct": v, "score": None if v is None else float(v)} for n, v in verdicts.items()]
     (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -40,13 +46,84 @@ def test_a_comparison_by_hand(tmp_path, capsys):
     assert found["accuracy"] == [50.0, 75.0]
     assert found["difference"] == 25.0
     assert (found["gained"], found["lost"]) == (["3", "4"], ["2"])
-    assert found["mcnemar"] == {"gained": 2, "lost": 1, "p": 1.0}  # 2 · (1 + 3) / 8
+    assert found["flips"] == {"test": "McNemar", "gained": 2, "lost": 1, "p": 1.0}  # 2 · (1 + 3) / 8
     assert found["stamp_differences"] == {}
+    assert (found["units"], found["units_known"]) == (4, True)
     assert json.loads((tmp_path / "comparison.json").read_text()) == found
     shown = capsys.readouterr().out
     assert "difference +25.00" in shown
+    assert "McNemar: 2 gained, 1 lost, p = 1" in shown and "drawn by problem" not in shown
     assert "gained: 3, 4" in shown
     assert "problems in one result alone, left out: 1 | 1" in shown
+
+
+VARIANTS = {f"{question}/{variant}": question for question in "abcd" for variant in range(10)}
+
+
+def variants(right: str) -> dict[str, float]:
+    return {name: float(question in right) for name, question in VARIANTS.items()}
+
+
+def test_variants_of_a_question_are_drawn_and_counted_as_one(tmp_path, capsys):
+    """One of four questions gained, all ten variants of it: no more than one flip, whose p-value is 1.
+
+    Drawn four times of four it counts K ~ Binomial(4, 1/4): P(K = 0) = 0.316 and P(K >= 3) = 13/256 = 0.051 are above
+    0.025, P(K = 4) = 1/256 below it, so the interval is that of 0 to 3 of 4. Drawn by row it would begin at 12.5.
+    """
+    first = finished(tmp_path / "a", variants("a"), VARIANTS)
+    second = finished(tmp_path / "b", variants("ab"), VARIANTS)
+    found = run(tmp_path, first, second)
+    assert (found["problems"], found["units"], found["difference"]) == (40, 4, 25.0)
+    assert found["ci95"] == [0.0, 75.0]
+    assert found["flips"] == {"test": "sign test", "gained": 1, "lost": 0, "p": 1.0}
+    assert (found["gained"], found["lost"]) == (["b"], [])
+    shown = capsys.readouterr().out
+    assert "40 problems of 4 units in both" in shown
+    assert "sign test over units: 1 gained (mean went up), 0 lost (mean went down), p = 1" in shown
+
+
+def test_a_unit_counts_by_its_problems(tmp_path):
+    """Of units of three problems and one, drawn twice, the means are 1 (1/4), 3/4 (1/2) and 0 (1/4)."""
+    units = {"x/1": "x", "x/2": "x", "x/3": "x", "y/1": "y"}
+    first = finished(tmp_path / "a", dict.fromkeys(units, 0.0), units)
+    second = finished(tmp_path / "b", {"x/1": 1.0, "x/2": 1.0, "x/3": 1.0, "y/1": 0.0}, units)
+    found = run(tmp_path, first, second)
+    assert (found["difference"], found["ci95"]) == (75.0, [0.0, 100.0])
+    assert paired_interval([3.0, 0.0], [3, 1]) == (0.0, 1.0)
+
+
+def test_a_unit_that_gains_as_much_as_it_loses_is_no_flip(tmp_path):
+    """0.1 + 0.2 - 0.3 isn't 0 in floating point."""
+    units = dict.fromkeys(("x/1", "x/2", "x/3"), "x")
+    first = finished(tmp_path / "a", {"x/1": 0.0, "x/2": 0.0, "x/3": 0.3}, units)
+    second = finished(tmp_path / "b", {"x/1": 0.1, "x/2": 0.2, "x/3": 0.0}, units)
+    assert run(tmp_path, first, second)["flips"] == {"test": "sign test", "gained": 0, "lost": 0, "p": 1.0}
+
+
+def test_of_several_samples_the_mean_goes_up_or_down(tmp_path, capsys):
+    """From 7 of 8 on all twenty, to 8 of 8 on ten and 0 of 8 on ten: 10 of 20 went up, ten went down."""
+    names = [str(number) for number in range(20)]
+    first = finished(tmp_path / "a", {name: [1.0] * 7 + [0.0] for name in names})
+    second = finished(tmp_path / "b", {name: [float(int(name) < 10)] * 8 for name in names})
+    found = run(tmp_path, first, second)
+    assert found["difference"] == -37.5
+    assert found["flips"] == {"test": "sign test", "gained": 10, "lost": 10, "p": 1.0}
+    assert (found["gained"], found["lost"]) == (names[:10], names[10:])
+    assert "sign test over problems: 10 gained (mean went up), 10 lost" in capsys.readouterr().out
+
+
+def test_results_without_units_compare_by_problem_and_say_so(tmp_path, capsys):
+    """As before there were any; what one of the two says is of both."""
+    first = finished(tmp_path / "a", variants("a"), {})
+    second = finished(tmp_path / "b", variants("ab"), {})
+    found = run(tmp_path, first, second)
+    assert (found["units"], found["units_known"]) == (40, False)
+    assert found["flips"] == {"test": "McNemar", "gained": 10, "lost": 0, "p": 2 / 2**10}
+    assert "drawn by problem: neither result says which belong together" in capsys.readouterr().out
+    again = finished(tmp_path / "c", variants("ab"), VARIANTS)
+    for pair in ((first, again), (again, first)):
+        found = run(tmp_path, *pair)
+        assert (found["units"], found["units_known"]) == (4, True)
 
 
 def test_results_that_were_not_measured_alike_say_so_first(tmp_path, capsys):
@@ -100,7 +177,7 @@ def test_mcnemar_by_hand(gained, lost, p):
 
 def test_the_interval_of_a_difference_agrees_with_the_normal_one():
     differences = np.array([1.0] * 120 + [-1.0] * 60 + [0.0] * 820)
-    low, high = paired_interval(differences, seed=1)
+    low, high = paired_interval(differences, np.ones(1000), seed=1)
     half = 1.96 * differences.std() / np.sqrt(1000)
     assert low == pytest.approx(0.06 - half, abs=0.002)
     assert high == pytest.approx(0.06 + half, abs=0.002)

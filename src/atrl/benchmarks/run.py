@@ -187,7 +187,8 @@ def _score(
     try:
         file = RecordFile(task.folder, job)
         known = {item.id: item for item in items}
-        records = score_answers(scorer, known, answers, file, label=f"scoring {task.benchmark.name}")
+        label = f"scoring {task.benchmark.name}"
+        records = score_answers(scorer, known, answers, file, label=label, unit=task.benchmark.unit)
     finally:
         scorer.close()
     if judge is not None and all(record.scored is None for record in records):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -120,12 +120,15 @@ class Record:
     sample: int
     gold: str
     scored: Scored | None
+    unit: str
+    """What the problem stands or falls with (`Benchmark.unit`)."""
 
     def as_json(self) -> dict[str, Any]:
         """`correct` is null, and the score, where no verdict could be had."""
         scored = self.scored
         return {
             "id": self.id,
+            "unit": self.unit,
             **({"sample": self.sample} if self.sample else {}),
             "extraction": scored.extraction if scored else None,
             "prediction": scored.prediction if scored else None,
@@ -137,12 +140,12 @@ class Record:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Record:
-        """What `as_json` wrote."""
+        """What `as_json` wrote; without a unit, as before there were any, each problem is its own."""
         score = row["score"]
         scored = None
         if score is not None:
             scored = Scored(row["extraction"], row["prediction"], score, row.get("extras", {}))
-        return cls(row["id"], row.get("sample", 0), row["gold"], scored)
+        return cls(row["id"], row.get("sample", 0), row["gold"], scored, row.get("unit", row["id"]))
 
 
 class RecordFile:
@@ -191,9 +194,20 @@ def _lines(records: Sequence[Record]) -> str:
 
 
 def score_answers(
-    scorer: Scorer, items: Mapping[str, Item], answers: Sequence[Answer], file: RecordFile, *, label: str
+    scorer: Scorer,
+    items: Mapping[str, Item],
+    answers: Sequence[Answer],
+    file: RecordFile,
+    *,
+    label: str,
+    unit: Callable[[Item], str],
 ) -> list[Record]:
-    """Every answer's record, in order; what `file` already holds is not scored again."""
+    """Every answer's record, in order; what `file` already holds is not scored again.
+
+    Args:
+        label: of the progress bar.
+        unit: of an item, as the benchmark has it.
+    """
     from tqdm import tqdm
 
     records = dict(file.finished)
@@ -204,7 +218,7 @@ def score_answers(
             chunk = open_answers[start : start + _CHUNK]
             verdicts = scorer.score([(items[answer.id], answer) for answer in chunk])
             fresh = [
-                Record(answer.id, answer.sample, items[answer.id].gold, scored)
+                Record(answer.id, answer.sample, items[answer.id].gold, scored, unit(items[answer.id]))
                 for answer, scored in zip(chunk, verdicts, strict=True)
             ]
             file.append(fresh)
