@@ -18,9 +18,12 @@ from atrl.benchmarks.hallusionbench import HallusionBench
 from atrl.benchmarks.judge import prompt_hash
 from atrl.benchmarks.local import LocalProblems
 from atrl.benchmarks.result import make_stamp
-from atrl.evaluation.compare import compare
+from atrl.evaluation.compare import compare, stamp_differences
+from atrl.rewards.base import RewardPart
 from atrl.rewards.exact import ExactAnswer
+from atrl.rewards.format import BoxedFormat
 from atrl.rewards.math_answer import MathAnswer
+from atrl.rewards.math_verify import MathVerifyAnswer
 from atrl.rewards.weighted import WeightedReward
 from tests.unit.test_benchmark_rules import hallusion_item
 
@@ -80,15 +83,69 @@ def test_the_wording_of_the_judges_question_is_in_the_stamp(monkeypatch):
     assert {name for name, value in stamp().items() if value != before[name]} == {"judge_prompt_sha256"}
 
 
-def test_the_reward_that_judged_is_in_the_stamp():
-    item = Item("1", "2", {"prompt": "1+1?"})
-    stamps = []
-    for part in ({"exact": ExactAnswer()}, {"math": MathAnswer()}):
-        rule = LocalProblems(reward=WeightedReward(parts=part))
-        stamps.append(make_stamp(rule, [item], subset="all 1"))
+def rewarded(**parts: RewardPart) -> dict:
+    rule = LocalProblems(reward=WeightedReward(parts=parts))
+    try:
+        return make_stamp(rule, [Item("1", "2", {"prompt": "1+1?"})], subset="all 1")
+    finally:
         rule.close()
-    assert [one["reward"] for one in stamps] == ["exact", "math"]
-    assert {name for name in stamps[0] if stamps[0][name] != stamps[1][name]} == {"reward"}
+
+
+def test_the_reward_that_judged_is_in_the_stamp():
+    exact, maths = rewarded(exact=ExactAnswer()), rewarded(math=MathAnswer())
+    assert [one["reward"] for one in (exact, maths)] == ["exact", "math"]
+    assert stamp_differences(exact, maths).keys() == {"reward", "reward_rule"}
+    assert exact["reward_rule"] == {"class": "atrl.rewards.exact.ExactAnswer", "require_boxed": True}
+    assert stamp()["reward_rule"] is None
+
+
+def test_so_is_the_rule_by_which_it_judged():
+    """Whatever the part is called; weight, format part and number of workers change no verdict."""
+    before = rewarded(math=MathAnswer())
+    assert before["reward_rule"] == {
+        "class": "atrl.rewards.math_answer.MathAnswer",
+        "require_boxed": True,
+        "float_rounding": 6,
+        "cpu_seconds": 2.0,
+        "memory_gib": 1.0,
+    }
+    for part in (
+        MathAnswer(require_boxed=False),
+        MathAnswer(float_rounding=1),
+        MathAnswer(cpu_seconds=1.0),
+        MathAnswer(memory_gib=2.0),
+        MathVerifyAnswer(),
+    ):
+        assert stamp_differences(before, rewarded(math=part)).keys() == {"reward_rule"}
+    assert rewarded(math=MathAnswer(weight=0.5, workers=1), boxed=BoxedFormat()) == before
+
+
+class NearAnswer(ExactAnswer):
+    """One of somebody else's, which keeps its option to itself."""
+
+    def __init__(self, *, by: float = 0.1) -> None:
+        super().__init__()
+        self._by = by
+
+
+def test_the_rule_of_a_part_of_ones_own():
+    assert NearAnswer(by=0.2).rule() == {"class": f"{__name__}.NearAnswer", "by": 0.2}
+
+
+def test_a_stamp_of_before_does_not_say_how_it_was_judged(tmp_path, capsys):
+    """As with all that a stamp lacks: not known, so not alike. Two that don't say can't be told apart."""
+    now = rewarded(math=MathAnswer())
+    before = {name: value for name, value in now.items() if name != "reward_rule"}
+    for folder, content in (("a", before), ("b", now), ("c", rewarded(math=MathAnswer(float_rounding=1)))):
+        finished(tmp_path / folder, content)
+    for pair, line in (
+        ("ab", '  reward_rule: null | {"class": "atrl.rew'),
+        ("bc", '  reward_rule: {"float_rounding": 6} | {"float_rounding": 1}'),
+    ):
+        compare(OmegaConf.create({"compare": [str(tmp_path / name) for name in pair]}), tmp_path)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("NOT MEASURED ALIKE") and lines[1].startswith(line)
+    assert stamp_differences(before, before) == {}
 
 
 def finished(folder: Path, content: dict) -> None:

@@ -66,15 +66,18 @@ def make_stamp(
         "subset": subset,
         "data_sha256": checksum(items),
         "options": options,
-        "reward": _reward_name(benchmark),
+        **_reward(benchmark),
         "extract_again": extract_again,
         "pictures": pictures,
     }
 
 
-def _reward_name(benchmark: Benchmark) -> Any:
+def _reward(benchmark: Benchmark) -> dict[str, Any]:
+    """The name of the reward's answer part, and its rule; None of a benchmark that has its own."""
     reward = getattr(benchmark, "reward", None)
-    return None if reward is None else reward.answer_part
+    if reward is None:
+        return {"reward": None, "reward_rule": None}
+    return {"reward": reward.answer_part, "reward_rule": reward.parts[reward.answer_part].rule()}
 
 
 def summarise(

@@ -132,7 +132,7 @@ def _by_unit(labels: Sequence[str], one: np.ndarray, two: np.ndarray, *, seed: i
 
 
 def stamp_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """By name what two stamps say differently."""
+    """By name what two stamps say differently; what one doesn't say, as it is older, counts as None: not known."""
     names = list(dict.fromkeys([*first, *second]))
     return {name: [first.get(name), second.get(name)] for name in names if first.get(name) != second.get(name)}
 
@@ -178,7 +178,10 @@ def table(comparison: Mapping[str, Any]) -> list[str]:
     lines = []
     if comparison["stamp_differences"]:
         lines.append("NOT MEASURED ALIKE: a difference may come from these and not from the models")
-        lines += [f"  {name}: {_short(a)} | {_short(b)}" for name, (a, b) in comparison["stamp_differences"].items()]
+        lines += [
+            f"  {name}: {' | '.join(map(_short, _apart(*pair)))}"
+            for name, pair in comparison["stamp_differences"].items()
+        ]
     if any(comparison["only_in"]):
         lines.append(
             f"  problems in one result alone, left out: {comparison['only_in'][0]} | {comparison['only_in'][1]}"
@@ -208,6 +211,15 @@ def _tested(flips: Mapping[str, Any], what: str) -> str:
     words = ("gained", "lost") if flips["test"] == "McNemar" else ("gained (mean went up)", "lost (mean went down)")
     over = "" if flips["test"] == "McNemar" else f" over {what}"
     return f"  {flips['test']}{over}: {flips['gained']} {words[0]}, {flips['lost']} {words[1]}, p = {flips['p']:.3g}"
+
+
+def _apart(first: Any, second: Any) -> tuple[Any, Any]:
+    """Of two mappings the entries that differ, so that `_short` doesn't cut these off."""
+    if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+        return first, second
+    names = stamp_differences(first, second)
+    one, two = ({name: value[name] for name in names if name in value} for value in (first, second))
+    return one, two
 
 
 def _short(value: Any) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from atrl.types import Problem
+
+_NO_RULE = ("weight", "workers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,17 @@ class RewardPart(ABC):
         """Raise ValueError, with the problem's id, its answer and the remedy, if the gold can't be parsed."""
         if fault := self.gold_faults([problem])[0]:
             raise ValueError(describe_fault(problem, fault))
+
+    def rule(self) -> dict[str, Any]:
+        """What its verdicts depend on, for an evaluation's stamp: its class, and the constructor's arguments.
+
+        Those that it keeps under their names, or these with a "_" in front; not `weight` and `workers`, which change no
+        verdict. A part whose verdicts depend on more says so in its own `rule`.
+        """
+        kept = vars(self)
+        names = [name for name in inspect.signature(type(self)).parameters if name not in _NO_RULE]
+        arguments = {name: kept[key] for name in names for key in (name, f"_{name}") if key in kept}
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **arguments}
 
     def close(self) -> None:  # noqa: B027  most parts hold nothing
         """Give back what the part holds (worker processes, say)."""

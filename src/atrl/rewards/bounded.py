@@ -27,6 +27,7 @@ class BoundedPart(RewardPart):
         for key, value in {"cpu_seconds": cpu_seconds, "memory_gib": memory_gib, "workers": workers}.items():
             if not value > 0:
                 raise ValueError(f"reward.parts.{self.name}.{key} must be > 0, got {value}: leave it at its default")
+        self.cpu_seconds, self.memory_gib = cpu_seconds, memory_gib
         self._workers = KillableWorkers(
             workers=workers,
             cpu_seconds=cpu_seconds,
