@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from atrl.benchmarks import run
-from atrl.benchmarks.generate import Session
+from atrl.benchmarks.base import Answer, Benchmark
+from atrl.benchmarks.generate import Session, _digest
 from atrl.benchmarks.grounding import grounding_lines
+from atrl.benchmarks.logicvista import LogicVista
 from atrl.benchmarks.mathvista import MathVista
 from atrl.benchmarks.result import make_stamp
 from atrl.data.frames import FrameSampler
@@ -23,7 +25,7 @@ from atrl.evaluation.compare import compare
 from atrl.evaluation.grounding import swapped
 from atrl.evaluation.settings import EvaluateSettings
 from atrl.rollout.base import Sampling
-from atrl.types import Prompt
+from atrl.types import Problem, Prompt, Video
 from tests.unit.scripted import Reader, half_picture
 
 RULE = MathVista()
@@ -54,7 +56,7 @@ def wide(number: int) -> Row:
 class Asked:
     """A benchmark's answers by a policy that reads, and what a `Session` and its scoring left of them."""
 
-    def __init__(self, folder: Path, rows: list[Row], **settings) -> None:
+    def __init__(self, folder: Path, rows: list[Row], rule: Benchmark = RULE, **settings) -> None:
         self.settings = EvaluateSettings(**{"checkpoint": "c", "samples": 0, "grounding": True} | settings)
         self.reader, self.folder = Reader(), folder
         self.reader.start = self.reader.close = lambda *_: None
@@ -71,12 +73,12 @@ class Asked:
         loaded = SimpleNamespace(folder=folder / "model", processor=processor)
         model = SimpleNamespace(check=lambda: None, model_type=lambda: "qwen2_5_vl", load=lambda folder: loaded)
         table = Table("rows", "rows", list(rows[0].values), rows, None)
-        self.task = run.Task(RULE, table, RULE.items(table), f"all {len(rows)}", folder)
+        self.task = run.Task(rule, table, rule.items(table), f"all {len(rows)}", folder)
         self.session = Session(self.settings, model, rollout, folder)
-        self.session.check([(RULE, table, self.task.items)])
+        self.session.check([(rule, table, self.task.items)])
         with self.session:
-            self.answers = self.session.answer(RULE, table, self.task.items, folder)
-            self.controls = self.session.answer_controls(RULE, folder)
+            self.answers = self.session.answer(rule, table, self.task.items, folder)
+            self.controls = self.session.answer_controls(rule, folder)
 
     def scored(self) -> dict:
         """The content of `evaluation.json`."""
@@ -142,6 +144,52 @@ def test_only_whose_partner_changed_is_asked_again(tmp_path):
     changed = [name for name in now if now[name] != before[name]]
     assert 0 < len(changed) < len(now)
     assert [ids for ids, _ in fewer.reader.asked] == [changed]
+
+
+def test_the_same_question_of_another_picture_is_asked_again(tmp_path):
+    """As with another `data.image_folder`; so are the blank, and the problem that had the other picture."""
+    rows = pictured(0, 2, 4)
+    first = Asked(tmp_path, rows)
+    (receiver,) = [p.id for p, whose in _pairs(first) if whose == "n2"]
+    other = Asked(tmp_path, [rows[0], row(2, half_picture(8)), rows[2]])
+    assert _pairs(other, ids=True) == _pairs(first, ids=True)
+    assert [ids for ids, _ in other.reader.asked] == [["n2"], ["n2"], [receiver]]
+    assert [answer.response for answer in other.answers] == [rf"\boxed{{{number}}}" for number in (0, 8, 4)]
+    assert Asked(tmp_path, [rows[0], row(2, half_picture(8)), rows[2]]).reader.asked == []
+
+
+def _pairs(asked: Asked, *, ids: bool = False) -> list:
+    swap = asked.session._swaps["mathvista"]
+    return [(p.id if ids else p, whose) for p, whose in zip(swap.problems, swap.partners, strict=True)]
+
+
+def test_what_is_asked_is_the_content_of_pictures_and_videos_wherever_they_lie(tmp_path):
+    def lying(folder: str, number: int) -> list[Problem]:
+        (tmp_path / folder).mkdir()
+        picture, video = tmp_path / folder / "1.png", tmp_path / folder / "1.mp4"
+        half_picture(number).save(picture)
+        video.write_bytes(b"%d" % number)
+        return [
+            Problem("1", "<image>?", "", images=(picture,)),
+            Problem("1", "<video>?", "", videos=(Video(video),)),
+            Problem("1", "<video>?", "", videos=(Video((picture,), 1.0),)),
+        ]
+
+    here, there, other = ([_digest(p) for p in lying(*of)] for of in (("a", 2), ("b", 2), ("c", 4)))
+    assert here == there and len({*here, *other}) == 6
+
+
+def test_an_empty_gold_answer_of_the_official_data_is_asked_and_scored_by_the_rule(tmp_path):
+    """One of LogicVista's: letters never equal it, and a response without any text does."""
+    rows = [Row({"id": n, "question": "Which?", "answer": gold}, f"row {n}", n) for n, gold in ((1, ""), (2, "0"))]
+    asked = Asked(tmp_path, rows, LogicVista(), grounding=None)
+    assert [problem.answer for problem in asked.session._problems["logicvista"]] == ["", "0"]
+    assert [answer.response for answer in asked.answers] == [r"\boxed{0}"] * 2
+    for first, right in (asked.answers[0], [False, True]), (Answer("1", ""), [True, True]):
+        answers = [first, asked.answers[1]]
+        result, records = run._score(asked.task, asked.task.items, answers, {"judge": "rules"}, None, asked.settings)
+        assert [record.scored.score == 1 for record in records] == right
+        assert result["headline"]["value"] == 50.0 * sum(right)
 
 
 def test_a_headline_that_counts_nothing_has_no_figure():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from atrl.data.images import check_images
 from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.data.rows import Row, RowFormat
 from atrl.data.videos import check_videos
-from atrl.evaluation.grounding import Swap, blanked, check_swap, swapped
+from atrl.evaluation.grounding import Swap, blanked, check_swap, picture_digests, swapped
 from atrl.evaluation.score import held_out_sampling
 from atrl.preflight import check_videos_taken
 from atrl.types import Problem
@@ -102,8 +103,8 @@ class Session:
     def answer(self, benchmark: Benchmark, table: Table, items: Sequence[Item], folder: Path) -> list[Answer]:
         """Every problem's answers, in order; those in `folder`'s `responses.jsonl` are not drawn again.
 
-        Unless they answer another question, or another checkpoint gave them: what was asked of a problem goes with its
-        answers, and with all of them what drew them and how.
+        Unless they answer another question or other pictures, or another checkpoint gave them: what was asked of a
+        problem goes with its answers, and with all of them what drew them and how.
 
         A prompt that is longer than ``rollout.max_prompt_tokens`` is not asked: its answers are empty, so that it
         counts as wrong, and the figures are still of the whole benchmark.
@@ -204,9 +205,11 @@ def _problem(benchmark: Benchmark, item: Item, row: Row, columns: Sequence[Any],
     images = [value for names in columns for value in _images(row, names)]
     text = benchmark.prompt(item).replace(IMAGE_MARK, "").replace(VIDEO_MARK, "").strip()
     pictured = [image for image in images if not hasattr(image, "size")]
-    values = {"problem": text, "answer": item.gold, "images": pictured, "videos": benchmark.video(item)}
+    gold = item.gold.strip()  # empty in one of LogicVista's problems, which rows of training data may not be
+    values = {"problem": text, "answer": gold or "none", "images": pictured, "videos": benchmark.video(item)}
     if len(pictured) == len(images):
-        return _FORMAT.to_problem(Row(values, row.place, row.number), item.id, folder)
+        problem = _FORMAT.to_problem(Row(values, row.place, row.number), item.id, folder)
+        return replace(problem, answer=gold)
     return Problem(id=item.id, question=IMAGE_MARK * len(images) + text, answer=item.gold, images=tuple(images))
 
 
@@ -236,9 +239,9 @@ def weights_of(folder: Path) -> dict[str, Any]:
 
 
 def _digest(problem: Problem, partner: str = "") -> str:
-    """Of what is asked, and of whose pictures are shown with it where they are not the problem's own."""
+    """Of what is asked, its pictures and videos, and whose these are where they are not the problem's own."""
     text = f"{problem.question}\n{partner}" if partner else problem.question
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+    return hashlib.sha256(b"".join([text.encode("utf-8", "replace"), *picture_digests(problem)])).hexdigest()[:16]
 
 
 def _as_answers(done: Mapping[str, Sequence[str]], ids: Sequence[str]) -> list[Answer]:
