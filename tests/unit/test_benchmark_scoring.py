@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from atrl.benchmarks.answers import read_answers
 from atrl.benchmarks.base import Answer, Item, Scored, checksum
 from atrl.benchmarks.local import LocalProblems
 from atrl.benchmarks.mathvista import MathVista
-from atrl.benchmarks.result import make_stamp, summarise, table
+from atrl.benchmarks.result import make_stamp, summarise, table, write_result
 from atrl.benchmarks.run import limited
 from atrl.benchmarks.scoring import Record, RecordFile, score_answers, scorer_for
 from atrl.benchmarks.source import OfficialRows
 from atrl.benchmarks.wemath import WeMath
+from atrl.evaluation.compare import compare
 from atrl.evaluation.repeated import majority_is_right, pass_at_k, repeated_figures
 from atrl.rewards.exact import ExactAnswer
 from atrl.rewards.weighted import WeightedReward
@@ -216,6 +218,25 @@ def test_evaluation_json_holds_what_it_should():
     }
     assert result["stamp"]["options"] == {"ignore_empty": False, "instruction": ""}
     assert json.loads(json.dumps(result)) == result
+
+
+def test_a_headline_that_counts_nothing_is_a_dash(tmp_path, capsys):
+    """We-Math of which no composite has an answer to all of its steps: half of the steps are right."""
+    rule, items = WeMath(), wemath_items([("c", 2)])[:2]
+    answers = [Answer(items[0].id, extraction="A"), Answer(items[1].id, extraction="B")]
+    scorer = scorer_for(rule, None, workers=1)
+    known = {found.id: found for found in items}
+    records = score_answers(scorer, known, answers, RecordFile(tmp_path, {}), label="x", unit=rule.unit)
+    scorer.close()
+    result = summarise(rule, items, records, make_stamp(rule, items, subset="2 answered of all 3"), seed=0)
+    assert result["headline"] == {"name": "score_strict", "value": None, "ci95": [None, None]}
+    lines = table(result)
+    assert lines[0] == "wemath: score_strict –  on 2 problems"
+    assert lines[1].split()[:2] == ["one_step", "50.00"]
+    write_result(tmp_path, result)
+    found = compare(OmegaConf.create({"compare": [str(tmp_path)] * 2}), tmp_path)
+    assert (found["problems"], found["units"]) == (2, 1)
+    assert "   50.00 %  (headline: score_strict –)" in capsys.readouterr().out
 
 
 def test_a_limit_takes_whole_units():

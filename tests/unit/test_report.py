@@ -152,6 +152,9 @@ def test_numbers():
     assert [figures.number(value) for value in (0, 1.0, -0.12345, 12345.6, float("nan"), None)] == [
         "0", "1", "−0.123", "12,346", "nan", "–",
     ]  # fmt: skip
+    assert [figures.number(value) for value in (999.4, 999.5, 999.7, -999.7, 1000.4)] == [
+        "999", "1,000", "1,000", "−1,000", "1,000",
+    ]  # fmt: skip
     assert figures.percent(0.4412) == "44.1\u202f%"
     assert [figures.memory(size) for size in (2_310_000_000, 52_000_000, None)] == ["2.31 GB", "52 MB", "–"]
 

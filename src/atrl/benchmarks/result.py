@@ -138,12 +138,13 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
-    """The result in lines: the headline, the other figures (of many the first), counts."""
-    low, high = result["headline"]["ci95"]
-    lines = [
-        f"{result['benchmark']}: {result['headline']['name']} {result['headline']['value']:.2f} %  "
-        f"[{low:.2f}, {high:.2f}]  on {result['problems']} problems"
-    ]
+    """The result in lines: the headline (a dash where it counts nothing), other figures (of many the first), counts."""
+    headline = result["headline"]
+    figure = "–"
+    if headline["value"] is not None:
+        low, high = headline["ci95"]
+        figure = f"{headline['value']:.2f} %  [{low:.2f}, {high:.2f}]"
+    lines = [f"{result['benchmark']}: {headline['name']} {figure}  on {result['problems']} problems"]
     others = {name: value for name, value in result["metrics"].items() if name != result["headline"]["name"]}
     for name, value in list(others.items())[:_SHOWN]:
         low, high = result["intervals"][name]

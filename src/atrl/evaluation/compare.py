@@ -193,7 +193,8 @@ def table(comparison: Mapping[str, Any]) -> list[str]:
     for path, headline, value in zip(
         comparison["results"], comparison["headlines"], comparison["accuracy"], strict=True
     ):
-        lines.append(f"  {value:6.2f} %  (headline: {headline['name']} {headline['value']:.2f})  {path}")
+        figure = "–" if headline["value"] is None else f"{headline['value']:.2f}"
+        lines.append(f"  {value:6.2f} %  (headline: {headline['name']} {figure})  {path}")
     low, high = comparison["ci95"]
     lines.append(f"  difference {comparison['difference']:+.2f}  [{low:+.2f}, {high:+.2f}]")
     if not comparison["units_known"]:

@@ -44,7 +44,7 @@ def number(value: float | None) -> str:
     elif value == int(value) and abs(value) < 1e15:
         text = f"{int(value):,}"
     else:
-        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     return text.replace("-", "−")
 
 
