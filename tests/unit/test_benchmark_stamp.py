@@ -130,6 +130,7 @@ class NearAnswer(ExactAnswer):
 
 def test_the_rule_of_a_part_of_ones_own():
     assert NearAnswer(by=0.2).rule() == {"class": f"{__name__}.NearAnswer", "by": 0.2}
+    assert NearAnswer(by=Path("x")).rule()["by"] == repr(Path("x"))  # a stamp is JSON
 
 
 def test_a_stamp_of_before_does_not_say_how_it_was_judged(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -55,12 +56,13 @@ class RewardPart(ABC):
         """What its verdicts depend on, for an evaluation's stamp: its class, and the constructor's arguments.
 
         Those that it keeps under their names, or these with a "_" in front; not `weight` and `workers`, which change no
-        verdict. A part whose verdicts depend on more says so in its own `rule`.
+        verdict. A part whose verdicts depend on more says so in its own `rule`. What JSON can't hold is its `repr`.
         """
         kept = vars(self)
         names = [name for name in inspect.signature(type(self)).parameters if name not in _NO_RULE]
         arguments = {name: kept[key] for name in names for key in (name, f"_{name}") if key in kept}
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **arguments}
+        rule = {"class": f"{type(self).__module__}.{type(self).__qualname__}", **arguments}
+        return json.loads(json.dumps(rule, default=repr))
 
     def close(self) -> None:  # noqa: B027  most parts hold nothing
         """Give back what the part holds (worker processes, say)."""
