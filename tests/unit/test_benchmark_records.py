@@ -42,9 +42,9 @@ def figures(rule, items, verdicts) -> dict[str, float]:
     return metric.compute()
 
 
-@pytest.mark.parametrize(("model", "right", "differ_from_responses"), [("bard", 348, 17), ("random_guess", 179, 0)])
+@pytest.mark.parametrize(("model", "right", "differ_from_responses"), [("bard", 348, 16), ("random_guess", 179, 0)])
 def test_mathvista(model, right, differ_from_responses):
-    """From responses alone 98.3 % of the verdicts agree with those that GPT-4's extraction led to."""
+    """From responses alone 98.4 % of the verdicts agree with those that GPT-4's extraction led to."""
     rule = MathVista()
     table = read_file(RECORDED / f"mathvista/output_{model}.json", "path", (), name_column="pid")
     items = rule.items(table)

@@ -13,6 +13,8 @@ from atrl.benchmarks.base import Item, option_list
 from atrl.benchmarks.latex_value import NoValue, latex_value
 from atrl.benchmarks.mathverse import MathVerse
 from atrl.benchmarks.mmvet import MMVet, contained, read_score
+from atrl.benchmarks.numbers import NoNumber, number_in
+from atrl.benchmarks.reading import find_choice, letter_of
 from atrl.benchmarks.vsibench import VsiBench, first_word, mean_relative_accuracy, score_number
 
 
@@ -87,6 +89,33 @@ def mathvista_item(**row) -> Item:
         ("", {}, None),
         ("The answer is 0.57 m", {"answer_type": "float", "precision": 1}, "0.6"),
         ("It is [1, 2] then [3, 4].", {"answer_type": "list"}, "[3, 4]"),
+        (r"\boxed{12\text{ cm}^2}", {}, "12"),  # a unit's exponent is no answer
+        (r"\boxed{12~\mathrm{m/s}^{2}}", {}, "12"),
+        ("The area is 12 cm², as 5 is not.", {}, "5"),  # a sentence's last number, as ever
+        (r"\boxed{\frac{1}{2}}", {"answer_type": "float", "precision": 1}, "0.5"),
+        (r"\boxed{\tfrac34}", {"answer_type": "float", "precision": 2}, "0.75"),
+        (r"\boxed{\frac{1}{2}}", {}, "0"),  # int(0.5), as the official rule cuts
+        (r"\boxed{1/2}", {}, "0"),
+        (r"\boxed{\sqrt{2}}", {}, "1"),  # 1.41…
+        (r"\boxed{5\sqrt{3}}", {}, "8"),  # 8.66…
+        (r"\boxed{5√3}", {}, "8"),
+        (r"\boxed{10-3}", {}, "7"),
+        (r"\boxed{2\pi}", {"answer_type": "float", "precision": 2}, "6.28"),
+        ("The answer is $3/4$ of 8.", {"answer_type": "float", "precision": 2}, "0.75"),
+        ("From 2010-2011 it rose.", {}, "2011"),  # in a sentence a hyphen takes nothing away
+        (r"\boxed{2x+3}, that is 3.", {}, None),
+        (r"\boxed{\sqrt{x+2}}", {}, None),
+        (r"\boxed{\frac{2}{x}}", {}, None),
+        (r"\boxed{2m+3}", {}, None),  # m is no unit here
+        (r"\boxed{(1,2)}", {}, None),
+        (r"\boxed{2:30}", {}, None),
+        (r"\boxed{9^{9^{9}}}", {}, None),
+        ("The answer is x^2 + 5.", {}, None),
+        (r"\boxed{x = 5}", {}, "5"),
+        (r"\boxed{1{,}200}", {}, "1200"),
+        (r"\boxed{45^\circ}", {}, "45"),
+        (r"\boxed{2e3}", {}, "2000"),  # not 2 times Euler's number and 3
+        (r"\boxed{1e-5}", {"answer_type": "float", "precision": 5}, "1e-05"),
     ],
 )
 def test_mathvista_answers_are_found_in_responses(response, row, prediction):
@@ -103,6 +132,8 @@ def test_mathvista_answers_are_found_in_responses(response, row, prediction):
         ("B", "No"),
         ("**Yes**, I think so.", "Yes"),
         ("The answer is (A).\n\nWait. So the answer is (B).", "No"),
+        (r"Let A be the centre. So \boxed{\text{no}}.", "No"),
+        ("By (A) we see it: **no**.", "No"),
     ],
 )
 def test_mathvista_choices_are_found_in_responses(response, prediction):
@@ -110,6 +141,56 @@ def test_mathvista_choices_are_found_in_responses(response, prediction):
     item = mathvista_item(answer="No", question_type="multi_choice", answer_type="text", choices=["Yes", "No"])
     scored = rule.judge(rule.extract(response, item), item)
     assert (scored.prediction, scored.score) == (prediction, float(prediction == "No"))
+
+
+@pytest.mark.parametrize(
+    ("response", "choices", "expected"),
+    [
+        ("The answer is a circle.", ["square", "circle"], "circle"),
+        ("The answer is A circle.", ["square", "circle"], "circle"),
+        ("A dog is in the picture.", ["cat", "dog"], "dog"),
+        ("The correct choice is a tie between them; I pick C", ["x", "y", "z"], "(C)"),
+        ("The answer is A because it fits.", ["x", "y"], "(A)"),  # no article stands before "because"
+        ("The answer is b.", ["x", "y"], "(B)"),
+        ("The answer is (a) circle", ["circle", "y"], "(A)"),
+        ("The answer is a) circle", ["circle", "y"], "(A)"),
+        (r"Let C be the centre. So it is \boxed{120}", ["60", "120", "240", "360"], "120"),
+        (r"By (D) it is \boxed{\dfrac{10}{3}}", ["10", "3", r"\frac{20}{3}", r"\frac{10}{3}"], r"\frac{10}{3}"),
+        (r"By (A) it is \boxed{2 - \sqrt{3}}", ["2", "√{3}"], "(A)"),  # a part of a formula is no option
+        (r"\boxed{3.60}, by (B)", ["60", "3"], "(B)"),
+        (r"\boxed{-60}", ["60", "-60"], "-60"),
+        (r"\boxed{120^\circ}", ["60", "120"], "120"),
+        ("The answer is 120 cm, not 60", ["60", "120"], "120"),  # the option that is announced, not the last one
+        ("The answer is neither. (B) then", ["x", "y"], "(B)"),
+    ],
+)
+def test_options_are_read_before_letters_that_stand_about(response, choices, expected):
+    assert find_choice(response, choices) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(("b", "B"), ("b.", "B"), ("(b) 5", "B"), ("b 5", None), ("a circle", None), ("A circle", None)),
+        *(("I see", None), ("A", "A"), ("A 12", "A"), ("A. circle", "A"), ("B circle", "B"), ("A is right", "A")),
+        ("option c", "C"),
+    ],
+)
+def test_a_letter_is_no_article(text, expected):
+    assert letter_of(text) == expected
+
+
+@pytest.mark.parametrize("sign", ["1 ", "1m^", r"\frac{1}{", "x^", "* ", r"1\text{", "1+", "[1,", "A a ", "60/"])
+def test_answers_are_read_in_steps_that_grow_with_their_length(sign):
+    """What would take more than linear time here would take hours."""
+    text = sign * (1_000_000 // len(sign))
+    for marked in (False, True):
+        try:
+            number_in(text, marked=marked)
+        except NoNumber:
+            assert marked
+    assert letter_of(text) in (None, "A")
+    assert isinstance(find_choice(text, ["60", "a circle"]), str)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +362,8 @@ def test_dynamath(answer, gold, kind, expected):
         ('```json\n{"solution": "\\frac", "short answer": 4}\n```', "float", "4"),
         ('{"short answer": "first"} {"short answer": "la\\"st"}', "text", 'la"st'),
         ("The answer is 3.5 m.", "float", "3.5"),
+        (r"\boxed{\frac{1}{2}}", "float", "0.5"),  # and so not 2.000
+        (r"5 \sqrt{x}", "float", ""),  # the rule would take the first word
         ("I choose (C).", "multiple choice", "C"),
         (r"so \boxed{even}", "text", "even"),
     ],
@@ -433,6 +516,8 @@ def test_vsibench_reports_the_official_rule_and_a_tolerant_one():
         ("4 chairs", number, 1.0, 1.0),
         ("about 4 chairs", number, 0.0, 1.0),
         ("4m", number, 0.0, 1.0),
+        ("about 4 m^2", number, 0.0, 1.0),
+        ("about 12 m^4", number, 0.0, 0.0),
         ("b", choice, 1.0, 1.0),
         ("B. right", choice, 1.0, 1.0),
         ("The answer is B", choice, 0.0, 1.0),

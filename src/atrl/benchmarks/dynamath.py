@@ -79,7 +79,7 @@ def find_short_answer(response: str, answer_type: str) -> str:
     if named := _SHORT.findall(text):
         return _unquoted(named[-1])
     if answer_type == "float":
-        return find_number(text, whole=False)
+        return find_number(text)
     if answer_type == "multiple choice":
         return find_letter(text, 26) or ""
     return final_answer(text) or announced(text) or text.strip()
@@ -99,6 +99,7 @@ class DynaMath(Benchmark):
 
     name = "dynamath"
     headline = "worst_case"
+    uses_sympy = True
     required = ("id", "answer", "answer_type")
     hub: str = "DynaMath/DynaMath_Sample"
     split: str | list[str] = field(default_factory=lambda: [f"sample_variant{number}" for number in range(1, 11)])

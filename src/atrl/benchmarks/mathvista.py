@@ -108,6 +108,7 @@ class MathVista(Benchmark):
 
     name = "mathvista"
     headline = "accuracy"
+    uses_sympy = True
     required = ("id", "answer", "question_type", "answer_type")
     hub: str = "AI4Math/MathVista"
     split: str | list[str] = "testmini"
@@ -129,7 +130,7 @@ class MathVista(Benchmark):
         if item.get("question_type") == CHOICE:
             return find_choice(response, choices)
         kind = item.get("answer_type")
-        return find_list(response) if kind == "list" else find_number(response, whole=kind == "integer")
+        return find_list(response) if kind == "list" else find_number(response)
 
     def judge(self, extraction: str | None, item: Item) -> Scored:
         """Right where the normalised extraction and the gold are the same text."""

@@ -66,6 +66,7 @@ class VsiBench(Benchmark):
 
     name = "vsibench"
     headline = "overall"
+    uses_sympy = True
     required = ("id", "answer", "question_type")
     extras = ("tolerant",)
     image_roles = ()
@@ -97,7 +98,7 @@ class VsiBench(Benchmark):
             return Scored(extraction, None, 0.0)
         word = first_word(extraction)
         if item.get("question_type") in NUMERIC:
-            tolerant = max(score_number(found, item.gold) for found in (word, find_number(extraction, whole=False)))
+            tolerant = max(score_number(found, item.gold) for found in (word, find_number(extraction)))
             return Scored(extraction, word or None, score_number(word, item.gold), {"tolerant": tolerant})
         official = float(word.lower() == item.gold.lower())
         letter = find_letter(extraction, max(len(_options(item)), 4))
