@@ -1,6 +1,7 @@
 """The study of credit schemes: many runs, one small JSON each, and a table a task.
 
     python experiments/study.py run [--task TASK] [--jobs 2] [--cells N] [--only rates|main|controls|variants]
+                                    [--add NAME='OVERRIDES']
     python experiments/study.py table [--task TASK]
 
 `run` does all of it, `geometry`, `wordy` and `easy_vqa`, and goes on where it was stopped: a cell whose file is in
@@ -10,8 +11,12 @@ trains with its own rate and is scored on the test split (`main`, five seeds; te
 `controls` and the `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task
 `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first
 cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it has fewer:
-five schemes, one seed of two values for the rates, then three or six. `easy_vqa` has published pictures, a checkpoint
-of its own too, and seven schemes: two seeds of two rates, then three or six.
+seven schemes at one rate, three seeds or six. `easy_vqa` has published pictures, a checkpoint of its own too, and seven
+schemes: two seeds of two rates, then three or six.
+
+`--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
+rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is
+started in a folder of its own, so that a path among the overrides must be a whole one.
 """
 
 from __future__ import annotations
@@ -21,12 +26,13 @@ import concurrent.futures
 import csv
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +42,9 @@ from study_tasks import COMMON, CONTROLS, SCHEMES, TASKS, VARIANTS
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
 CHECKPOINTS = ROOT / "outputs"
+Schemes = Mapping[str, tuple[str, ...]]
+"""By name, the overrides that choose a scheme."""
+NONE: Schemes = {}
 MEASURED = ("credit/anchor_recall", "credit/anchor_precision", "credit/anchor_auc", "credit/bimodality")
 
 
@@ -63,47 +72,77 @@ class Cell:
         return [*task.overrides, *start, *COMMON, *self.overrides, *own]
 
 
-def rate_cells(task: str) -> list[Cell]:
-    """The learning rates of each scheme, scored on the selection split."""
+def planned_schemes(task: str, added: Schemes) -> Schemes:
+    """The task's schemes, and those that are `added`."""
+    return {scheme: tuple(SCHEMES[scheme]) for scheme in TASKS[task].schemes} | dict(added)
+
+
+def portable(words: Iterable[str]) -> list[str]:
+    """Overrides with paths from the repository's root."""
+    return [word.replace(f"{ROOT}/", "") for word in words]
+
+
+def has_run(cell: Cell) -> bool:
+    """Whether its file is there.
+
+    Raises:
+        ValueError: if that is of other overrides, as where a scheme of one's own has changed.
+    """
+    if not cell.file.is_file():
+        return False
+    own = portable(cell.overrides)
+    if json.loads(cell.file.read_text()).get("scheme_overrides", own) != own:  # files of before don't say
+        raise ValueError(
+            f"{cell.file} is of {cell.scheme} with other overrides: choose another name, or move its files"
+        )
+    return True
+
+
+def rate_cells(task: str, added: Schemes = NONE) -> list[Cell]:
+    """The learning rates of each scheme, scored on the selection split; none where there is nothing to choose."""
+    if len(TASKS[task].rates) == 1:
+        return []
     return [
-        Cell(task, "rates", scheme, seed, rate, (*SCHEMES[scheme], "trainer.evaluate_split=selection"))
+        Cell(task, "rates", scheme, seed, rate, (*overrides, "trainer.evaluate_split=selection"))
         for seed in TASKS[task].rate_seeds
-        for scheme in TASKS[task].schemes
+        for scheme, overrides in planned_schemes(task, added).items()
         for rate in TASKS[task].rates
     ]
 
 
-def chosen_rate(task: str, scheme: str) -> float | None:
+def chosen_rate(task: str, scheme: str, added: Schemes = NONE) -> float | None:
     """The rate with the best mean accuracy on the selection split; None while a cell is missing."""
+    if len(TASKS[task].rates) == 1:
+        return TASKS[task].rates[0]
     scores: dict[float, list[float]] = {rate: [] for rate in TASKS[task].rates}
-    for cell in rate_cells(task):
+    for cell in rate_cells(task, added):
         if cell.scheme == scheme:
-            if not cell.file.is_file():
+            if not has_run(cell):
                 return None
             scores[cell.rate].append(json.loads(cell.file.read_text())["accuracy"]["after"])
     return max(scores, key=lambda rate: statistics.mean(scores[rate]))
 
 
-def main_cells(task: str) -> list[Cell]:
+def main_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """Every scheme with its own rate, seed by seed, as far as rates are chosen."""
-    planned = TASKS[task]
-    rates = {scheme: chosen_rate(task, scheme) for scheme in planned.schemes}
+    planned, schemes = TASKS[task], planned_schemes(task, added)
+    rates = {scheme: chosen_rate(task, scheme, added) for scheme in schemes}
     return [
-        Cell(task, "main", scheme, seed, rate, tuple(SCHEMES[scheme]))
+        Cell(task, "main", scheme, seed, rate, schemes[scheme])
         for seed in range(2 * planned.seeds)
         for scheme, rate in rates.items()
         if rate is not None and (seed < planned.seeds or scheme in planned.more_seeds)
     ]
 
 
-def control_cells(task: str) -> list[Cell]:
+def control_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """Shuffled advantages at uniform's rate, supervised training for about the same time, and uniform credit at other
     rates that a scheme which might win was given: a scheme must not win by its rate.
     """
     planned, rate = TASKS[task], chosen_rate(task, "uniform")
     if rate is None:
         return []
-    others = {chosen_rate(task, scheme) for scheme in planned.more_seeds} - {None, rate}
+    others = {chosen_rate(task, scheme, added) for scheme in (*planned.more_seeds, *added)} - {None, rate}
     return [
         Cell(task, "controls", name, seed, rate, tuple(overrides))
         for seed in range(planned.seeds)
@@ -115,7 +154,7 @@ def control_cells(task: str) -> list[Cell]:
     ]
 
 
-def variant_cells(task: str) -> list[Cell]:
+def variant_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """What else might make anchors win, at atrl's rate."""
     rate = chosen_rate(task, "atrl")
     if rate is None:
@@ -158,8 +197,8 @@ def run_cell(cell: Cell) -> str:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         result = read_run(folder) | {"task": cell.task, "phase": cell.phase, "scheme": cell.scheme, "seed": cell.seed}
-        portable = [word.replace(f"{ROOT}/", "") for word in cell.settings]
-        result |= {"learning_rate": cell.rate, "overrides": portable}
+        result |= {"learning_rate": cell.rate, "overrides": portable(cell.settings)}
+        result |= {"scheme_overrides": portable(cell.overrides)}
         cell.file.parent.mkdir(parents=True, exist_ok=True)
         beside = cell.file.with_suffix(".tmp")
         beside.write_text(json.dumps(result, indent=1) + "\n")
@@ -199,7 +238,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def run_missing(tasks: Iterable[str], *, jobs: int, cells: int | None, only: str | None) -> None:
+def own_scheme(text: str) -> tuple[str, tuple[str, ...]]:
+    """A scheme's name and its overrides, for argparse."""
+    name, _, overrides = text.partition("=")
+    if not name.isidentifier() or not overrides.strip():
+        raise argparse.ArgumentTypeError(
+            f"must be NAME='OVERRIDES', as mine='credit=mine credit.power=2', got {text!r}"
+        )
+    if name in (*SCHEMES, *CONTROLS, *VARIANTS) or name.startswith("uniform"):
+        raise argparse.ArgumentTypeError(f"{name} is a name of the study's own: choose another")
+    return name, tuple(shlex.split(overrides))
+
+
+def run_missing(tasks: Iterable[str], *, jobs: int, cells: int | None, only: str | None, added: Schemes = NONE) -> None:
     """Run the cells that have no file, `jobs` at a time and no more than `cells` in all; of `only` one phase, if given.
 
     A phase is planned when those before it are over, since they choose its rates.
@@ -207,7 +258,7 @@ def run_missing(tasks: Iterable[str], *, jobs: int, cells: int | None, only: str
     left, ran = cells, 0
     for task in tasks:
         for phase in PHASES if only is None else [only]:
-            missing = [cell for cell in PHASES[phase](task) if not cell.file.is_file()][:left]
+            missing = [cell for cell in PHASES[phase](task, added) if not has_run(cell)][:left]
             left = None if left is None else left - len(missing)
             ran += len(missing)
             if missing:
@@ -227,13 +278,20 @@ def main() -> None:
     run.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each (default 2)")
     run.add_argument("--cells", type=positive, help="stop after so many")
     run.add_argument("--only", choices=list(PHASES), help="one phase alone")
+    own = "also a scheme of your own; may be repeated"
+    run.add_argument("--add", type=own_scheme, action="append", default=[], metavar="NAME='OVERRIDES'", help=own)
     shown_as = commands.add_parser("table", help="print what has run so far as Markdown")
     for command in (run, shown_as):
         command.add_argument("--task", choices=list(TASKS), help="one task alone (default: all, in this order)")
     arguments = parser.parse_args()
     tasks = list(TASKS) if arguments.task is None else [arguments.task]
     if arguments.command == "run":
-        run_missing(tasks, jobs=arguments.jobs, cells=arguments.cells, only=arguments.only)
+        try:
+            run_missing(
+                tasks, jobs=arguments.jobs, cells=arguments.cells, only=arguments.only, added=dict(arguments.add)
+            )
+        except ValueError as error:
+            parser.error(str(error))
     else:
         print("\n\n".join(table(task) if len(tasks) == 1 else f"## {task}\n\n{table(task)}" for task in tasks))
 

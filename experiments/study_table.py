@@ -27,7 +27,7 @@ Runs = dict[int, dict]
 
 
 def table(folder: Path, schemes: Iterable[str]) -> str:
-    """Markdown of every run whose file is in `folder`: uniform credit first, then `schemes` in their order."""
+    """Markdown of every run whose file is in `folder`: uniform credit first, `schemes` in their order, then others."""
     found = read(folder)
     uniform = {name: runs for name, runs in found.items() if name == "uniform" or name.startswith("uniform_at_")}
     at_rate = {rate_of(runs): runs for runs in uniform.values()}
@@ -35,7 +35,8 @@ def table(folder: Path, schemes: Iterable[str]) -> str:
     more = {name: of for name, of in MEASURED_SOMETIMES.items() if any(of(run) is not None for run in every)}
     head = (*HEAD, *more)
     rows = [head, ("---",) * len(head)]
-    for scheme in [*uniform, *(name for name in schemes if name in found and name not in uniform)]:
+    in_order = [name for name in dict.fromkeys([*uniform, *schemes, *sorted(found)]) if name in found]
+    for scheme in in_order:
         runs = found[scheme]
         against = (less(runs, found.get("uniform", {})), less(runs, at_rate.get(rate_of(runs), {})))
         accuracy = shown([run["accuracy"]["after"] for run in runs.values()])

@@ -137,19 +137,19 @@ def test_a_cell_that_fails_leaves_no_file(study, monkeypatch):
 
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
-    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 10 + 27 + 6 + 3 and of easy_vqa 28 + 33 + 6, and before
-    the latter two their checkpoints.
+    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 33 + 6 + 3 and of easy_vqa 28 + 33 + 6, and before the
+    latter two their checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
     say(study, monkeypatch, "run", "--jobs", "1")
-    assert len(processes.commands) == 176 + 1 + 46 + 1 + 67
+    assert len(processes.commands) == 176 + 1 + 42 + 1 + 67
     for place, command in enumerate(processes.commands):
         assert ("experiment=wordy_checkpoint" in command) == (place == 176)
-        assert ("experiment=wordy" in command) == (176 < place < 223)
-        assert ({"experiment=easy_vqa", "stage=sft"} < set(command)) == (place == 223)
-        assert ("data=easy_vqa" in command) == (place > 223)
-    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 46 + 67
+        assert ("experiment=wordy" in command) == (176 < place < 219)
+        assert ({"experiment=easy_vqa", "stage=sft"} < set(command)) == (place == 219)
+        assert ("data=easy_vqa" in command) == (place > 219)
+    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 42 + 67
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
@@ -160,24 +160,24 @@ def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys)
 
 
 def test_a_study_that_was_stopped_goes_on(study, processes, monkeypatch, capsys):
-    """Three of the ten rates of long answers, then the other seven, then none; the checkpoint is made once."""
-    only = ("run", "--task", "wordy", "--only", "rates")
+    """Three of the 28 rates on easy-VQA, then the others, then none; the checkpoint is made once."""
+    only = ("run", "--task", "easy_vqa", "--only", "rates")
     say(study, monkeypatch, *only, "--cells", "3")
     assert len(processes.commands) == 1 + 3
     say(study, monkeypatch, *only)
-    assert len(processes.commands) == 1 + 10
+    assert len(processes.commands) == 1 + 28
     trained = [tuple(word for word in command if "hydra.run.dir" not in word) for command in processes.commands]
-    assert len(set(trained)) == 11
+    assert len(set(trained)) == 29
     say(study, monkeypatch, *only)
-    assert len(processes.commands) == 11 and "nothing is missing" in capsys.readouterr().out
+    assert len(processes.commands) == 29 and "nothing is missing" in capsys.readouterr().out
 
 
 def test_cells_are_counted_over_tasks(study, processes, monkeypatch):
-    """Of geometry 60 rates and of wordy 2; no checkpoint is made for none."""
+    """Of geometry 60 rates and of easy-VQA 2; no checkpoint is made for none."""
     say(study, monkeypatch, "run", "--only", "rates", "--cells", "60")
     assert len(processes.commands) == 60 and not study.CHECKPOINTS.exists()
     say(study, monkeypatch, "run", "--only", "rates", "--cells", "2")
-    assert ["experiment=wordy" in command for command in processes.commands[60:]] == [False, True, True]
+    assert ["data=easy_vqa" in command for command in processes.commands[60:]] == [False, True, True]
 
 
 def write(cell, accuracy: float, greedy: dict | None = None, **more) -> None:
@@ -190,7 +190,7 @@ def write(cell, accuracy: float, greedy: dict | None = None, **more) -> None:
 def test_every_cell_has_a_file_of_its_own(study):
     cells = study.rate_cells("geometry")
     assert len(cells) == 2 * 3 * len(study.SCHEMES) == len({cell.file for cell in cells})
-    assert not {cell.file for cell in cells} & {cell.file for cell in study.rate_cells("wordy")}
+    assert not {cell.file for cell in cells} & {cell.file for cell in study.rate_cells("easy_vqa")}
     assert all("trainer.evaluate_split=selection" in cell.overrides for cell in cells)
 
 
@@ -209,39 +209,90 @@ def test_the_rate_with_the_best_mean_over_seeds_is_chosen(study):
 
 
 def test_a_task_may_run_a_part(study):
-    """Two rates of five schemes on one seed; of those that have their rate three seeds, or six."""
-    cells = study.rate_cells("wordy")
-    assert len(cells) == 5 * 2 and {cell.seed for cell in cells} == {100}
+    """Two rates of seven schemes on two seeds; of those that have their rate three seeds, or six."""
+    cells = study.rate_cells("easy_vqa")
+    assert len(cells) == 7 * 2 * 2 and {cell.seed for cell in cells} == {100, 101}
     for cell in cells:
         if cell.scheme in ("uniform", "anchor_only"):
             write(cell, 0.5)
-    main = study.main_cells("wordy")
+    main = study.main_cells("easy_vqa")
     both = [(scheme, seed) for seed in range(3) for scheme in ("uniform", "anchor_only")]
     assert [(cell.scheme, cell.seed) for cell in main] == [*both, *(("uniform", seed) for seed in (3, 4, 5))]
-    assert study.variant_cells("wordy") == []  # atrl's rate is not chosen
-    assert len(study.variant_cells("geometry")) == 0  # no rate is chosen there
+    assert study.variant_cells("geometry") == []  # atrl's rate is not chosen
+
+
+def test_a_single_rate_is_everybodys(study):
+    """Nothing is to be chosen, and no uniform credit at another rate is to be compared with."""
+    assert study.rate_cells("wordy") == []
+    cells = [*study.main_cells("wordy"), *study.control_cells("wordy"), *study.variant_cells("wordy")]
+    assert len(cells) == 33 + 6 + 3 and {cell.rate for cell in cells} == {4e-4}
+    assert not any("evaluate_split" in override for cell in cells for override in cell.settings)
 
 
 def test_uniform_is_also_run_at_the_rate_of_what_might_win(study):
     """Both at the same rate: nothing to control. At two: six seeds of uniform at the other, and both differences."""
-    for cell in study.rate_cells("wordy"):
+    for cell in study.rate_cells("easy_vqa"):
         if cell.scheme in ("uniform", "oracle"):
             write(cell, 0.5 + (cell.rate == 2e-4) / 10)
-    assert {cell.scheme for cell in study.control_cells("wordy")} == {"shuffled", "supervised"}
-    for cell in study.rate_cells("wordy"):
+    assert {cell.scheme for cell in study.control_cells("easy_vqa")} == {"shuffled", "supervised"}
+    for cell in study.rate_cells("easy_vqa"):
         if cell.scheme == "oracle":
             write(cell, 0.5 + (cell.rate == 4e-4) / 10)
-    extra = [cell for cell in study.control_cells("wordy") if cell.scheme == "uniform_at_0.0004"]
+    extra = [cell for cell in study.control_cells("easy_vqa") if cell.scheme == "uniform_at_0.0004"]
     assert [(cell.seed, cell.rate, cell.overrides) for cell in extra] == [
         (seed, 4e-4, ("credit=uniform",)) for seed in range(6)
     ]
-    for cell in [*study.main_cells("wordy"), *extra]:
+    for cell in [*study.main_cells("easy_vqa"), *extra]:
         if cell.seed < 2:
             write(cell, {"uniform": 0.5, "uniform_at_0.0004": 0.6}.get(cell.scheme, 0.7) + cell.seed / 10)
-    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:6] for row in study.table("wordy").splitlines()[2:]}
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:6] for row in study.table("easy_vqa").splitlines()[2:]}
     assert rows["oracle"][0] == "0.0004"
     assert [cell.split(" ±")[0] for cell in rows["oracle"][3:5]] == ["+0.200", "+0.100"]
     assert [cell.split(" ±")[0] for cell in rows["uniform_at_0.0004"][3:5]] == ["+0.100", ""]
+
+
+def test_a_scheme_of_ones_own_is_run_by_the_same_plan(study, processes, monkeypatch, capsys):
+    """Its six rates, then five seeds of it at the best, and ten of uniform there, whose own rate is the first; once."""
+    for cell in study.rate_cells("geometry"):
+        write(cell, 0.5 - cell.rate)
+    for cell in [*study.main_cells("geometry"), *study.control_cells("geometry"), *study.variant_cells("geometry")]:
+        write(cell, 0.5)
+    asked = ("run", "--task", "geometry", "--add", "mine=credit=token_level 'credit.layers=[0, 1]'")
+    say(study, monkeypatch, *asked)
+    own = [command for command in processes.commands if "credit.layers=[0, 1]" in command]
+    assert all("credit=token_level" in command for command in own)
+    assert [("trainer.evaluate_split=selection" in command) for command in own] == [True] * 6 + [False] * 5
+    assert {
+        cell.file.name
+        for cell in study.main_cells("geometry", {"mine": ("credit=token_level", "credit.layers=[0, 1]")})
+    } >= {f"mine_0.0008_{seed}.json" for seed in range(5)}  # `processes` says that the largest rate is the best
+    others = [command for command in processes.commands if command not in own]
+    assert len(others) == 10 and all("credit=uniform" in command for command in others)
+    rows = [line.split(" | ")[0].strip("| ") for line in study.table("geometry").splitlines()[2:]]
+    assert rows[:2] == ["uniform", "uniform_at_0.0008"] and rows[-1] == "mine"
+    say(study, monkeypatch, *asked)
+    assert len(processes.commands) == 21 and "nothing is missing" in capsys.readouterr().out
+    for other in ("credit=token_level credit.layers=[1]", "credit=token_level"):
+        with pytest.raises(SystemExit):
+            say(study, monkeypatch, *asked[:-1], f"mine={other}")
+        assert "mine_0.0002_100.json is of mine with other overrides: choose another name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("mine", "must be NAME='OVERRIDES', as mine='credit=mine credit.power=2', got 'mine'"),
+        ("mine= ", "must be NAME='OVERRIDES'"),
+        ("../mine=credit=atrl", "must be NAME='OVERRIDES'"),
+        ("atrl=credit=atrl", "atrl is a name of the study's own: choose another"),
+        ("shuffled=credit=atrl", "shuffled is a name of the study's own"),
+        ("uniform_at_1=credit=uniform", "uniform_at_1 is a name of the study's own"),
+    ],
+)
+def test_what_is_no_scheme_of_ones_own_is_refused(study, monkeypatch, capsys, text, complaint):
+    with pytest.raises(SystemExit):
+        say(study, monkeypatch, "run", "--add", text)
+    assert complaint in capsys.readouterr().err
 
 
 def test_intervals_by_hand(study):
