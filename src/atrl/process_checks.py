@@ -49,6 +49,6 @@ def sharded_ranks_work_alike(config: DictConfig, processes: int | None = None) -
 
 def check_processes(config: DictConfig, processes: int) -> None:
     """Raises ValueError, a line a problem, where so many processes don't suit the config, which may leave them open."""
-    problems = [rule(config, processes) for rule in (processes_have_work, sharded_ranks_work_alike)]
-    if any(problems):
-        raise ValueError("\n".join(filter(None, problems)))
+    rules = (processes_have_work, sharded_ranks_work_alike)
+    if problems := [problem for rule in rules if (problem := rule(config, processes))]:
+        raise ValueError("\n".join(problems))

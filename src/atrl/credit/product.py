@@ -101,7 +101,7 @@ class ProductCredit(CreditScheme):
     def alone(self) -> tuple[CreditScheme, ...]:
         """The product, or where any of them compares rollouts, what the others run piece by piece."""
         if self.scope == "response":
-            return (self,)
+            return super().alone
         return tuple(part for scheme in self.schemes for part in scheme.alone)
 
     @property
@@ -148,7 +148,7 @@ class ProductCredit(CreditScheme):
     def compare(self, batch: Experience, evidence: Evidence, parts: Sequence[CreditOutput]) -> CreditOutput:
         """The product of what was assigned to each response alone and of what compares them."""
         if self.scope == "response":
-            return parts[0]
+            return super().compare(batch, evidence, parts)
         left = iter(parts)
         taken = [(scheme, list(islice(left, len(scheme.alone)))) for scheme in self.schemes]
         return self._multiplied(batch, [scheme.compare(batch, evidence, own) for scheme, own in taken])
