@@ -74,3 +74,23 @@ def test_a_process_loads_on_its_own_gpu(monkeypatch, there, expected):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert own_gpu() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({"quantization": "nf4", "lora": Lora(rank=4)}, {"": 5}), ({}, None)]
+)
+def test_only_a_model_in_4_bits_is_loaded_on_a_gpu(monkeypatch, options, expected):
+    """Any other waits on the CPU, from where Lightning moves it."""
+    import transformers
+
+    class Loaded(Exception):
+        pass
+
+    def load(source, **given):
+        raise Loaded(given["device_map"])
+
+    monkeypatch.setattr("atrl.models.load.own_gpu", lambda: {"": 5})
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", load)
+    with pytest.raises(Loaded) as raised:
+        PretrainedModel(path="tiny", **options).load(Path())
+    assert raised.value.args == (expected,)
