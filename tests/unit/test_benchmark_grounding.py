@@ -13,7 +13,7 @@ from PIL import Image
 
 from atrl.benchmarks import run
 from atrl.benchmarks.base import Answer, Benchmark
-from atrl.benchmarks.generate import Session, _digest
+from atrl.benchmarks.generate import Session
 from atrl.benchmarks.grounding import grounding_lines
 from atrl.benchmarks.logicvista import LogicVista
 from atrl.benchmarks.mathvista import MathVista
@@ -22,7 +22,7 @@ from atrl.data.frames import FrameSampler
 from atrl.data.rows import Row
 from atrl.data.tables import Table
 from atrl.evaluation.compare import compare
-from atrl.evaluation.grounding import swapped
+from atrl.evaluation.grounding import picture_digests, swapped
 from atrl.evaluation.settings import EvaluateSettings
 from atrl.rollout.base import Sampling
 from atrl.types import Problem, Prompt, Video
@@ -82,7 +82,8 @@ class Asked:
 
     def scored(self) -> dict:
         """The content of `evaluation.json`."""
-        stamp = partial(make_stamp, RULE, decoding=self.session.decoding)
+        digests = self.session.digests["mathvista"]
+        stamp = partial(make_stamp, RULE, decoding=self.session.decoding, digests=digests)
         items = self.task.items
         true = stamp(items, subset=self.task.subset)
         result, records = run._score(self.task, items, self.answers, true, None, self.settings)
@@ -173,10 +174,20 @@ def test_what_is_asked_is_the_content_of_pictures_and_videos_wherever_they_lie(t
             Problem("1", "<image>?", "", images=(picture,)),
             Problem("1", "<video>?", "", videos=(Video(video),)),
             Problem("1", "<video>?", "", videos=(Video((picture,), 1.0),)),
+            Problem("1", "<video>?", "", videos=(Video((picture,), 2.0),)),
         ]
 
-    here, there, other = ([_digest(p) for p in lying(*of)] for of in (("a", 2), ("b", 2), ("c", 4)))
-    assert here == there and len({*here, *other}) == 6
+    here, there, other = ([picture_digests(p) for p in lying(*of)] for of in (("a", 2), ("b", 2), ("c", 4)))
+    assert here == there and len({*here, *other}) == 8
+
+
+def test_other_pictures_of_the_same_questions_are_said_not_to_be_alike(tmp_path):
+    for folder, last in (("a", 4), ("b", 6)):
+        (tmp_path / folder).mkdir()
+        rows = [row(number, half_picture(shown)) for number, shown in ((1, 0), (3, 2), (5, last))]
+        Asked(tmp_path / folder, rows).scored()
+    config = OmegaConf.create({"compare": [str(tmp_path / "a"), str(tmp_path / "b")], "seed": 0})
+    assert list(compare(config, tmp_path)["stamp_differences"]) == ["pictures_sha256"]
 
 
 def test_an_empty_gold_answer_of_the_official_data_is_asked_and_scored_by_the_rule(tmp_path):

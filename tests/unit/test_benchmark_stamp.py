@@ -37,6 +37,7 @@ def asked(item: Item, question: str) -> Item:
 ITEMS = [asked(hallusion_item("VD", "1"), "Is it?"), asked(hallusion_item("VS", "0", gold="0"), "Is it not?")]
 DECODING = {"temperature": 0.0, "samples": 1, "max_response_tokens": 64, "max_prompt_tokens": 512}
 ASKED = {"subset": "all 2", "decoding": DECODING, "pixels": {"min_pixels": 4, "max_pixels": 64}, "frames": 32}
+ASKED |= {"digests": {item.id: (b"one", b"two") for item in ITEMS}}
 JUDGE = EndpointJudge(model="m", url="http://localhost/v1", cache=None)
 
 
@@ -57,11 +58,15 @@ def stamp(rule=RULE, items=ITEMS, **changes):
         (stamp(frames=16), ["frames"]),
         (stamp(subset="2 of 3, seed 0"), ["subset"]),
         (stamp(items=[dataclasses.replace(ITEMS[0], gold="no"), ITEMS[1]]), ["data_sha256"]),
-        (stamp(items=ITEMS[:1]), ["prompt_sha256", "data_sha256"]),
+        (stamp(items=ITEMS[:1]), ["prompt_sha256", "data_sha256", "pictures_sha256"]),
         (stamp(items=[ITEMS[0], asked(ITEMS[1], "Is it?")]), ["prompt_sha256", "data_sha256"]),
         (stamp(rule=HallusionBench(instruction="Yes or no?")), ["prompt_sha256", "options"]),
         (stamp(extract_again=True), ["extract_again"]),
         (stamp(pictures="blank"), ["pictures"]),
+        (stamp(digests=ASKED["digests"] | {ITEMS[1].id: (b"one", b"three")}), ["pictures_sha256"]),
+        (stamp(digests=ASKED["digests"] | {ITEMS[1].id: (b"two", b"one")}), ["pictures_sha256"]),
+        (stamp(digests=ASKED["digests"] | {"a problem that was not asked": (b"one",)}), []),
+        (stamp(digests=None), ["pictures_sha256"]),
         (stamp(items=ITEMS[::-1], rule=HallusionBench(hub="a/copy")), []),  # the same rows in another order
         (stamp(), []),
     ],

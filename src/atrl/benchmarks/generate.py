@@ -43,6 +43,8 @@ class Session:
         self._sampler = rollout.watched_sampler(folder, lambda: "the answers so far are in responses.jsonl")
         self._problems: dict[str, list[Problem]] = {}
         self._swaps: dict[str, Swap] = {}
+        self.digests: dict[str, dict[str, tuple[bytes, ...]]] = {}
+        """By benchmark and problem, of its own pictures and videos, once `answer` has been called."""
         self._builder: Any = None
         self.pixels: dict[str, Any] = {}
         self._weights: dict[str, Any] = {}
@@ -110,7 +112,8 @@ class Session:
         counts as wrong, and the figures are still of the whole benchmark.
         """
         listed = self._problems[benchmark.name]
-        done = self._answered(benchmark, listed, folder, asked={p.id: _digest(p) for p in listed})
+        pictures = self.digests[benchmark.name] = {p.id: picture_digests(p) for p in listed}
+        done = self._answered(benchmark, listed, folder, asked={p.id: _digest(p, pictures[p.id]) for p in listed})
         return _as_answers(done, [item.id for item in items])
 
     def answer_controls(self, benchmark: Benchmark, folder: Path) -> ControlAnswers | None:
@@ -124,14 +127,18 @@ class Session:
             return None
         true = {problem.id: problem for problem in self._problems[benchmark.name]}
         own = [true[problem.id] for problem in swap.problems]
+        pictures = self.digests[benchmark.name]
         done = {
             "blank": self._answered(
-                benchmark, own, folder / "blank", asked={p.id: _digest(p) for p in own},
+                benchmark, own, folder / "blank", asked={p.id: _digest(p, pictures[p.id]) for p in own},
                 pictures="blank", shown=lambda chunk: blanked(chunk, self._rollout.frames),
             ),
             "swapped": self._answered(
                 benchmark, swap.problems, folder / "swapped", pictures="swapped",
-                asked={p.id: _digest(p, whose) for p, whose in zip(swap.problems, swap.partners, strict=True)},
+                asked={
+                    p.id: _digest(p, picture_digests(p), whose)
+                    for p, whose in zip(swap.problems, swap.partners, strict=True)
+                },
             ),
         }  # fmt: skip
         unasked = self._unasked(own, done["blank"]) | self._unasked(swap.problems, done["swapped"])
@@ -238,10 +245,10 @@ def weights_of(folder: Path) -> dict[str, Any]:
     return {"folder": str(folder.resolve()), "changed": {file.name: file.stat().st_mtime_ns for file in files}}
 
 
-def _digest(problem: Problem, partner: str = "") -> str:
+def _digest(problem: Problem, pictures: Sequence[bytes], partner: str = "") -> str:
     """Of what is asked, its pictures and videos, and whose these are where they are not the problem's own."""
     text = f"{problem.question}\n{partner}" if partner else problem.question
-    return hashlib.sha256(b"".join([text.encode("utf-8", "replace"), *picture_digests(problem)])).hexdigest()[:16]
+    return hashlib.sha256(b"".join([text.encode("utf-8", "replace"), *pictures])).hexdigest()[:16]
 
 
 def _as_answers(done: Mapping[str, Sequence[str]], ids: Sequence[str]) -> list[Answer]:

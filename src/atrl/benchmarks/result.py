@@ -36,6 +36,7 @@ def make_stamp(
     frames: int | str | None = None,
     extract_again: bool | None = None,
     pictures: str | None = None,
+    digests: Mapping[str, Sequence[bytes]] | None = None,
 ) -> dict[str, Any]:
     """All that must agree before two results may stand in one table.
 
@@ -46,6 +47,7 @@ def make_stamp(
         frames: that were shown of a video; None likewise, and without videos.
         extract_again: of recorded answers whether extractions were ignored; None of others.
         pictures: "blank" or "swapped"; None where problems are shown with their own.
+        digests: by problem, of the content of its own pictures and videos; None of recorded answers.
     """
     asked = decoding is not None
     options = {
@@ -65,11 +67,18 @@ def make_stamp(
         "frames": frames,
         "subset": subset,
         "data_sha256": checksum(items),
+        "pictures_sha256": None if digests is None else _pictures(digests, in_order),
         "options": options,
         **_reward(benchmark),
         "extract_again": extract_again,
         "pictures": pictures,
     }
+
+
+def _pictures(digests: Mapping[str, Sequence[bytes]], items: Sequence[Item]) -> str:
+    """SHA-256 of all that is shown, and to which problem."""
+    listed = [[item.id, *(digest.hex() for digest in digests[item.id])] for item in items]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _reward(benchmark: Benchmark) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def score_checkpoint(config: DictConfig, folder: Path) -> dict[str, Any]:
             decoding=session.decoding,
             pixels=session.pixels,
             frames=session.frames if task.benchmark.has_videos else None,
+            digests=session.digests[task.benchmark.name],
         )
         result, records = _score(task, task.items, answers, stamp(task.items, subset=task.subset), judge, settings)
         if controls is not None:

@@ -225,12 +225,18 @@ def _digest(image: Path | Image.Image, problem: Problem) -> bytes:
 
 
 def _video_digest(video: Video | Frames, problem: Problem) -> bytes:
-    source = video.images if isinstance(video, Frames) else video.source
-    if isinstance(source, Path):
-        return _file_digest(source, source.stat().st_mtime_ns)
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).digest()
-    return hashlib.sha256(b"".join(_digest(image, problem) for image in source)).digest()
+    if isinstance(video, Frames):
+        return _frames_digest(video.images, repr(video.timestamps), problem)
+    if isinstance(video.source, Path):
+        return _file_digest(video.source, video.source.stat().st_mtime_ns)
+    if isinstance(video.source, bytes):
+        return hashlib.sha256(video.source).digest()
+    return _frames_digest(video.source, repr(video.fps), problem)
+
+
+def _frames_digest(frames: Sequence[Path | Image.Image], when: str, problem: Problem) -> bytes:
+    """The prompt says when a frame was, so that the same ones at another rate are another video."""
+    return hashlib.sha256(b"".join([when.encode(), *(_digest(frame, problem) for frame in frames)])).digest()
 
 
 @lru_cache(maxsize=4096)
