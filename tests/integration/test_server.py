@@ -123,6 +123,11 @@ def test_a_server_that_is_too_small_is_refused(url: str, handle: ModelHandle, ch
         VllmServerSampler(url=url).start(replace(handle, **change))
 
 
+def test_a_server_that_was_not_started_for_nccl_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"was not started for rollout.sampler.weight_transfer=nccl: start it with"):
+        VllmServerSampler(url=url, weight_transfer="nccl").check("qwen2_5_vl")
+
+
 @pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
 def test_a_server_of_another_model_is_refused(url: str, handle: ModelHandle, name: str) -> None:
     config = copy.deepcopy(handle.model.config)

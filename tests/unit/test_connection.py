@@ -215,3 +215,13 @@ def test_servers_that_were_started_otherwise_are_named(scripted) -> None:
     server = scripted(ready, (200, '{"results": [{"logprobs_mode": "raw_logprobs"}]}'))
     message = refusal(VllmServerSampler(url=server.url).check, "qwen2_5_vl")
     assert "returns raw_logprobs" in message and "--logprobs-mode processed_logprobs" in message
+
+
+@pytest.mark.parametrize("backend", ["null", '"ipc"'])
+def test_a_server_that_takes_no_weights_over_nccl_is_found_before_anything_loads(scripted, backend: str) -> None:
+    described = '{"results": [{"logprobs_mode": "processed_logprobs", "weight_transfer": %s}]}' % backend
+    server = scripted((200, ""), (200, described))
+    message = refusal(VllmServerSampler(url=server.url, weight_transfer="nccl").check, "qwen2_5_vl")
+    assert "--weight-transfer-config '{\"backend\": \"nccl\"}'`, or use weight_transfer=folder" in message
+    server = scripted((200, ""), (200, described), (200, "{}"))
+    VllmServerSampler(url=server.url).check("qwen2_5_vl")

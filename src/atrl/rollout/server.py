@@ -26,6 +26,8 @@ from atrl.weight_sync import named_parameters
 if TYPE_CHECKING:
     from torch import Tensor
 
+NCCL_OPTION = """--weight-transfer-config '{"backend": "nccl"}'"""
+
 LOADING = "loading"
 """The version of weights that are being replaced: nothing that they sample is ever accepted."""
 
@@ -105,11 +107,17 @@ class VllmServerSampler:
         """
         check_vllm(model_type, self.name)
         self.server.wait_until_ready(self.wait_seconds)
-        mode = self._describe()["logprobs_mode"]
+        described = self._describe()
+        mode = described["logprobs_mode"]
         if mode != "processed_logprobs":
             raise ValueError(
                 f"rollout=server: {self.server.url} returns {mode}, which are not those that it samples with: start it "
                 f"with `{START_COMMAND}`, or with --logprobs-mode processed_logprobs"
+            )
+        if self._weight_transfer == "nccl" and described["weight_transfer"] != "nccl":
+            raise ValueError(
+                f"rollout=server: {self.server.url} was not started for rollout.sampler.weight_transfer=nccl: start it "
+                f"with `{START_COMMAND} {NCCL_OPTION}`, or use weight_transfer=folder"
             )
         self.server.post("/inference/v1/generate", {"token_ids": [0], "sampling_params": {"max_tokens": 1}})
 

@@ -23,7 +23,7 @@ class WeightReceiver:
     def atrl_describe(self) -> dict[str, Any]:
         """How the server was started, as far as rollouts and weights depend on it."""
         model, scheduler = self.vllm_config.model_config, self.vllm_config.scheduler_config
-        pictures = model.multimodal_config
+        pictures, transfer = model.multimodal_config, self.vllm_config.weight_transfer_config
         return {
             "shape": model_shape(model.hf_config),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -31,6 +31,7 @@ class WeightReceiver:
             "max_model_len": model.max_model_len,
             "max_num_seqs": scheduler.max_num_seqs,
             "max_images": 0 if pictures is None else pictures.get_limit_per_prompt("image"),
+            "weight_transfer": None if transfer is None else transfer.backend,
         }
 
     def atrl_load_weights(self, folder: str) -> dict[str, Any]:
