@@ -18,6 +18,7 @@ from atrl.preflight import (
     check_devices,
     check_engine,
     check_layers,
+    check_lengths,
     check_reading,
     check_reads,
     check_videos_taken,
@@ -134,6 +135,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
         started=started,
     )
     parts.model.check()
+    check_lengths(parts.rollout, parts.model)
     if parts.run.stage != "sft":
         check_reads(parts.credit)
         check_layers(parts.credit, parts.model)

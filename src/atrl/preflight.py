@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from atrl.data.generated import examples
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from atrl.credit.base import CreditScheme
     from atrl.models.load import PretrainedModel, ScratchModel
     from atrl.models.smollm2 import SmolLM2Model
+    from atrl.rollout.settings import RolloutSettings
     from atrl.sections import TrainerSettings
     from atrl.types import Problem
 
@@ -43,6 +45,48 @@ def check_engine(sampler: Any, scheme: Any, processes: int) -> None:
             "credit.heads=auto needs rollout.sampler.tensor_parallel_size=1: one process alone samples what the heads "
             "are found with; name the heads, as heads.json of an earlier run lists them"
         )
+
+
+def check_lengths(rollout: RolloutSettings, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:
+    """Raises ValueError, in one line, where the longest prompt and response have more tokens than the model takes.
+
+    Beyond these an engine does not start, and transformers rotates queries and keys as it never did in training.
+    """
+    positions, longest = model.positions(), rollout.max_prompt_tokens + rollout.max_response_tokens
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} and "
+            f"rollout.max_response_tokens={rollout.max_response_tokens} are {longest} tokens, and the model was made "
+            f"for {positions}: lower one of them"
+        )
+
+
+def within_positions(
+    rollout: RolloutSettings, model: PretrainedModel | ScratchModel | SmolLM2Model, *, quiet: bool = False
+) -> RolloutSettings:
+    """`rollout` with prompts no longer than what the model leaves beside a response; a line says so where that is less.
+
+    Where limits are a benchmark's, and a prompt that is longer counts as not answered whatever is done about it.
+
+    Args:
+        quiet: no line, where a prompt that is longer will be an error.
+
+    Raises:
+        ValueError: if a response alone is longer than the model takes.
+    """
+    positions = model.positions()
+    if positions is None or rollout.max_prompt_tokens + rollout.max_response_tokens <= positions:
+        return rollout
+    room = positions - rollout.max_response_tokens
+    if room < 1:
+        check_lengths(rollout, model)
+    if not quiet:
+        print(
+            f"the model was made for {positions} tokens: prompts of up to {room} are asked "
+            f"(rollout.max_prompt_tokens={rollout.max_prompt_tokens}), beside responses of up to "
+            f"{rollout.max_response_tokens}"
+        )
+    return replace(rollout, max_prompt_tokens=room)
 
 
 def factors_of(scheme: CreditScheme | None) -> tuple[Any, ...]:

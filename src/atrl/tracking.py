@@ -103,7 +103,8 @@ def wandb_logger(
     """Lightning's logger for W&B, with rollouts and files.
 
     Args:
-        project, entity: where the run belongs on W&B; no entity is the user's own.
+        project: where the run belongs on W&B.
+        entity: whose project; None is the user's own.
         save_dir: where the run's files go.
         name: of the run.
         group: runs that belong together.
@@ -111,7 +112,9 @@ def wandb_logger(
         mode: "auto" is online for who is logged in and offline otherwise; `wandb sync` uploads an offline run.
         resume: as of the run; unless it is None, the W&B run that `save_dir` began goes on, if there is one.
         log_model: true keeps the trained model as an artifact, "all" each checkpoint as well.
-        table_every, table_rollouts, table_tokens: see `TableSettings`; 0 rollouts leave the table out.
+        table_every: as `TableSettings` has it.
+        table_rollouts: likewise; 0 leaves the table out.
+        table_tokens: likewise.
 
     Raises:
         ValueError: for a tag that W&B would refuse, or a table that can't be.

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from atrl.models.load import BUNDLED
+from tests.integration.conftest import needs_vllm
 from tests.integration.test_command_line import run
 from tests.unit.video_files import encode
 
@@ -133,7 +134,20 @@ def test_a_checkpoint_answers_questions_about_videos(tmp_path: Path) -> None:
     found = result["grounding"]
     assert (found["headline"], found["problems"], found["same_answer"]) == ("overall", 2, 2)
     assert found["true"]["value"] == result["headline"]["value"]
+    assert "the model was made for 2048 tokens: prompts of up to 2040 are asked" in done.stdout
+    assert result["stamp"]["decoding"]["max_prompt_tokens"] == 2040
     assert "overall without the right pictures, on 2 problems:" in done.stdout
+
+
+@needs_vllm
+def test_a_benchmarks_own_limits_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
+    """The engine refuses to start for more, and the tiny model takes less than any published benchmark asks for."""
+    data = write(tmp_path / "d.jsonl", [{"id": n, "problem": "1+1?", "answer": "2"} for n in range(2)])
+    arguments = ("benchmark=jsonl", "checkpoint=tiny", f"data.path={data}", "hydra.run.dir=out")
+    done = run("evaluate.py", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    decoding = json.loads((tmp_path / "out" / "evaluation.json").read_text())["stamp"]["decoding"]
+    assert (decoding["max_prompt_tokens"], decoding["max_response_tokens"]) == (1024, 1024)
 
 
 def test_several_answers_to_a_local_file_are_repeated_figures(tmp_path: Path) -> None:

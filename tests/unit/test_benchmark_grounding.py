@@ -64,14 +64,19 @@ class Asked:
             watched_sampler=lambda folder, rescue: self.reader,
             prompt_builder=lambda loaded, instruction: Builder(),
             handle=lambda loaded, problems: None,
-            sampler=None,
+            sampler=SimpleNamespace(check=lambda model_type: None),
             sampling=Sampling(group_size=1),
             frames=FrameSampler(),
             max_prompt_tokens=1,
         )
         processor = SimpleNamespace(image_processor=SimpleNamespace())
         loaded = SimpleNamespace(folder=folder / "model", processor=processor)
-        model = SimpleNamespace(check=lambda: None, model_type=lambda: "qwen2_5_vl", load=lambda folder: loaded)
+        model = SimpleNamespace(
+            check=lambda: None,
+            model_type=lambda: "qwen2_5_vl",
+            positions=lambda: None,
+            load=lambda folder: loaded,
+        )
         table = Table("rows", "rows", list(rows[0].values), rows, None)
         self.task = run.Task(rule, table, rule.items(table), f"all {len(rows)}", folder)
         self.session = Session(self.settings, model, rollout, folder)

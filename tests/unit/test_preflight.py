@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -16,10 +19,20 @@ from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.data.geometry import GeometryProblems
 from atrl.data.moving_markers import MovingMarkersProblems
 from atrl.evaluation.settings import EvaluateSettings
+from atrl.models.families import positions_of
 from atrl.models.load import PretrainedModel, ScratchModel
 from atrl.pipeline import processes
-from atrl.preflight import check_devices, check_engine, check_layers, check_reading, check_videos_taken
+from atrl.preflight import (
+    check_devices,
+    check_engine,
+    check_layers,
+    check_lengths,
+    check_reading,
+    check_videos_taken,
+    within_positions,
+)
 from atrl.rollout.server import VllmServerSampler
+from atrl.rollout.settings import RolloutSettings
 from atrl.rollout.transformers import TransformersSampler
 from atrl.rollout.vllm import VllmSampler
 from atrl.sections import TrainerSettings
@@ -77,6 +90,32 @@ def test_the_shape_is_that_of_the_model():
     text = TINY.load(None).model.config.get_text_config()
     assert TINY.attention_shape() == ScratchModel().attention_shape()
     assert TINY.attention_shape() == (text.num_hidden_layers, text.num_attention_heads)
+
+
+def test_what_a_model_takes_is_that_of_its_configuration():
+    assert TINY.positions() == ScratchModel().positions() == 2048
+    stretched = {"max_position_embeddings": 100, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}
+    by_layer = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"factor": None}}
+    assert positions_of(stretched) == 400
+    assert positions_of(stretched | {"rope_parameters": by_layer}) == 800
+    assert positions_of({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "default"}}) == 100
+    assert positions_of({"max_position_embeddings": 100}) == 100 and positions_of({}) is None
+
+
+def test_lengths_that_the_model_was_not_made_for(capsys):
+    fits = RolloutSettings(sampler=None, max_prompt_tokens=2000, max_response_tokens=48)
+    check_lengths(fits, TINY)
+    assert within_positions(fits, TINY) is fits and capsys.readouterr().out == ""
+    longer = replace(fits, max_prompt_tokens=2001)
+    with pytest.raises(ValueError, match=r"^rollout\.max_prompt_tokens=2001 .*=48 are 2049 tokens, .* made for 2048"):
+        check_lengths(longer, TINY)
+    assert within_positions(longer, TINY) == fits
+    line = "the model was made for 2048 tokens: prompts of up to 2000 are asked (rollout.max_prompt_tokens=2001), "
+    assert capsys.readouterr().out == f"{line}beside responses of up to 48\n"
+    with pytest.raises(ValueError, match=r"max_response_tokens=2048 are 4049 tokens"):
+        within_positions(replace(longer, max_response_tokens=2048), TINY)
+    for any_length in (check_lengths, within_positions):
+        any_length(longer, SimpleNamespace(positions=lambda: None))
 
 
 def test_oracle_needs_a_reading_rule():

@@ -17,7 +17,7 @@ from atrl.data.rows import Row, RowFormat
 from atrl.data.videos import check_videos
 from atrl.evaluation.grounding import Swap, blanked, check_swap, picture_digests, swapped
 from atrl.evaluation.score import held_out_sampling
-from atrl.preflight import check_videos_taken
+from atrl.preflight import check_videos_taken, within_positions
 from atrl.types import Problem
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class Session:
                 or sampler don't take, and for a benchmark without pictures to exchange where that is asked for.
         """
         self._model.check()
+        self._rollout = within_positions(self._rollout, self._model)
+        self._rollout.sampler.check(self._model.model_type())
         for benchmark, table, items in tasks:
             self._problems[benchmark.name] = problems(benchmark, table, items)
             check_images(self._problems[benchmark.name])

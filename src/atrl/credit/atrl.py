@@ -37,7 +37,8 @@ class AtrlCredit(ClusteringCredit, DensityCredit):
         weights: "anchors" gives anchors `anchor_weight` and the rest `rest_weight`; "load_map" maps a cluster's load
             linearly into `rest_weight` … `anchor_weight`.
         anchor_ratio: share of a response's tokens that are anchors.
-        anchor_weight, rest_weight: before the weights are scaled to mean 1; a `rest_weight` of 0 is the hard form.
+        anchor_weight: of anchors, before the weights are scaled to mean 1.
+        rest_weight: of all other tokens, likewise; 0 is the hard form.
         seed: of METIS.
     """
 

@@ -37,7 +37,8 @@ class HiddenCosineCredit(CreditScheme):
         weights: the "softmax", or "anchors": the anchor_ratio · T tokens of the largest v·g get `anchor_weight`, the
             rest `rest_weight`.
         anchor_ratio: share of a response's tokens that are anchors, marked for metrics in either form.
-        anchor_weight, rest_weight: before the weights are scaled to mean 1.
+        anchor_weight: of anchors, before the weights are scaled to mean 1.
+        rest_weight: of all other tokens, likewise.
     """
 
     layers: tuple[int, ...] | None = None

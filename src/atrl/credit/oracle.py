@@ -18,7 +18,8 @@ class OracleCredit(CreditScheme):
     An upper bound for schemes that must find them, on data that knows; never a method. Ours.
 
     Args:
-        anchor_weight, rest_weight: before the weights are scaled to mean 1; a `rest_weight` of 0 is the hard form.
+        anchor_weight: of anchors, before the weights are scaled to mean 1.
+        rest_weight: of all other tokens, likewise; 0 is the hard form.
     """
 
     anchor_weight: float = 3.0

@@ -49,7 +49,8 @@ class QueryKeyCosineCredit(ClusteringCredit):
         temperature: of the softmax; a lower one tells spans further apart.
         mixing: how much of the softmax is an even share instead.
         anchor_ratio: share of a response's tokens that are anchors, marked for metrics in every form.
-        anchor_weight, rest_weight: before the weights are scaled to mean 1.
+        anchor_weight: of anchors, before the weights are scaled to mean 1.
+        rest_weight: of all other tokens, likewise.
         seed: of METIS.
     """
 

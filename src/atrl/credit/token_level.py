@@ -20,7 +20,8 @@ class TokenLevelCredit(DensityCredit):
 
     Args:
         anchor_ratio: share of a response's tokens that are anchors.
-        anchor_weight, rest_weight: before the weights are scaled to mean 1; a `rest_weight` of 0 is the hard form.
+        anchor_weight: of anchors, before the weights are scaled to mean 1.
+        rest_weight: of all other tokens, likewise; 0 is the hard form.
     """
 
     anchor_ratio: float = 0.15

@@ -15,7 +15,7 @@ from atrl.evaluation.grounding import SIDES, Controls, build_controls, check_swa
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
 from atrl.evaluation.settings import EvaluateSettings
 from atrl.models.asked import asked_as_trained
-from atrl.preflight import check_videos_taken
+from atrl.preflight import check_videos_taken, within_positions
 
 MODES = ("greedy", "sampled")
 """How problems are answered with their own pictures."""
@@ -37,6 +37,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     source, model = instantiate(config.data), instantiate(config.model)
     rollout, reward = instantiate(config.rollout), instantiate(config.reward)
     model.check()
+    rollout = within_positions(rollout, model)
     rollout.sampler.check(model.model_type())
     problems = list(source.load("test")[: settings.limit])
     check_videos_taken(problems, model.model_type(), rollout.sampler)

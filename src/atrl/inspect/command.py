@@ -18,6 +18,7 @@ from atrl.types import Problem, Video
 
 if TYPE_CHECKING:
     from atrl.inspect.weigh import Weighed
+    from atrl.rollout.settings import RolloutSettings
 
 
 def inspect_command(config: DictConfig, folder: Path) -> Path:
@@ -37,7 +38,7 @@ def inspect_command(config: DictConfig, folder: Path) -> Path:
     model, rollout = instantiate(config.model), instantiate(config.rollout)
     schemes = {name: instantiate(alone.credit) for name, alone in configs.items()}
     problem = the_problem(settings, config)
-    check(problem, model, rollout, schemes)
+    rollout = check(problem, model, rollout, schemes)
 
     from atrl.inspect.page import write_page
     from atrl.inspect.weigh import answer, one_answer, token_texts, weigh
@@ -96,17 +97,23 @@ def own_problem(settings: InspectSettings) -> Problem:
     )
 
 
-def check(problem: Problem, model: Any, rollout: Any, schemes: dict[str, Any]) -> None:
-    """Raises ValueError for what can be known to be wrong before a model loads."""
-    from atrl.preflight import check_layers, check_reading, check_videos_taken
+def check(problem: Problem, model: Any, rollout: Any, schemes: dict[str, Any]) -> RolloutSettings:
+    """`rollout`, with prompts no longer than the model takes.
+
+    Raises:
+        ValueError: for what can be known to be wrong before a model loads.
+    """
+    from atrl.preflight import check_layers, check_reading, check_videos_taken, within_positions
 
     model.check()
+    rollout = within_positions(rollout, model, quiet=True)
     rollout.sampler.check(model.model_type())
     check_videos_taken([problem], model.model_type(), rollout.sampler)
     for name, scheme in schemes.items():
         check_single(name, scheme)
         check_layers(scheme, model)
         check_reading(scheme, [problem])
+    return rollout
 
 
 def summary(one: Weighed) -> str:

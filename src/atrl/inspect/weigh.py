@@ -78,7 +78,7 @@ def answer(
     if len(prompt.token_ids) > rollout.max_prompt_tokens:
         raise ValueError(
             f"the prompt has {len(prompt.token_ids)} tokens, pictures included, more than rollout.max_prompt_tokens="
-            f"{rollout.max_prompt_tokens}: raise it"
+            f"{rollout.max_prompt_tokens}: raise it, or where the model takes no more show a smaller picture"
         )
     sampler = rollout.sampler
     sampler.start(rollout.handle(loaded, [problem]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +40,17 @@ PROJECTOR = "multi_modal_projector"
 
 _ENCODERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers of LLaVA that take pictures of one size. Pixtral's takes them padded to the largest of the batch."""
+
+
+def positions_of(text: Mapping[str, Any]) -> int | None:
+    """Tokens that a language half was made for, of its configuration; None where that doesn't say.
+
+    Generous where rotations are stretched: some configurations give the length before that, some the one after.
+    """
+    length = text.get("max_position_embeddings")
+    rotations = text.get("rope_parameters") or {}
+    kinds = [rotations, *(kind for kind in rotations.values() if isinstance(kind, Mapping))]
+    return None if length is None else int(length * max(1.0, *(kind.get("factor") or 1.0 for kind in kinds)))
 
 
 def check_family(config: PretrainedConfig, source: str) -> None:

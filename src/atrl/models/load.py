@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from atrl.data.tables import one_line
 from atrl.data.templates import check_processor
 from atrl.models.attention import Attention, check_flex, check_installed
-from atrl.models.families import check_family, freeze, projectors, vision_tower
+from atrl.models.families import check_family, freeze, positions_of, projectors, vision_tower
 from atrl.models.lora import Lora
 from atrl.models.patches import project_patches
 from atrl.models.quantization import check_quantization, own_gpu, quantized, use_one_kernel
@@ -80,6 +80,10 @@ class PretrainedModel:
         """Layers of the language half, and heads of each; of the configuration alone, no weights are read."""
         text = self._config().get_text_config()
         return text.num_hidden_layers, text.num_attention_heads
+
+    def positions(self) -> int | None:
+        """Tokens of prompt and response together that the model was made for; of the configuration alone."""
+        return positions_of(self._config().get_text_config().to_dict())
 
     def model_type(self) -> str:
         """transformers' name of the family; of the configuration alone."""
@@ -188,6 +192,12 @@ class ScratchModel:
         from atrl.models.scratch import HEADS, LAYERS
 
         return LAYERS, HEADS
+
+    def positions(self) -> int:
+        """Tokens of prompt and response together."""
+        from atrl.models.scratch import POSITIONS
+
+        return POSITIONS
 
     def model_type(self) -> str:
         """transformers' name of the family."""

@@ -24,6 +24,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LAYERS, HEADS = 3, 4
+POSITIONS = 2048
 """Of the language half."""
 _GENERAL_TEXT = (
     "What shape is in the picture? What color is the shape? Which colour does the image contain?",
@@ -122,7 +123,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Qwen2_5_VL
             "num_hidden_layers": LAYERS,
             "num_attention_heads": HEADS,
             "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": POSITIONS,
             "initializer_range": 0.08,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": token("<|endoftext|>"),

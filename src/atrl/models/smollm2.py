@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from atrl.models.families import positions_of
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
@@ -58,6 +60,10 @@ class SmolLM2Model:
         """Layers of the language half, and heads of each."""
         text = self.configuration()["text_config"]
         return text["num_hidden_layers"], text["num_attention_heads"]
+
+    def positions(self) -> int | None:
+        """Tokens of prompt and response together."""
+        return positions_of(self.configuration()["text_config"])
 
     def model_type(self) -> str:
         """transformers' name of the family."""

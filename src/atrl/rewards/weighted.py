@@ -40,7 +40,7 @@ class WeightedReward:
                 raise ValueError(_list_faults(bad, len(problems)))
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[list[Reward]]:
-        """[group][rollout] rewards, aligned with `groups` and their rollouts.
+        """By group and rollout, aligned with `groups` and their rollouts.
 
         Every part sees all responses in one call, so that a worker pool gets a whole batch, and none is called for no
         response: a rank may have drawn nothing.
