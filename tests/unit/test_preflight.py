@@ -118,6 +118,12 @@ def test_lengths_that_the_model_was_not_made_for(capsys):
         any_length(longer, SimpleNamespace(positions=lambda: None))
 
 
+def test_a_run_that_asks_for_more_than_its_model_takes_ends_at_once(tmp_path):
+    config = compose_config(tmp_path, "rollout=transformers", "rollout.max_prompt_tokens=2000")
+    with pytest.raises(ValueError, match=r"^rollout\.max_prompt_tokens=2000 .*=64 are 2064 tokens"):
+        pipeline.instantiate_parts(config, tmp_path)
+
+
 def test_oracle_needs_a_reading_rule():
     without = [Problem(id="p", question="?", answer="4", images=())]
     known = GeometryProblems().load("train")
