@@ -84,11 +84,12 @@ def test_a_share_that_is_not_free_is_named_before_the_engine_starts(tiny) -> Non
 def run_train(folder: Path, *overrides: str) -> list[dict[str, str]]:
     """The rows of the metrics of a run of three steps on the GPU."""
     command = [
-        sys.executable, "train.py", "trainer=gpu", "trainer.precision=32-true", "logger=csv", "trainer.max_steps=3",
-        "trainer.evaluate_samples=8", f"rollout.sampler.gpu_memory_utilization={SHARE}", "rollout.check_sync_every=1",
-        f"hydra.run.dir={folder}", *overrides,
+        sys.executable, REPOSITORY / "train.py", "trainer=gpu", "trainer.precision=32-true", "logger=csv",
+        "trainer.max_steps=3", "trainer.evaluate_samples=8", f"rollout.sampler.gpu_memory_utilization={SHARE}",
+        "rollout.check_sync_every=1", f"hydra.run.dir={folder}", *overrides,
     ]  # fmt: skip
-    subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": "src"}, check=True, timeout=540)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=540)
     assert "from the trainer's" not in (folder / "train.log").read_text()
     with (folder / "metrics.csv").open() as file:
         return [row for row in csv.DictReader(file) if row.get("rollout/logprob_gap_max")]

@@ -40,10 +40,10 @@ BREAKING = (
 
 
 def run_train(folder: Path, *overrides: str, broken: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, "train.py", f"hydra.run.dir={folder}", *SMALL, *overrides]
+    command = [sys.executable, REPOSITORY / "train.py", f"hydra.run.dir={folder}", *SMALL, *overrides]
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ATRL_BREAK": broken}
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
 class KeepCheckpoints(Callback):
