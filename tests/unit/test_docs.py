@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -90,3 +94,26 @@ def leaves(entry: object) -> list[str]:
         return [entry]
     children = entry.values() if isinstance(entry, dict) else entry
     return [leaf for child in children for leaf in leaves(child)]
+
+
+SHOWN = re.findall(r"^::: ([\w.]+)$", (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("module", SHOWN)
+def test_the_sites_build_finds_what_docstrings_name(module: str) -> None:
+    """`make docs` is strict: an entry under Args that is no parameter ends it, as does `[a][b]`, a link to nowhere."""
+    for name, thing, text in documented_things(importlib.import_module(module)):
+        assert not re.search(r"\]\[", re.sub(r"``.*?``|`.*?`", "", text)), f"{module}.{name} has a link to nowhere"
+        part = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", text, re.MULTILINE)
+        entries = re.findall(r"^ {4}(\S[^:]*):", part[1], re.MULTILINE) if part else []
+        unknown = set(entries) - set(inspect.signature(thing).parameters) if entries else None
+        assert not unknown, f"{module}.{name} has no parameters {unknown}"
+
+
+def documented_things(module: ModuleType) -> Iterator[tuple[str, Callable[..., object], str]]:
+    """Public functions and classes of `module` itself, and methods of the latter, with their docstrings."""
+    own = [thing for thing in vars(module).values() if getattr(thing, "__module__", None) == module.__name__]
+    methods = [method for thing in own if inspect.isclass(thing) for method in vars(thing).values()]
+    for thing in [*own, *methods]:
+        if (inspect.isclass(thing) or inspect.isfunction(thing)) and not thing.__name__.startswith("_"):
+            yield thing.__qualname__, thing, f"{inspect.getdoc(thing) or ''}\n"
