@@ -135,7 +135,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
         started=started,
     )
     parts.model.check()
-    check_lengths(parts.rollout, parts.model)
+    check_lengths(parts.rollout, parts.model.positions())
     if parts.run.stage != "sft":
         check_reads(parts.credit)
         check_layers(parts.credit, parts.model)

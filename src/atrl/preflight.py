@@ -47,12 +47,12 @@ def check_engine(sampler: Any, scheme: Any, processes: int) -> None:
         )
 
 
-def check_lengths(rollout: RolloutSettings, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:
-    """Raises ValueError, in one line, where the longest prompt and response have more tokens than the model takes.
+def check_lengths(rollout: RolloutSettings, positions: int | None) -> None:
+    """Raises ValueError, in one line, where the longest prompt and response have more tokens than `positions`.
 
     Beyond these an engine does not start, and transformers rotates queries and keys as it never did in training.
     """
-    positions, longest = model.positions(), rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     if positions is not None and longest > positions:
         raise ValueError(
             f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} and "
@@ -79,7 +79,7 @@ def within_positions(
         return rollout
     room = positions - rollout.max_response_tokens
     if room < 1:
-        check_lengths(rollout, model)
+        check_lengths(rollout, positions)
     if not quiet:
         print(
             f"the model was made for {positions} tokens: prompts of up to {room} are asked "

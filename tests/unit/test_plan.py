@@ -453,6 +453,13 @@ def test_a_gpu_that_is_not_described_is_asked_for() -> None:
     assert "1 × H100" in plan(config_of("trainer=gpu", "hardware=h100_80gb"))
 
 
+def test_lengths_that_the_model_was_not_made_for_are_not_planned() -> None:
+    with pytest.raises(ValueError, match=r"^rollout\.max_prompt_tokens=2000 .*=64 are 2064 tokens, .* made for 2048"):
+        plan(config_of("rollout.max_prompt_tokens=2000"))
+    assert job_of(config_of("rollout.max_prompt_tokens=1984")).lengths.total == 2048
+    assert shape_of(published_config("Qwen/Qwen2.5-VL-3B-Instruct"), "3b").text.longest == 128000
+
+
 def test_strategy_devices_and_precision_are_the_trainers() -> None:
     job = job_of(config_of("trainer=fsdp", "hardware=h100_80gb", "trainer.num_nodes=2", "rollout.prompts_per_step=32"))
     assert (job.gpus, job.strategy, job.checkpointing) == (16, "fsdp", True)

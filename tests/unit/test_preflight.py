@@ -104,18 +104,18 @@ def test_what_a_model_takes_is_that_of_its_configuration():
 
 def test_lengths_that_the_model_was_not_made_for(capsys):
     fits = RolloutSettings(sampler=None, max_prompt_tokens=2000, max_response_tokens=48)
-    check_lengths(fits, TINY)
+    check_lengths(fits, 2048)
     assert within_positions(fits, TINY) is fits and capsys.readouterr().out == ""
     longer = replace(fits, max_prompt_tokens=2001)
     with pytest.raises(ValueError, match=r"^rollout\.max_prompt_tokens=2001 .*=48 are 2049 tokens, .* made for 2048"):
-        check_lengths(longer, TINY)
+        check_lengths(longer, 2048)
     assert within_positions(longer, TINY) == fits
     line = "the model was made for 2048 tokens: prompts of up to 2000 are asked (rollout.max_prompt_tokens=2001), "
     assert capsys.readouterr().out == f"{line}beside responses of up to 48\n"
     with pytest.raises(ValueError, match=r"max_response_tokens=2048 are 4049 tokens"):
         within_positions(replace(longer, max_response_tokens=2048), TINY)
-    for any_length in (check_lengths, within_positions):
-        any_length(longer, SimpleNamespace(positions=lambda: None))
+    check_lengths(longer, None)
+    assert within_positions(longer, SimpleNamespace(positions=lambda: None)) is longer
 
 
 def test_a_run_that_asks_for_more_than_its_model_takes_ends_at_once(tmp_path):

@@ -16,6 +16,7 @@ from atrl.plan.job import CreditCost, Engine, Job, Lengths, MaskedPass, Precisio
 from atrl.plan.settings import PlannerSettings
 from atrl.plan.shape import ModelShape, shape_of
 from atrl.plan.table import render
+from atrl.preflight import check_lengths
 from atrl.schema import locate
 from atrl.sections import OptimizerSettings
 
@@ -50,7 +51,7 @@ def job_of(config: DictConfig) -> Job:
     """What the config asks for.
 
     Raises:
-        ValueError: if a length does not fit into another, or the model or its attention can't be planned.
+        ValueError: if a length does not fit into another or into the model, or this or its attention can't be planned.
     """
     settings, hardware = read_section(config.planner, PlannerSettings), hardware_of(config)
     node = hardware.per_node if config.trainer.devices == "auto" else config.trainer.devices
@@ -62,6 +63,7 @@ def job_of(config: DictConfig) -> Job:
     precision = _precision(config, strategy)
     algorithm, lengths, tokens = config.algorithm, _lengths(config, settings), config.optimizer.micro_batch_tokens
     shape = model_shape(config.model)
+    check_lengths(config.rollout, shape.text.longest)
     credit = _credit(config, shape)
     rollouts, group = config.optimizer.micro_batch_size, config.rollout.group_size
     optimizer = read_section(config.optimizer, OptimizerSettings)

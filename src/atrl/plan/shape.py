@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from atrl.models.families import positions_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextShape:
@@ -23,6 +25,8 @@ class TextShape:
     qkv_bias: bool
     qk_norm: bool
     """Whether queries and keys are normalised head by head."""
+    longest: int | None
+    """Tokens of prompt and response together that it was made for."""
 
     @property
     def query_width(self) -> int:
@@ -185,6 +189,7 @@ def _text(config: Mapping[str, Any], *, third: bool, tied: bool) -> TextShape:
         tied=tied,
         qkv_bias=not third,
         qk_norm=third,
+        longest=positions_of(config),
     )
 
 
