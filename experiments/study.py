@@ -11,7 +11,7 @@ trains with its own rate and is scored on the test split (`main`, five seeds; te
 `controls` and the `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task
 `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first
 cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it has fewer:
-seven schemes at one rate, three seeds or six. `easy_vqa` has published pictures, a checkpoint of its own too, and seven
+seven schemes at one rate, three to ten seeds. `easy_vqa` has published pictures, a checkpoint of its own too, and seven
 schemes: two seeds of two rates, then three or six.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
@@ -129,9 +129,9 @@ def main_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     rates = {scheme: chosen_rate(task, scheme, added) for scheme in schemes}
     return [
         Cell(task, "main", scheme, seed, rate, schemes[scheme])
-        for seed in range(2 * planned.seeds)
+        for seed in range(planned.most_seeds)
         for scheme, rate in rates.items()
-        if rate is not None and (seed < planned.seeds or scheme in planned.more_seeds)
+        if rate is not None and seed < planned.seeds_of(scheme)
     ]
 
 
@@ -149,7 +149,7 @@ def control_cells(task: str, added: Schemes = NONE) -> list[Cell]:
         for name, overrides in CONTROLS.items()
     ] + [
         Cell(task, "controls", f"uniform_at_{other:g}", seed, other, ("credit=uniform",))
-        for seed in range(2 * planned.seeds)
+        for seed in range(planned.seeds_of("uniform"))
         for other in sorted(others)
     ]
 

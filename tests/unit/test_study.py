@@ -137,19 +137,19 @@ def test_a_cell_that_fails_leaves_no_file(study, monkeypatch):
 
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
-    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 33 + 6 + 3 and of easy_vqa 28 + 33 + 6, and before the
+    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 45 + 6 + 3 and of easy_vqa 28 + 33 + 6, and before the
     latter two their checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
     say(study, monkeypatch, "run", "--jobs", "1")
-    assert len(processes.commands) == 176 + 1 + 42 + 1 + 67
+    assert len(processes.commands) == 176 + 1 + 54 + 1 + 67
     for place, command in enumerate(processes.commands):
         assert ("experiment=wordy_checkpoint" in command) == (place == 176)
-        assert ("experiment=wordy" in command) == (176 < place < 219)
-        assert ({"experiment=easy_vqa", "stage=sft"} < set(command)) == (place == 219)
-        assert ("data=easy_vqa" in command) == (place > 219)
-    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 42 + 67
+        assert ("experiment=wordy" in command) == (176 < place < 231)
+        assert ({"experiment=easy_vqa", "stage=sft"} < set(command)) == (place == 231)
+        assert ("data=easy_vqa" in command) == (place > 231)
+    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 54 + 67
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
@@ -225,7 +225,7 @@ def test_a_single_rate_is_everybodys(study):
     """Nothing is to be chosen, and no uniform credit at another rate is to be compared with."""
     assert study.rate_cells("wordy") == []
     cells = [*study.main_cells("wordy"), *study.control_cells("wordy"), *study.variant_cells("wordy")]
-    assert len(cells) == 33 + 6 + 3 and {cell.rate for cell in cells} == {4e-4}
+    assert len(cells) == 3 * 10 + 6 + 3 * 3 + 6 + 3 and {cell.rate for cell in cells} == {4e-4}
     assert not any("evaluate_split" in override for cell in cells for override in cell.settings)
 
 
