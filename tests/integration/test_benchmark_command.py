@@ -136,6 +136,7 @@ def test_a_checkpoint_answers_questions_about_videos(tmp_path: Path) -> None:
     assert found["true"]["value"] == result["headline"]["value"]
     assert "the model was made for 2048 tokens: prompts of up to 2040 are asked" in done.stdout
     assert result["stamp"]["decoding"]["max_prompt_tokens"] == 2040
+    assert len(result["stamp"]["pictures_sha256"]) == 64
     assert "overall without the right pictures, on 2 problems:" in done.stdout
 
 

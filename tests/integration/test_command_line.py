@@ -248,8 +248,10 @@ def test_grounding_needs_pictures_to_exchange(finished: Path) -> None:
     arguments = ("checkpoint=tiny", "rollout=transformers", "data=jsonl", path, "data.test_fraction=1")
     done = run("evaluate.py", *arguments, "grounding=true", folder=finished)
     assert_refused(done, ["grounding=true", "different pictures", "2 problems", "grounding=false"])
-    done = run("evaluate.py", *arguments, "samples=0", "hydra.run.dir=ungrounded", folder=finished)
+    more = ("samples=0", "hydra.run.dir=ungrounded", "rollout.max_prompt_tokens=8192")
+    done = run("evaluate.py", *arguments, *more, folder=finished)
     assert done.returncode == 0 and "grounding: not measured" in done.stdout, done.stderr
+    assert "the model was made for 2048 tokens: prompts of up to 1984 are asked" in done.stdout
     assert "grounding" not in json.loads((finished / "ungrounded" / "evaluation.json").read_text())
 
 

@@ -59,12 +59,13 @@ class Asked:
     def __init__(self, folder: Path, rows: list[Row], rule: Benchmark = RULE, **settings) -> None:
         self.settings = EvaluateSettings(**{"checkpoint": "c", "samples": 0, "grounding": True} | settings)
         self.reader, self.folder = Reader(), folder
+        self.checked: list[str] = []
         self.reader.start = self.reader.close = lambda *_: None
         rollout = SimpleNamespace(
             watched_sampler=lambda folder, rescue: self.reader,
             prompt_builder=lambda loaded, instruction: Builder(),
             handle=lambda loaded, problems: None,
-            sampler=SimpleNamespace(check=lambda model_type: None),
+            sampler=SimpleNamespace(check=self.checked.append),
             sampling=Sampling(group_size=1),
             frames=FrameSampler(),
             max_prompt_tokens=1,
@@ -99,6 +100,7 @@ class Asked:
 def test_the_same_problems_three_times(tmp_path, capsys):
     """Four of five numbers have a picture and are read; of their blanks 0 is half of 0; no partner's is right."""
     asked = Asked(tmp_path, [*pictured(0, 2, 4, 6), row(7, None)], samples=2)
+    assert asked.checked == ["qwen2_5_vl"], "a sampler is asked before a model loads"
     result = asked.scored()
     assert result["headline"]["value"] == 80.0 and result["samples"] == 10
     found = result["grounding"]
