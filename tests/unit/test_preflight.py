@@ -97,6 +97,7 @@ def test_what_a_model_takes_is_that_of_its_configuration():
     stretched = {"max_position_embeddings": 100, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}
     by_layer = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"factor": None}}
     assert positions_of(stretched) == 400
+    assert positions_of({"max_position_embeddings": 100, "rope_scaling": {"type": "yarn", "factor": 4.0}}) == 400
     assert positions_of(stretched | {"rope_parameters": by_layer}) == 800
     assert positions_of({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "default"}}) == 100
     assert positions_of(stretched | {"rope_parameters": {"rope_type": "linear", "factor": 0.5}}) == 100

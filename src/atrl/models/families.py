@@ -48,7 +48,7 @@ def positions_of(text: Mapping[str, Any]) -> int | None:
     Generous where rotations are stretched: some configurations give the length before that, some the one after.
     """
     length = text.get("max_position_embeddings")
-    rotations = text.get("rope_parameters") or {}
+    rotations = text.get("rope_parameters") or text.get("rope_scaling") or {}  # the latter in older files
     kinds = [rotations, *(kind for kind in rotations.values() if isinstance(kind, Mapping))]
     return None if length is None else int(length * max(1.0, *(kind.get("factor") or 1.0 for kind in kinds)))
 

@@ -24,8 +24,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LAYERS, HEADS = 3, 4
-POSITIONS = 2048
 """Of the language half."""
+POSITIONS = 2048
+"""Tokens of prompt and response together."""
 _GENERAL_TEXT = (
     "What shape is in the picture? What color is the shape? Which colour does the image contain?",
     "The shape is a circle, a rectangle, a triangle. The color is red, green, blue, black, gray, teal, brown, yellow.",
