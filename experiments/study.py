@@ -8,11 +8,10 @@
 `experiments/study/` is not run again. All cells have theirs there, so move that folder away to repeat the study. First
 each scheme's learning rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme
 trains with its own rate and is scored on the test split (`main`, five seeds; ten of what might win), and so do the
-`controls` and the `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task
+`controls` and the `variants` of atrl (five seeds, at atrl's rate). `table` needs no more than the files. The task
 `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first
-cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it has fewer:
-seven schemes at one rate, three to ten seeds. `easy_vqa` has published pictures, a checkpoint of its own too, and seven
-schemes: two seeds of two rates, then three or six.
+cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it has seven
+schemes, at one rate. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes at two rates.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
 rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is
@@ -37,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import study_table
-from study_tasks import COMMON, CONTROLS, SCHEMES, TASKS, VARIANTS
+from study_tasks import COMMON, CONTROLS, MIGHT_WIN, RATE_SEEDS, SCHEMES, SEEDS, TASKS, VARIANTS, seeds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
@@ -104,7 +103,7 @@ def rate_cells(task: str, added: Schemes = NONE) -> list[Cell]:
         return []
     return [
         Cell(task, "rates", scheme, seed, rate, (*overrides, "trainer.evaluate_split=selection"))
-        for seed in TASKS[task].rate_seeds
+        for seed in RATE_SEEDS
         for scheme, overrides in planned_schemes(task, added).items()
         for rate in TASKS[task].rates
     ]
@@ -125,13 +124,13 @@ def chosen_rate(task: str, scheme: str, added: Schemes = NONE) -> float | None:
 
 def main_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """Every scheme with its own rate, seed by seed, as far as rates are chosen."""
-    planned, schemes = TASKS[task], planned_schemes(task, added)
+    schemes = planned_schemes(task, added)
     rates = {scheme: chosen_rate(task, scheme, added) for scheme in schemes}
     return [
         Cell(task, "main", scheme, seed, rate, schemes[scheme])
-        for seed in range(planned.most_seeds)
+        for seed in range(2 * SEEDS)
         for scheme, rate in rates.items()
-        if rate is not None and seed < planned.seeds_of(scheme)
+        if rate is not None and seed in seeds_of(scheme)
     ]
 
 
@@ -139,17 +138,17 @@ def control_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """Shuffled advantages at uniform's rate, supervised training for about the same time, and uniform credit at other
     rates that a scheme which might win was given: a scheme must not win by its rate.
     """
-    planned, rate = TASKS[task], chosen_rate(task, "uniform")
+    rate = chosen_rate(task, "uniform")
     if rate is None:
         return []
-    others = {chosen_rate(task, scheme, added) for scheme in (*planned.more_seeds, *added)} - {None, rate}
+    others = {chosen_rate(task, scheme, added) for scheme in (*MIGHT_WIN, *added)} - {None, rate}
     return [
         Cell(task, "controls", name, seed, rate, tuple(overrides))
-        for seed in range(planned.seeds)
+        for seed in range(SEEDS)
         for name, overrides in CONTROLS.items()
     ] + [
         Cell(task, "controls", f"uniform_at_{other:g}", seed, other, ("credit=uniform",))
-        for seed in range(planned.seeds_of("uniform"))
+        for seed in seeds_of("uniform")
         for other in sorted(others)
     ]
 
@@ -161,7 +160,7 @@ def variant_cells(task: str, added: Schemes = NONE) -> list[Cell]:
         return []
     return [
         Cell(task, "variants", name, seed, rate, tuple(VARIANTS[name]))
-        for seed in range(3)
+        for seed in range(SEEDS)
         for name in TASKS[task].variants
     ]
 

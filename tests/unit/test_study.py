@@ -137,19 +137,19 @@ def test_a_cell_that_fails_leaves_no_file(study, monkeypatch):
 
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
-    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 45 + 6 + 3 and of easy_vqa 28 + 33 + 6, and before the
+    """By hand: of geometry 60 + 70 + 10 + 60 cells, of wordy 55 + 10 + 5 and of easy_vqa 28 + 55 + 10, and before the
     latter two their checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
     say(study, monkeypatch, "run", "--jobs", "1")
-    assert len(processes.commands) == 176 + 1 + 54 + 1 + 67
+    assert len(processes.commands) == 200 + 1 + 70 + 1 + 93
     for place, command in enumerate(processes.commands):
-        assert ("experiment=wordy_checkpoint" in command) == (place == 176)
-        assert ("experiment=wordy" in command) == (176 < place < 231)
-        assert ({"experiment=easy_vqa", "stage=sft"} < set(command)) == (place == 231)
-        assert ("data=easy_vqa" in command) == (place > 231)
-    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 54 + 67
+        assert ("experiment=wordy_checkpoint" in command) == (place == 200)
+        assert ("experiment=wordy" in command) == (200 < place < 271)
+        assert ({"experiment=easy_vqa", "stage=sft"} < set(command)) == (place == 271)
+        assert ("data=easy_vqa" in command) == (place > 271)
+    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 70 + 93
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
@@ -209,15 +209,15 @@ def test_the_rate_with_the_best_mean_over_seeds_is_chosen(study):
 
 
 def test_a_task_may_run_a_part(study):
-    """Two rates of seven schemes on two seeds; of those that have their rate three seeds, or six."""
+    """Two rates of seven schemes on two seeds; of those that have their rate five seeds, or ten."""
     cells = study.rate_cells("easy_vqa")
     assert len(cells) == 7 * 2 * 2 and {cell.seed for cell in cells} == {100, 101}
     for cell in cells:
         if cell.scheme in ("uniform", "anchor_only"):
             write(cell, 0.5)
     main = study.main_cells("easy_vqa")
-    both = [(scheme, seed) for seed in range(3) for scheme in ("uniform", "anchor_only")]
-    assert [(cell.scheme, cell.seed) for cell in main] == [*both, *(("uniform", seed) for seed in (3, 4, 5))]
+    both = [(scheme, seed) for seed in range(5) for scheme in ("uniform", "anchor_only")]
+    assert [(cell.scheme, cell.seed) for cell in main] == [*both, *(("uniform", seed) for seed in range(5, 10))]
     assert study.variant_cells("geometry") == []  # atrl's rate is not chosen
 
 
@@ -225,12 +225,12 @@ def test_a_single_rate_is_everybodys(study):
     """Nothing is to be chosen, and no uniform credit at another rate is to be compared with."""
     assert study.rate_cells("wordy") == []
     cells = [*study.main_cells("wordy"), *study.control_cells("wordy"), *study.variant_cells("wordy")]
-    assert len(cells) == 3 * 10 + 6 + 3 * 3 + 6 + 3 and {cell.rate for cell in cells} == {4e-4}
+    assert len(cells) == 4 * 10 + 3 * 5 + 2 * 5 + 5 and {cell.rate for cell in cells} == {4e-4}
     assert not any("evaluate_split" in override for cell in cells for override in cell.settings)
 
 
 def test_uniform_is_also_run_at_the_rate_of_what_might_win(study):
-    """Both at the same rate: nothing to control. At two: six seeds of uniform at the other, and both differences."""
+    """Both at the same rate: nothing to control. At two: ten seeds of uniform at the other, and both differences."""
     for cell in study.rate_cells("easy_vqa"):
         if cell.scheme in ("uniform", "oracle"):
             write(cell, 0.5 + (cell.rate == 2e-4) / 10)
@@ -240,7 +240,7 @@ def test_uniform_is_also_run_at_the_rate_of_what_might_win(study):
             write(cell, 0.5 + (cell.rate == 4e-4) / 10)
     extra = [cell for cell in study.control_cells("easy_vqa") if cell.scheme == "uniform_at_0.0004"]
     assert [(cell.seed, cell.rate, cell.overrides) for cell in extra] == [
-        (seed, 4e-4, ("credit=uniform",)) for seed in range(6)
+        (seed, 4e-4, ("credit=uniform",)) for seed in range(10)
     ]
     for cell in [*study.main_cells("easy_vqa"), *extra]:
         if cell.seed < 2:
