@@ -31,7 +31,7 @@ from atrl.rollout.dynamic import DynamicBatch, sampling_metrics
 from atrl.schedule import optimizer_and_schedule, schedule_of
 from atrl.sections import OptimizerSettings
 from atrl.splitting import Split, join_rows
-from atrl.step import MicroBatch, Outcome, Scored, StepRecord, shown_rollouts
+from atrl.step import MicroBatch, Outcome, Scored, StepRecord, loss_means, shown_rollouts
 from atrl.timing import PhaseTimer
 from atrl.types import CreditOutput, Evidence, Experience, Prompt, Reward, RolloutGroup
 from atrl.weight_sync import named_parameters
@@ -128,8 +128,7 @@ class PolicyModule(PromptModule):
             with phase("score"):  # 4: rollouts → tensors, with what policy and reference say of them before the update
                 experience = self._tensors(groups, seed)
                 order = self.split.order(experience)
-                back = order.argsort()
-                shown = back[shown_rollouts(experience)].tolist()
+                shown = order.argsort()[shown_rollouts(experience)].tolist()
                 scored = self._score(experience.rows(order), shown)
                 experience = scored.experience
 
@@ -152,25 +151,18 @@ class PolicyModule(PromptModule):
             self.steps_done += 1
             self.rollouts.update_weights(named_parameters(self.policy), version=self.steps_done)
 
-        names = list(outcomes[0].sums)
-        means = parallel.sums(float(sum(o.sums[name] for o in outcomes)) / totals.tokens for name in names)
-        metrics = {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
-        width = experience.response_length
-        credit = credit if credit is not None else join_credit([outcome.credit for outcome in first], width)
-        maps = [scored.attention, *(outcome.attention for outcome in first)]
-        self.last_step = StepRecord(
+        if credit is None:
+            credit = join_credit([outcome.credit for outcome in first], experience.response_length)
+        sampling = {} if drawn.choice is None else sampling_metrics(drawn.choice)
+        self.last_step = StepRecord.of(
             step=self.steps_done,
-            groups=groups,
-            rewards=rewards,
-            discarded=drawn.discarded,
+            drawn=drawn,
             advantages=advantages,
-            experience=experience.rows(back),
-            credit=None if credit is None else credit.rows(back),
-            attention={int(order[row]): image for found in maps for row, image in found.items()},
-            logprobs=join_rows([outcome.logprobs for outcome in first], width)[back],
-            entropy=join_rows([outcome.entropy for outcome in first], width)[back],
-            losses=join_rows([outcome.losses for outcome in first], width)[back],
-            metrics=metrics | taken | ({} if drawn.choice is None else sampling_metrics(drawn.choice)),
+            scored=scored,
+            outcomes=first,
+            credit=credit,
+            order=order,
+            metrics=loss_means(outcomes, totals) | taken | sampling,
         )
 
     def _draw(self, prompts: Sequence[Prompt], seed: str) -> DynamicBatch:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from atrl import parallel
 from atrl.credit.bound import Begun
 from atrl.forward import Forward
+from atrl.loss.aggregation import BatchTotals
+from atrl.rollout.dynamic import DynamicBatch
+from atrl.splitting import join_rows
 from atrl.types import CreditOutput, Evidence, Experience, Reward, RolloutGroup
 
 SHOWN_GROUPS = 4
@@ -38,6 +42,40 @@ class StepRecord:
     """Of the first update, by token: weighed by credit, not yet aggregated, without a scheme's auxiliary loss."""
     metrics: dict[str, float]
     """Of the global batch."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        step: int,
+        drawn: DynamicBatch,
+        advantages: Float[Tensor, "group sample"],
+        scored: Scored,
+        outcomes: Sequence[Outcome],
+        credit: CreditOutput | None,
+        order: Int[Tensor, "rollout"],
+        metrics: dict[str, float],
+    ) -> StepRecord:
+        """With the rollouts in the order of drawing again, where the step took them in `order`.
+
+        `outcomes` are those of the first update, whose policy is the one that sampled.
+        """
+        width, back = scored.experience.response_length, order.argsort()
+        attention = [scored.attention, *(outcome.attention for outcome in outcomes)]
+        return cls(
+            step=step,
+            groups=drawn.groups,
+            rewards=drawn.rewards,
+            discarded=drawn.discarded,
+            advantages=advantages,
+            experience=scored.experience.rows(back),
+            credit=None if credit is None else credit.rows(back),
+            attention={int(order[row]): image for found in attention for row, image in found.items()},
+            logprobs=join_rows([outcome.logprobs for outcome in outcomes], width)[back],
+            entropy=join_rows([outcome.entropy for outcome in outcomes], width)[back],
+            losses=join_rows([outcome.losses for outcome in outcomes], width)[back],
+            metrics=metrics,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +116,13 @@ class Outcome:
     losses: Float[Tensor, "rollout response"]
     credit: CreditOutput | None
     attention: dict[int, Float[Tensor, "response image"]]
+
+
+def loss_means(outcomes: Sequence[Outcome], totals: BatchTotals) -> dict[str, float]:
+    """What micro-batches summed, as means over the global batch's trained tokens."""
+    names = list(outcomes[0].sums)
+    means = parallel.sums(float(sum(o.sums[name] for o in outcomes)) / totals.tokens for name in names)
+    return {f"loss/{name}": mean for name, mean in zip(names, means, strict=True)}
 
 
 def shown_rollouts(experience: Experience) -> list[int]:
