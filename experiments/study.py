@@ -4,14 +4,17 @@
                                     [--add NAME='OVERRIDES']
     python experiments/study.py table [--task TASK]
 
-`run` does all of it, `geometry`, `wordy` and `easy_vqa`, and goes on where it was stopped: a cell whose file is in
-`experiments/study/` is not run again. All cells have theirs there, so move that folder away to repeat the study. First
-each scheme's learning rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme
-trains with its own rate and is scored on the test split (`main`, five seeds; ten of what might win), and so do the
-`controls` and the `variants` of atrl (five seeds, at atrl's rate). `table` needs no more than the files. The task
-`wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first
-cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it has seven
-schemes, at one rate. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes at two rates.
+`run` does all of it, `geometry`, `wordy`, `wordy_again` and `easy_vqa`, and goes on where it was stopped: a cell whose
+file is in `experiments/study/` is not run again. All cells have theirs there, so move that folder away to repeat the
+study. First each scheme's learning rate is chosen on the selection split (`rates`, two seeds of three values). Then
+every scheme trains with its own rate and is scored on the test split (`main`, five seeds; ten of what might win), and
+so do the `controls` and the `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files.
+The task `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before
+its first cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it
+has fewer: seven schemes at one rate, three to ten seeds. `wordy_again` is ten seeds of three schemes from another
+checkpoint. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes: two seeds of two rates,
+then three or six. A checkpoint that is trained again, on another processor say, is another one: a task whose kept runs
+began with another is not gone on with.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
 rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is
@@ -23,6 +26,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import csv
+import hashlib
 import json
 import os
 import shlex
@@ -31,12 +35,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import study_table
-from study_tasks import COMMON, CONTROLS, MIGHT_WIN, RATE_SEEDS, SCHEMES, SEEDS, TASKS, VARIANTS, seeds_of
+from study_tasks import COMMON, CONTROLS, SCHEMES, TASKS, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
@@ -103,7 +107,7 @@ def rate_cells(task: str, added: Schemes = NONE) -> list[Cell]:
         return []
     return [
         Cell(task, "rates", scheme, seed, rate, (*overrides, "trainer.evaluate_split=selection"))
-        for seed in RATE_SEEDS
+        for seed in TASKS[task].rate_seeds
         for scheme, overrides in planned_schemes(task, added).items()
         for rate in TASKS[task].rates
     ]
@@ -124,13 +128,13 @@ def chosen_rate(task: str, scheme: str, added: Schemes = NONE) -> float | None:
 
 def main_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """Every scheme with its own rate, seed by seed, as far as rates are chosen."""
-    schemes = planned_schemes(task, added)
+    planned, schemes = TASKS[task], planned_schemes(task, added)
     rates = {scheme: chosen_rate(task, scheme, added) for scheme in schemes}
     return [
         Cell(task, "main", scheme, seed, rate, schemes[scheme])
-        for seed in range(2 * SEEDS)
+        for seed in range(planned.most_seeds)
         for scheme, rate in rates.items()
-        if rate is not None and seed in seeds_of(scheme)
+        if rate is not None and seed < planned.seeds_of(scheme)
     ]
 
 
@@ -138,17 +142,17 @@ def control_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """Shuffled advantages at uniform's rate, supervised training for about the same time, and uniform credit at other
     rates that a scheme which might win was given: a scheme must not win by its rate.
     """
-    rate = chosen_rate(task, "uniform")
+    planned, rate = TASKS[task], chosen_rate(task, "uniform")
     if rate is None:
         return []
-    others = {chosen_rate(task, scheme, added) for scheme in (*MIGHT_WIN, *added)} - {None, rate}
+    others = {chosen_rate(task, scheme, added) for scheme in (*planned.more_seeds, *added)} - {None, rate}
     return [
-        Cell(task, "controls", name, seed, rate, tuple(overrides))
-        for seed in range(SEEDS)
-        for name, overrides in CONTROLS.items()
+        Cell(task, "controls", name, seed, rate, tuple(CONTROLS[name]))
+        for seed in range(planned.seeds)
+        for name in planned.controls
     ] + [
         Cell(task, "controls", f"uniform_at_{other:g}", seed, other, ("credit=uniform",))
-        for seed in seeds_of("uniform")
+        for seed in range(planned.seeds_of("uniform"))
         for other in sorted(others)
     ]
 
@@ -160,7 +164,7 @@ def variant_cells(task: str, added: Schemes = NONE) -> list[Cell]:
         return []
     return [
         Cell(task, "variants", name, seed, rate, tuple(VARIANTS[name]))
-        for seed in range(SEEDS)
+        for seed in range(3)
         for name in TASKS[task].variants
     ]
 
@@ -173,10 +177,28 @@ def checkpoint(task: str) -> Path:
     return CHECKPOINTS / f"{task}_checkpoint" / "build"
 
 
+def start_of(task: str) -> str | None:
+    """Checksum of the weights that a task's runs start from; None if it has no checkpoint of its own, or not yet."""
+    weights = checkpoint(task) / "model" / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+
+
+def require_one_start(task: str) -> None:
+    """Raises ValueError where a task's kept runs began with other weights than its further ones would."""
+    own = start_of(task)
+    kept = sorted((RESULTS / task).rglob("*.json")) if TASKS[task].checkpoint else []
+    if any(own is None or json.loads(file.read_text()).get("checkpoint_sha256") != own for file in kept):
+        raise ValueError(
+            f"the runs in {RESULTS / task} began with another checkpoint than {checkpoint(task)}, so that further ones "
+            "can't be compared with them: move that folder away to run all of the task again (--task geometry, say, "
+            "starts from the shipped checkpoint)"
+        )
+
+
 def prepare(task: str) -> None:
     """Train the task's checkpoint, if it has one of its own and that is not there."""
     folder, asked = checkpoint(task), TASKS[task].checkpoint
-    if asked and not (folder / "model" / "config.json").is_file():
+    if asked and start_of(task) is None:
         command = [sys.executable, "train.py", *asked, "logger=csv", f"hydra.run.dir={folder}"]
         subprocess.run(command, cwd=ROOT, check=True)
 
@@ -197,7 +219,7 @@ def run_cell(cell: Cell) -> str:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         result = read_run(folder) | {"task": cell.task, "phase": cell.phase, "scheme": cell.scheme, "seed": cell.seed}
         result |= {"learning_rate": cell.rate, "overrides": portable(cell.settings)}
-        result |= {"scheme_overrides": portable(cell.overrides)}
+        result |= {"scheme_overrides": portable(cell.overrides), "checkpoint_sha256": start_of(cell.task)}
         cell.file.parent.mkdir(parents=True, exist_ok=True)
         beside = cell.file.with_suffix(".tmp")
         beside.write_text(json.dumps(result, indent=1) + "\n")
@@ -249,12 +271,15 @@ def own_scheme(text: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(shlex.split(overrides))
 
 
-def run_missing(tasks: Iterable[str], *, jobs: int, cells: int | None, only: str | None, added: Schemes = NONE) -> None:
+def run_missing(tasks: Sequence[str], *, jobs: int, cells: int | None, only: str | None, added: Schemes = NONE) -> None:
     """Run the cells that have no file, `jobs` at a time and no more than `cells` in all; of `only` one phase, if given.
 
     A phase is planned when those before it are over, since they choose its rates.
     """
     left, ran = cells, 0
+    for task in tasks:
+        if any(not has_run(cell) for phase in PHASES if only in (None, phase) for cell in PHASES[phase](task, added)):
+            require_one_start(task)
     for task in tasks:
         for phase in PHASES if only is None else [only]:
             missing = [cell for cell in PHASES[phase](task, added) if not has_run(cell)][:left]
