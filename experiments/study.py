@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import csv
 import hashlib
 import json
 import os
@@ -40,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import study_table
+from study_result import read_run
 from study_tasks import COMMON, CONTROLS, SCHEMES, TASKS, VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,6 @@ CHECKPOINTS = ROOT / "outputs"
 Schemes = Mapping[str, tuple[str, ...]]
 """By name, the overrides that choose a scheme."""
 NONE: Schemes = {}
-MEASURED = ("credit/anchor_recall", "credit/anchor_precision", "credit/anchor_auc", "credit/bimodality")
 
 
 @dataclass(frozen=True)
@@ -225,26 +224,6 @@ def run_cell(cell: Cell) -> str:
         beside.write_text(json.dumps(result, indent=1) + "\n")
         shutil.move(beside, cell.file)
     return f"{cell.scheme} {cell.rate:g} seed {cell.seed}: {result['accuracy']['after']:.3f}"
-
-
-def read_run(folder: Path) -> dict:
-    """Accuracy before and after, the curve of the rollouts' accuracy, how well anchors were found, and if it was
-    measured the accuracy after training without the right pictures.
-    """
-    summary = json.loads((folder / "summary.json").read_text())
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    curve = [float(row["reward/right"]) for row in rows if row.get("reward/right")]
-    means = {}
-    for name in MEASURED:
-        values = [float(row[name]) for row in rows if row.get(name)]
-        if values:
-            means[name.removeprefix("credit/")] = statistics.mean(values)
-    kept = {key: summary[key] for key in ("accuracy", "steps", "git_revision", "versions")}
-    if (folder / "grounding.json").is_file():
-        after = json.loads((folder / "grounding.json").read_text())["after"]
-        kept["grounding"] = {side: measured["accuracy"] for side, measured in after.items()}
-    return kept | {"curve": curve, "anchors": means, "seconds": summary["seconds"]["total"]}
 
 
 def table(task: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +45,7 @@ class Processes:
         given = dict(word.split("=", 1) for word in command[2:])
         folder = Path(given["hydra.run.dir"])
         if "_checkpoint/" in given["hydra.run.dir"]:
-            (folder / "model").mkdir(parents=True)
+            (folder / "model").mkdir(parents=True, exist_ok=True)
             (folder / "model" / "model.safetensors").write_text(given["hydra.run.dir"])
         else:
             leave_run(folder, accuracy_of(int(given.get("seed", 0)), float(given.get("optimizer.learning_rate", 1e-5))))
@@ -182,6 +184,35 @@ def test_a_study_that_was_stopped_goes_on(study, processes, monkeypatch, capsys)
     assert len(set(trained)) == 29
     say(study, monkeypatch, *only)
     assert len(processes.commands) == 29 and "nothing is missing" in capsys.readouterr().out
+
+
+def test_runs_from_two_checkpoints_are_not_mixed(study, processes, monkeypatch, capsys):
+    """Runs that are kept go with the checkpoint that they began with, as a checksum of its weights says."""
+    asked = ("run", "--task", "wordy_again", "--cells")
+    say(study, monkeypatch, *asked, "2")
+    weights = study.checkpoint("wordy_again") / "model" / "model.safetensors"
+    kept = [json.loads(file.read_text()) for file in study.RESULTS.rglob("*.json")]
+    assert [run["checkpoint_sha256"] for run in kept] == [hashlib.sha256(weights.read_bytes()).hexdigest()] * 2
+    say(study, monkeypatch, *asked, "2")
+    assert len(processes.commands) == 1 + 4
+    for change in (lambda: weights.write_text("others"), weights.unlink):
+        change()
+        with pytest.raises(SystemExit):
+            say(study, monkeypatch, *asked, "1")
+        complaint = capsys.readouterr().err
+        assert f"the runs in {study.RESULTS / 'wordy_again'} began with another checkpoint than" in complaint
+        assert "move that folder away" in complaint and len(processes.commands) == 1 + 4
+    shutil.rmtree(study.RESULTS / "wordy_again")
+    say(study, monkeypatch, *asked, "1")
+    assert len(processes.commands) == 1 + 4 + 2
+
+
+def test_what_cannot_be_gone_on_with_is_said_before_other_tasks_run(study, processes, monkeypatch, capsys):
+    """The first task has cells to run, the second has one from a checkpoint that is not there."""
+    write(study.Cell("wordy", "main", "uniform", 0, 4e-4, ("credit=uniform",)), 0.5)
+    with pytest.raises(SystemExit):
+        say(study, monkeypatch, "run", "--only", "main")
+    assert "another checkpoint" in capsys.readouterr().err and not processes.commands
 
 
 def test_cells_are_counted_over_tasks(study, processes, monkeypatch):
