@@ -4,17 +4,17 @@
                                     [--add NAME='OVERRIDES']
     python experiments/study.py table [--task TASK]
 
-`run` does all of it, `geometry`, `wordy`, `wordy_again` and `easy_vqa`, and goes on where it was stopped: a cell whose
-file is in `experiments/study/` is not run again. All cells have theirs there, so move that folder away to repeat the
-study. First each scheme's learning rate is chosen on the selection split (`rates`, two seeds of three values). Then
-every scheme trains with its own rate and is scored on the test split (`main`, five seeds; ten of what might win), and
-so do the `controls` and the `variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files.
-The task `wordy` has long answers, most tokens of which the reward does not depend on; its checkpoint is trained before
-its first cell, if it is not there, and from the start if that was stopped. Its runs take several times as long, so it
-has fewer: seven schemes at one rate, three to ten seeds. `wordy_again` is ten seeds of three schemes from another
-checkpoint. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes: two seeds of two rates,
-then three or six. A checkpoint that is trained again, on another processor say, is another one: a task whose kept runs
-began with another is not gone on with.
+`run` does all of it, task by task, and goes on where it was stopped: a cell whose file is in `experiments/study/` is
+not run again. All cells have theirs there, so move that folder away to repeat the study. First each scheme's learning
+rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its own rate
+and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the
+`variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
+answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is
+not there, and from the start if that was stopped. Its runs take several times as long, so it has fewer: seven schemes
+at one rate, three to ten seeds. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes: two
+seeds of two rates, then three or six. `geometry_again` and `wordy_again` test what the others suggest, on fresh seeds
+and from another checkpoint. A checkpoint that is trained again, on another processor say, is another one: a task whose
+kept runs began with another is not gone on with.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
 rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is
@@ -131,9 +131,9 @@ def main_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     rates = {scheme: chosen_rate(task, scheme, added) for scheme in schemes}
     return [
         Cell(task, "main", scheme, seed, rate, schemes[scheme])
-        for seed in range(planned.most_seeds)
+        for seed in planned.every_seed
         for scheme, rate in rates.items()
-        if rate is not None and seed < planned.seeds_of(scheme)
+        if rate is not None and seed in planned.seeds_of(scheme)
     ]
 
 
@@ -145,13 +145,14 @@ def control_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     if rate is None:
         return []
     others = {chosen_rate(task, scheme, added) for scheme in (*planned.more_seeds, *added)} - {None, rate}
+    others |= set(planned.uniform_rates)
     return [
         Cell(task, "controls", name, seed, rate, tuple(CONTROLS[name]))
         for seed in range(planned.seeds)
         for name in planned.controls
     ] + [
         Cell(task, "controls", f"uniform_at_{other:g}", seed, other, ("credit=uniform",))
-        for seed in range(planned.seeds_of("uniform"))
+        for seed in planned.seeds_of("uniform")
         for other in sorted(others)
     ]
 

@@ -18,6 +18,7 @@ SCHEMES = {
     "hidden_cosine": ["credit=hidden_cosine"],
     "oracle": ["credit=oracle"],
     "oracle_only": ["credit=oracle", "credit.rest_weight=0"],
+    "random_soft": ["credit=random"],  # as many tokens as token_level's anchors and their weights, drawn at random
 }
 MIGHT_WIN = ("uniform", "atrl", "token_level", "oracle")
 """The schemes that get the most seeds, and what they are compared with."""
@@ -52,10 +53,13 @@ class Task:
     overrides: tuple[str, ...]
     checkpoint: tuple[str, ...] = ()
     """Overrides of the run that trains what its runs start from; of none, that is the shipped one."""
-    schemes: tuple[str, ...] = tuple(SCHEMES)
+    schemes: tuple[str, ...] = tuple(scheme for scheme in SCHEMES if scheme != "random_soft")
     rates: tuple[float, ...] = RATES
     """Of which each scheme gets the one that is best on the selection split; a single one is everybody's."""
     rate_seeds: tuple[int, ...] = (100, 101)
+    uniform_rates: tuple[float, ...] = ()
+    """At which uniform credit runs as well."""
+    first_seed: int = 0
     seeds: int = 5
     more_seeds: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(MIGHT_WIN, 10))
     """Schemes with more seeds, and how many."""
@@ -63,13 +67,13 @@ class Task:
     variants: tuple[str, ...] = tuple(VARIANTS)
 
     @property
-    def most_seeds(self) -> int:
+    def every_seed(self) -> range:
         """Of any scheme."""
-        return max(self.seeds, *self.more_seeds.values())
+        return range(self.first_seed, self.first_seed + max(self.seeds, *self.more_seeds.values()))
 
-    def seeds_of(self, scheme: str) -> int:
-        """How many runs it has."""
-        return self.more_seeds.get(scheme, self.seeds)
+    def seeds_of(self, scheme: str) -> range:
+        """Of its runs."""
+        return range(self.first_seed, self.first_seed + self.more_seeds.get(scheme, self.seeds))
 
 
 TASKS = {
@@ -83,11 +87,21 @@ TASKS = {
         more_seeds={"uniform": 10, "atrl": 10, "token_level": 10, "oracle": 6},
         variants=("small_clusters",),
     ),
-    # One comparison, planned before it ran, from a checkpoint of its own: `wordy` got seeds after others had been seen.
+    # Planned before they ran, to test what the others suggest: on fresh seeds, and from a checkpoint of its own.
+    "geometry_again": Task(
+        overrides=("data.selection_size=512", "trainer.grounding_samples=512"),
+        schemes=("uniform", "token_level", "random_soft"),
+        rates=(4e-4,),
+        uniform_rates=(6e-4,),
+        first_seed=10,
+        seeds=10,
+        controls=(),
+        variants=(),
+    ),
     "wordy_again": Task(
         overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=512"),
         checkpoint=("experiment=wordy_checkpoint", "seed=1"),
-        schemes=("uniform", "token_level", "atrl"),
+        schemes=("uniform", "token_level"),
         rates=(4e-4,),
         controls=(),
         variants=(),
