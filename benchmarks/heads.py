@@ -54,7 +54,7 @@ def main(checkpoint: str) -> None:
 
     batch, groups = sampled(loaded, builder.build_all(source.load("test")[:TEST_RESPONSES]).prompts)
     reading = reading_mask(groups, loaded.processor.tokenizer, batch.response_mask)
-    capture = read_heads(loaded.model, batch, searches["contrast"], micro_batch_size=TEST_RESPONSES)
+    capture = read_heads(loaded.model, batch, searches["contrast"])
     peaks, relative = capture.peak.flatten(1, 2), relative_peaks(capture, batch.response_mask)
     areas = torch.tensor([area(peaks[:, head], batch.response_mask, reading) for head in range(peaks.shape[1])])
     areas = areas.double().view(scores["contrast"].shape)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atrl.credit.attention import AttentionCapture
+from atrl.draws import Draws
 from atrl.models.head import read_at_head
 from atrl.splitting import join_rows
 from atrl.timing import PhaseTimer
@@ -81,6 +82,7 @@ class ForwardPass:
             ValueError: if a layer or head that the scheme names is not there.
         """
         scheme = None if credit is None else credit.scheme
+        draws = Draws.of(batch.input_ids.device)
         probe = credit.probe if credit is not None and read else None
         with nullcontext() if probe is None else probe.capture(batch) as recorder:
             assert recorder is None or not (self.share_prompts and recorder.listens), (
@@ -100,7 +102,7 @@ class ForwardPass:
                 logprobs=scores.logprobs.detach(),
                 entropy=scores.entropy,
                 read={} if recorder is None else recorder.results(),
-                masked=self._masked(policy, batch, scores, scheme) if masked else None,
+                masked=self._masked(policy, batch, scores, scheme, draws) if masked else None,
             )
         return Forward(scores.logprobs, scores.entropy, evidence)
 
@@ -135,9 +137,12 @@ class ForwardPass:
         entropy, divergence = [*(other.detach() for other in others), None][:2]
         return Scores(logprobs, entropy, seen[0], divergence)
 
-    def _masked(self, policy: PreTrainedModel, batch: Experience, scores: Scores, scheme: CreditScheme) -> MaskedView:
+    def _masked(
+        self, policy: PreTrainedModel, batch: Experience, scores: Scores, scheme: CreditScheme, draws: Draws
+    ) -> MaskedView:
+        """With the dropout of the pass that gave `scores`, which began at `draws`: the picture alone is to differ."""
         assert batch.masked_pixels is not None, "the batch was built without the masked pictures that credit needs"
-        with nullcontext() if scheme.needs_masked_gradient else torch.no_grad():
+        with nullcontext() if scheme.needs_masked_gradient else torch.no_grad(), draws.again():
             other = self.scores(policy, replace(batch, pixels=batch.masked_pixels), against=scores.rows)
         return MaskedView(logprobs=other.logprobs, divergence=other.divergence)
 

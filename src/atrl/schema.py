@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Collection
 from types import ModuleType
@@ -46,6 +47,9 @@ def _resolved(parent: Any, key: Any, problems: list[str], path: str) -> Any:
         return UNSET  # what it refers to is reported where it stands
     except OmegaConfBaseException as error:
         problems.append(f"{path} can't be resolved: {str(error).splitlines()[0]}")
+        return UNSET
+    if isinstance(value, float) and not math.isfinite(value):
+        problems.append(f"{path} must be a finite number, got {value}")  # to most checks of a range nan is within
         return UNSET
     return to_plain(value, problems, path) if isinstance(value, DictConfig | ListConfig) else value
 

@@ -127,9 +127,13 @@ class SftSettings:
     evaluate_every: int = 50  # steps between scores on the selection split; the best weights are kept
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a count that is too small."""
+        """Raises ValueError for a rate or count that AdamW can't train with."""
         for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
             at_least(f"sft.{name}", getattr(self, name), 1)
+        if self.learning_rate <= 0:
+            raise ValueError(f"sft.learning_rate must be above 0, got {self.learning_rate}: try 1.5e-3")
+        if self.weight_decay < 0:
+            raise ValueError(f"sft.weight_decay must be 0 (off) or more, got {self.weight_decay}")
 
 
 def check_seed(seed: int) -> None:

@@ -24,7 +24,8 @@ from atrl.config import (
     read_section,
 )
 from atrl.process_checks import check_processes, processes_have_work, sharded_ranks_work_alike
-from atrl.sections import OptimizerSettings, RunSettings, TrainerSettings
+from atrl.sections import OptimizerSettings, RunSettings, SftSettings, TrainerSettings
+from tests.unit.refusals import refusal
 
 if TYPE_CHECKING:
     from nowhere_to_be_found import Tensor
@@ -96,7 +97,7 @@ def scheme(**arguments: Any) -> dict[str, Any]:
     [
         {},
         {"anchor_ratio": 1},
-        {"anchor_ratio": float("inf")},
+        {"anchor_ratio": 1e30},
         {"seed": None},
         {"betas": [0.9, 1]},
         {"folder": "a/b"},
@@ -296,6 +297,29 @@ def test_sections_must_be_there_and_their_ranges_hold():
     assert line({"trainer": {"max_steps": 0}}) == (
         "trainer.max_steps must be at least 1, got 0: each step takes one rollout batch"
     )
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_numbers_are_finite(number):
+    """Almost every check of a range lets NaN through."""
+    node = scheme(temperature=float(number)) | {"inner": [1.0, float(number)]}
+    config = {"optimizer": {"learning_rate": float(number)}, "credit": node}
+    sections = {"": RunSettings, "optimizer": OptimizerSettings}
+    with pytest.raises(ValueError) as caught:
+        check_config(config, sections=sections, components=("credit",), checks=())
+    for key in ("optimizer.learning_rate", "credit.temperature", "credit.inner.1"):
+        assert f"{key} must be a finite number, got {number}" in str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("learning_rate", 0.0, "sft.learning_rate must be above 0, got 0.0: try 1.5e-3"),
+        ("weight_decay", -1.0, "sft.weight_decay must be 0 (off) or more, got -1.0"),
+    ],
+)
+def test_the_warm_up_has_rates_that_adamw_takes(option, value, message):
+    assert refusal(SftSettings, **{option: value}) == message
 
 
 def test_cross_checks_run_last_and_all_of_them():

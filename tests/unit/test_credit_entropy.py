@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from credit_evidence import batch_of
@@ -14,8 +16,8 @@ ENTROPY = torch.tensor([[0.9, 0.8, 0.1, 0.7, 0.6], [0.2, 0.3, 0.0, 9.0, 9.0]])
 BATCH = batch_of([(5, 4), (3, 4)])
 
 
-def assign(scheme, entropy=ENTROPY):
-    return scheme.assign(BATCH, Evidence(torch.zeros(2, 5), entropy, {}))
+def assign(scheme, entropy=ENTROPY, batch=BATCH):
+    return scheme.assign(batch, Evidence(torch.zeros_like(entropy), entropy, {}))
 
 
 def test_within_the_response_each_keeps_its_share():
@@ -46,6 +48,16 @@ def test_a_token_that_was_certain_is_never_chosen(within):
     assert output.anchors.nonzero().tolist() == [[0, 1], [1, 1]]
     each = {"response": [5.0, 3.0], "batch": [4.0, 4.0]}[within]
     assert output.weights.tolist() == [[0, each[0], 0, 0, 0], [0, each[1], 0, 0, 0]]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_ties_within_the_batch_do_not_go_by_its_order(order):
+    """round(0.5·6) = 3 of six that are all in doubt alike: those of the rollout whose key comes first."""
+    keys = [f"0/{row}/0" for row in order]
+    batch = replace(BATCH, keys=keys, response_mask=torch.ones(2, 3, dtype=torch.bool))
+    output = assign(EntropyCredit(ratio=0.5, within="batch"), torch.ones(2, 3), batch)
+    first = order.index(0)
+    assert output.anchors[first].all() and not output.anchors[1 - first].any()
 
 
 def test_only_the_batch_form_needs_the_batch():

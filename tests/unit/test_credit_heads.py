@@ -17,6 +17,7 @@ from atrl.credit.probe import AttentionProbe
 from atrl.credit.product import ProductCredit
 from atrl.credit.token_level import TokenLevelCredit
 from atrl.models.policy import response_logits
+from atrl.splitting import EvenSplit, TokenBudgetSplit
 
 DENSITY = [AtrlCredit, TokenLevelCredit, AnchorOnlyCredit, LowConnectivityCredit]
 
@@ -103,8 +104,8 @@ def search_by(criterion: str = "relative_contrast", **options) -> HeadSearch:
     return TokenLevelCredit(heads="auto", head_criterion=criterion, **options).head_search
 
 
-@pytest.mark.parametrize("micro_batch_size", [64, 1])
-def test_calibrating_reads_what_a_probe_reads(policy, prompts, micro_batch_size):
+@pytest.mark.parametrize("split", [EvenSplit(size=64), EvenSplit(size=1), TokenBudgetSplit(max_tokens=60)], ids=str)
+def test_calibrating_reads_what_a_probe_reads(policy, prompts, split):
     """And leaves kernel, mode and the global random state alone."""
     batch = rollout_batch([(prompts["wide"], 5), (prompts["two"], 9), (prompts["square"], 4)])
     request = AttentionRequest(row="own", sink_factor=2.0, neighbours=0)
@@ -116,7 +117,7 @@ def test_calibrating_reads_what_a_probe_reads(policy, prompts, micro_batch_size)
     policy.train()
     state = torch.get_rng_state()
     search = search_by("contrast", row="own", sink_factor=2.0)
-    scores = calibrate(policy, batch, search, micro_batch_size=micro_batch_size)
+    scores = calibrate(policy, batch, search, split=split)
     expected = head_scores(recorder.results()[request], batch.response_mask, "contrast")
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
     assert scores.std() > 1e-4  # so that another row or sink rule would be seen
@@ -161,6 +162,8 @@ def test_every_density_scheme_leaves_its_heads_open(scheme):
     [
         ({"heads": "autoo"}, r"^credit\.heads must be \[layer, head\] pairs, auto or null, got 'autoo': try auto$"),
         ({"auto_heads": 0}, r"^credit\.auto_heads must be at least 1, got 0: try 8$"),
+        ({"layers": [1, 0, 1]}, r"^credit\.layers names 1 twice: name it once$"),
+        ({"heads": [[0, 1], [2, 3], [0, 1]]}, r"^credit\.heads names \[0, 1\] twice: name it once$"),
         (
             {"layers": [2], "heads": [[0, 1], [2, 3]]},
             r"^credit\.layers=\[2\] has no effect beside credit\.heads=\[\[0, 1\], \[2, 3\]\], .*: set one .* to null$",

@@ -256,6 +256,15 @@ def test_read_tokens_are_the_digits_of_the_first_reading(processor):
     assert [place for place, read in enumerate(chosen) if read] == digits[:2]
 
 
+def test_reading_sees_the_spaces_that_a_decoder_takes_from_the_first_token():
+    """As SentencePiece's do: token by token " a red circle. It is red" would be a word in which the rule finds nothing."""
+    pieces = [" a", " red", " circle", ".", " It", " is", " red"]
+    decode = {"decode": lambda self, ids: "".join(pieces[token] for token in ids).removeprefix(" ")}
+    rule = ReadingRule(r"\b(red|blue)\b", count=1)
+    chosen = read_tokens(list(range(7)), rule.spans, type("Tokenizer", (), decode)())
+    assert [place for place, read in enumerate(chosen) if read] == [1]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_token_is_read_if_one_of_its_characters_is(seed):
     """Against characters marked one by one: tokens without text, spans that share a token, groups without a match."""
@@ -263,7 +272,7 @@ def test_a_token_is_read_if_one_of_its_characters_is(seed):
     pieces = ["".join(generator.choices("abc", k=generator.choice((0, 1, 1, 2, 5)))) for _ in range(30)]
     length = sum(map(len, pieces))
     spans = [tuple(sorted(generator.choices(range(length + 1), k=2))) for _ in range(3)] + [(-1, -1), (7, 7)]
-    tokenizer = type("Tokenizer", (), {"decode": lambda self, ids: pieces[ids[0]]})()
+    tokenizer = type("Tokenizer", (), {"decode": lambda self, ids: "".join(pieces[token] for token in ids)})()
     marked = {place for start, stop in spans for place in range(start, stop)}
     ends = list(itertools.accumulate(map(len, pieces)))
     expected = [not marked.isdisjoint(range(end - len(piece), end)) for end, piece in zip(ends, pieces, strict=True)]

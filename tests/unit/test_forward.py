@@ -17,6 +17,8 @@ from atrl.credit.product import ProductCredit
 from atrl.credit.vppo import VppoCredit
 from atrl.forward import ForwardPass, attention_maps, merge_evidence
 from atrl.logprobs import process_logits, token_divergence
+from atrl.models.load import PretrainedModel
+from atrl.models.lora import Lora
 from atrl.models.policy import response_logits
 from atrl.timing import PhaseTimer
 from atrl.types import CreditOutput
@@ -115,6 +117,26 @@ def test_reading_on_the_way_counts_as_credit_and_not_as_the_update(policy, batch
     with forward_pass.timer.phase("update"):
         forward_pass(policy, batch, credit, read=True)
     assert forward_pass.timer.total["credit"] > 1000 and -1000 < forward_pass.timer.total["update"] < 0
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_the_masked_view_differs_by_the_picture_alone(checkpoint, batch, auxiliary):
+    """Its dropout is that of the other pass, draw by draw: with nothing masked, both say the same. What is drawn after
+    it is what would be drawn without it."""
+    policy = PretrainedModel(path=str(checkpoint), lora=Lora(rank=4, dropout=0.5)).load(checkpoint).model.train()
+    for name, parameter in policy.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    credit = bound(policy, Looks(mask=PictureMask(ratio=0.5), auxiliary=auxiliary))
+    unmasked = replace(batch, masked_pixels=batch.pixels)
+    torch.manual_seed(0)
+    forward, masked_next = PASS(policy, unmasked, credit, read=True), torch.rand(1)
+    assert torch.equal(forward.evidence.masked.logprobs, forward.logprobs)
+    assert forward.evidence.masked.divergence.abs().max() < 1e-6
+    torch.manual_seed(0)
+    plain, plain_next = PASS(policy, unmasked, None, read=False), torch.rand(1)
+    assert torch.equal(plain.logprobs, forward.logprobs) and torch.equal(plain_next, masked_next)
+    assert not torch.allclose(PASS(policy, unmasked, None, read=False).logprobs, plain.logprobs, atol=1e-3)
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])

@@ -28,7 +28,7 @@ class Pieces:
         self.all_special_ids = [number for number, piece in enumerate(pieces) if piece.startswith("<")]
 
     def decode(self, token_ids: list[int]) -> str:
-        return self._pieces[token_ids[0]]
+        return "".join(self._pieces[token] for token in token_ids)
 
 
 def numbers(*pieces: str) -> list[int]:

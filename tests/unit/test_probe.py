@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from atrl.credit import blocks as blocks_module
-from atrl.credit.attention import AttentionReader, AttentionRequest, merge_captures
+from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRequest
 from atrl.credit.blocks import Block, blocks
 from atrl.credit.connectivity import remove_sinks
+from atrl.credit.edges import Edges
 from atrl.credit.probe import AttentionProbe
 from atrl.credit.regions import padded_regions
 from atrl.experience import micro_batches
@@ -394,3 +396,26 @@ def test_a_model_without_the_interface_is_noticed(batch):
         pass
     with pytest.raises(AssertionError, match="does this model use transformers' attention interface"):
         recorder.results()
+
+
+def merge_captures(parts: Sequence[AttentionCapture]) -> AttentionCapture:
+    """The captures of consecutive micro-batches as one; image columns and pictures padded to the widest."""
+
+    def widened(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        width, pad = max(tensor.shape[-1] for tensor in tensors), torch.nn.functional.pad
+        return torch.cat([pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
+
+    edges = None
+    if parts[0].edges is not None:
+        edges = Edges(
+            torch.cat([part.edges.targets for part in parts]), torch.cat([part.edges.strengths for part in parts])
+        )
+    return AttentionCapture(
+        total=torch.cat([part.total for part in parts]),
+        peak=torch.cat([part.peak for part in parts]),
+        image=widened([part.image for part in parts]),
+        image_mask=widened([part.image_mask for part in parts]),
+        edges=edges,
+        pictures=None if parts[0].pictures is None else widened([part.pictures for part in parts]),
+        mass=None if parts[0].mass is None else widened([part.mass for part in parts]),
+    )

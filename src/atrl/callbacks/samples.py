@@ -18,7 +18,7 @@ from atrl.credit.attention import AttentionRequest
 from atrl.credit.base import CreditScheme
 from atrl.credit.head_maps import HeadMapRequest
 from atrl.credit.reading import reading_mask
-from atrl.models.policy import response_logits
+from atrl.models.head import run_layers
 from atrl.module import PolicyModule
 from atrl.report.heatmaps import MAX_SIDE, MAX_VALUES, heaviest, pool, quantised
 from atrl.step import StepRecord, shown_rollouts
@@ -145,7 +145,7 @@ def head_maps(module: PolicyModule, step: StepRecord) -> dict[int, Float[Tensor,
                 weights=weights[row], sink_factor=attentive[0].sink_factor, row=attentive[0].row
             )  # fmt: skip
             with credit.probe.capture(step.experience.rows(row), [request]) as recorder:
-                response_logits(module.policy, step.experience.rows(row))
+                run_layers(module.policy, step.experience.rows(row))
             if step.experience.pixels[number]:
                 found[number] = recorder.results()[request][0].cpu()
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.blocks import Block, blocks, check_logsumexp
+from atrl.credit.blocks import Block, blocks, check_logsumexp, image_parts
 from atrl.credit.connectivity import reduce_without_sinks
 from atrl.credit.edges import Edges, strongest_edges
+from atrl.credit.long_rows import reduce_by_rows
 from atrl.credit.regions import Regions
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ class AttentionReader:
         regions, heads, key = self._regions, whole.heads, whole.key
         shape = (regions.size, len(heads), regions.rows.shape[1])
         total, peak = highest.new_empty(2, *shape)
-        masses: list[Tensor] = []
+        if self._request.detail:
+            self._mass[layer] = total.new_empty(*shape, regions.columns.shape[1])
         if self._request.by_picture:
             assert regions.pictures is not None, "mass by picture needs regions that say which columns are of which"
             self._pictures[layer] = total.new_zeros(*shape, regions.pictures.shape[2])
@@ -176,18 +178,31 @@ class AttentionReader:
         for part, first, last in blocks(regions, len(heads), *held):
             here = regions.part(part)
             block = replace(whole, heads=heads[first:last], regions=here)
-            image, total[part, first:last], peak[part, first:last] = reduce_without_sinks(
-                self._image_mass(block), here.column_mask, here.row_mask, factor=self._request.sink_factor
-            )
-            if image.shape[-1]:
-                torch.maximum(highest[part], image.amax(dim=1), out=highest[part])
-            if here.pictures is not None and self._request.by_picture:
-                self._pictures[layer][part, first:last] = image @ here.pictures[:, None]
-            if self._request.detail:
-                masses.append(image)
-        if self._request.detail:
-            self._mass[layer] = self._joined(masses, len(heads))
+            for rows, image, of_rows, largest in self._without_sinks(block):
+                total[part, first:last, rows], peak[part, first:last, rows] = of_rows, largest
+                if image.shape[-1]:
+                    torch.maximum(highest[part, rows], image.amax(dim=1), out=highest[part, rows])
+                if here.pictures is not None and self._request.by_picture:
+                    self._pictures[layer][part, first:last, rows] = image @ here.pictures[:, None]
+                if self._request.detail:
+                    self._mass[layer][part, first:last, rows] = image
         return total, peak
+
+    def _without_sinks(self, block: Block) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Rows of the block, their masses without sinks, and of these the sum and the largest of each row."""
+        regions, factor = block.regions, self._request.sink_factor
+        masks = regions.column_mask, regions.row_mask
+        parts = image_parts(regions, len(block.heads))
+        if len(parts) <= 1:
+            rows = slice(0, regions.rows.shape[1])
+            yield rows, *reduce_without_sinks(self._image_mass(block), *masks, factor=factor)
+            return
+
+        def masses(rows: slice) -> Tensor:
+            return self._image_mass(replace(block, regions=regions.of_tokens(rows)))
+
+        for rows, image in reduce_by_rows(masses, parts, *masks, factor=factor):
+            yield rows, image, image.sum(dim=-1), image.amax(dim=-1)
 
     def _wanted_heads(self, layer: int, count: int) -> list[int]:
         if self._request.heads is not None:
@@ -216,16 +231,6 @@ class AttentionReader:
         targets, strengths = zip(*(self._edges[layer] for layer in sorted(self._edges)), strict=True)
         return Edges(torch.stack(targets, dim=1), torch.stack(strengths, dim=1) / self._heads_read)
 
-    def _joined(self, masses: list[Tensor], heads: int) -> Tensor:
-        """Blocks in the order of `blocks` → [rollout head response image]."""
-        rows, row = [], []
-        for mass in masses:
-            row.append(mass)
-            if sum(piece.shape[1] for piece in row) == heads:
-                rows.append(torch.cat(row, dim=1))
-                row = []
-        return torch.cat(rows)
-
 
 def require_layers(asked: Sequence[int] | None, read: Collection[int]) -> None:
     """Raises ValueError where a layer that was asked for by number had no attention to read."""
@@ -240,26 +245,3 @@ def require_layers(asked: Sequence[int] | None, read: Collection[int]) -> None:
 def fused_available(device: torch.device) -> bool:
     """Whether the Triton kernels run on tensors of `device`."""
     return device.type == "cuda" and find_spec("triton") is not None
-
-
-def merge_captures(parts: Sequence[AttentionCapture]) -> AttentionCapture:
-    """The captures of consecutive micro-batches as one; image columns and pictures padded to the widest."""
-
-    def widened(tensors: Sequence[Tensor]) -> Tensor:
-        width, pad = max(tensor.shape[-1] for tensor in tensors), torch.nn.functional.pad
-        return torch.cat([pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
-
-    edges = None
-    if parts[0].edges is not None:
-        edges = Edges(
-            torch.cat([part.edges.targets for part in parts]), torch.cat([part.edges.strengths for part in parts])
-        )
-    return AttentionCapture(
-        total=torch.cat([part.total for part in parts]),
-        peak=torch.cat([part.peak for part in parts]),
-        image=widened([part.image for part in parts]),
-        image_mask=widened([part.image_mask for part in parts]),
-        edges=edges,
-        pictures=None if parts[0].pictures is None else widened([part.pictures for part in parts]),
-        mass=None if parts[0].mass is None else widened([part.mass for part in parts]),
-    )

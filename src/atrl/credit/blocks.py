@@ -14,8 +14,8 @@ from atrl.credit.regions import Regions
 
 CHUNK_ELEMENTS = 1 << 22
 """Entries of one block of attention rows, and of the keys that it is made of: 16 MiB of float32. A handful of such
-blocks exist at a time. Where a single head's image block (response tokens × image tokens) or its keys (columns × width)
-are larger than this, they are the bound."""
+blocks exist at a time. Where the keys of a single head (columns × width) or one of its rows are larger than this, they
+are the bound."""
 
 LOGSUMEXP_TOLERANCE = 1e-2
 """Of a mass. Kernels add in other orders, of half precision's exact products; another base or scaling is far beyond."""
@@ -198,7 +198,7 @@ def check_logsumexp(block: Block) -> None:
 def blocks(regions: Regions, heads: int, columns: int, width: int = 1) -> Iterator[tuple[slice, int, int]]:
     """(responses, first head, last head) such that neither scores, keys nor the image block exceed a chunk,
 
-    as long as one head of one response fits; the rows of that head are cut further where its scores do not.
+    as long as one head of one response fits; its rows are cut further where its scores or its image block do not.
 
     Args:
         regions: where the responses are.
@@ -213,6 +213,16 @@ def blocks(regions: Regions, heads: int, columns: int, width: int = 1) -> Iterat
         part = slice(start, min(start + responses, regions.size))
         for first in range(0, heads, heads_each):
             yield part, first, min(first + heads_each, heads)
+
+
+def image_parts(regions: Regions, heads: int) -> list[slice]:
+    """Rows such that what `heads` heads of all responses hold of their image columns does not exceed a chunk,
+
+    as long as a row fits.
+    """
+    rows = regions.rows.shape[1]
+    step = max(1, CHUNK_ELEMENTS // max(1, regions.size * heads * regions.columns.shape[1]))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def row_blocks(regions: Regions, columns: int, width: int = 1) -> Iterator[tuple[slice, slice, int]]:

@@ -21,6 +21,7 @@ from atrl.evaluation.grounding import blanked
 from atrl.experience import build_experience
 from atrl.rollout.bound import BoundRollouts
 from atrl.sharding import gathered
+from atrl.splitting import EvenSplit, TokenBudgetSplit
 from atrl.types import Problem, Prompt
 
 if TYPE_CHECKING:
@@ -114,5 +115,7 @@ class HeadCalibration:
         groups = sampler.generate(self.prompts, sampling, seed=SEED)
         batch = build_experience(groups, pad_id=module.pad_id, device=module.device, seed=SEED)
         blank = [{name: tensor.to(module.device) for name, tensor in prompt.pixels.items()} for prompt in self.blank]
-        size = module.optimizer_settings.micro_batch_size
-        return calibrate(module.policy, batch, search, blank=blank or None, micro_batch_size=size)
+        settings = module.optimizer_settings
+        budget = settings.micro_batch_tokens  # not the run's own split, which may wait for the other ranks
+        split = EvenSplit(size=settings.micro_batch_size) if budget is None else TokenBudgetSplit(max_tokens=budget)
+        return calibrate(module.policy, batch, search, blank=blank or None, split=split)

@@ -50,6 +50,11 @@ class DensityCredit(CreditScheme):
             raise ValueError(f"credit.sink_factor must be 0 (off) or more, got {self.sink_factor}: try 4")
         if isinstance(self.heads, str) and self.heads != "auto":
             raise ValueError(f"credit.heads must be [layer, head] pairs, auto or null, got {self.heads!r}: try auto")
+        for option in ("layers", "heads"):
+            named = [] if getattr(self, option) in (None, "auto") else list(getattr(self, option))
+            twice = [one for number, one in enumerate(named) if one in named[:number]]
+            if twice:
+                raise ValueError(f"credit.{option} names {twice[0]} twice: name it once")
         if self.layers is not None and self.heads is not None and self.heads != "auto":
             layers, heads = list(self.layers), [list(pair) for pair in self.heads]
             raise ValueError(

@@ -54,7 +54,12 @@ class EntropyCredit(CreditScheme):
         mask = batch.response_mask
         entropy = torch.where(mask, evidence.entropy.float(), 0.0)
         if self.within == "batch":
-            chosen = top_tokens(entropy.reshape(1, -1), mask.reshape(1, -1), ratio=self.ratio).reshape(mask.shape)
+            # Ties go by the rollouts' keys, since their order is that of micro-batches and ranks.
+            order = sorted(range(batch.size), key=batch.keys.__getitem__)
+            chosen = torch.empty_like(mask)
+            chosen[order] = top_tokens(
+                entropy[order].reshape(1, -1), mask[order].reshape(1, -1), ratio=self.ratio
+            ).reshape(mask.shape)
             weights = normalise_batch(chosen.float(), mask)
         else:
             chosen = top_tokens(entropy, mask, ratio=self.ratio)

@@ -14,19 +14,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from atrl.credit.attention import AttentionCapture, AttentionRequest, merge_captures
+from atrl.credit.attention import AttentionCapture, AttentionRequest
 from atrl.credit.base import Criterion, Heads, HeadSearch
 from atrl.credit.connectivity import head_contrast, relative_peaks
 from atrl.credit.probe import AttentionProbe
-from atrl.experience import micro_batches
-from atrl.models.policy import evaluating, response_logits
+from atrl.models.head import run_layers
+from atrl.models.policy import evaluating
+from atrl.splitting import EvenSplit, Split
 from atrl.types import Experience
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+WHOLE = EvenSplit(size=64)
+"""As many as are calibrated on, and more, in one pass."""
 
 
 def head_scores(
@@ -59,9 +64,11 @@ def head_scores(
         ValueError: if `sensitivity` is asked for without `blank`.
     """
     scores = _per_rollout(capture, response_mask, criterion, blank)
-    tokens = response_mask.sum(dim=1).double()
-    mean = (scores.double() * tokens[:, None]).sum(dim=0) / tokens.sum().clamp_min(1)
-    return mean.unflatten(0, capture.peak.shape[1:3])
+    return _weighted_mean(scores, response_mask.sum(dim=1)).unflatten(0, capture.peak.shape[1:3])
+
+
+def _weighted_mean(scores: Float[Tensor, "rollout head"], tokens: Int[Tensor, "rollout"]) -> Float[Tensor, "head"]:
+    return (scores.double() * tokens.double()[:, None]).sum(dim=0) / tokens.sum().clamp_min(1)
 
 
 def _per_rollout(
@@ -107,7 +114,7 @@ def calibrate(
     search: HeadSearch,
     *,
     blank: Sequence[dict[str, Tensor]] | None = None,
-    micro_batch_size: int = 64,
+    split: Split = WHOLE,
 ) -> Float[Tensor, "layer head"]:
     """Scores of all heads of `model` on the responses of `batch`, on the CPU; the model is left as it was.
 
@@ -121,39 +128,39 @@ def calibrate(
         batch: its own responses, on its device: what is read depends on what is written.
         search: by which criterion, and how attention is read.
         blank: for `sensitivity`, the processor's tensors of each rollout's blanked pictures, of the same sizes.
-        micro_batch_size: rollouts in one forward pass.
+        split: which rollouts share a forward pass.
 
     Raises:
         ValueError: if the layers of the model don't all have attention with the same number of heads.
     """
-    capture = read_heads(model, batch, search, micro_batch_size)
     text = model.config.get_text_config()
     shape = (text.num_hidden_layers, text.num_attention_heads)
-    if tuple(capture.peak.shape[1:3]) != shape:
-        raise ValueError(
-            f"credit.heads=auto needs {shape[1]} attention heads in each of the model's {shape[0]} layers, got "
-            f"{capture.peak.shape[1:3].numel()} heads in all: name the heads, as credit.heads=[[layer, head], …]"
-        )
-    without = None
+    order = split.order(batch)
+    batch, without = batch.rows(order), None
     if search.criterion == "sensitivity" and blank is not None:
-        without = read_heads(model, replace(batch, pixels=list(blank)), search, micro_batch_size)
-    return head_scores(capture, batch.response_mask, search.criterion, without).cpu()
+        without = replace(batch, pixels=[blank[row] for row in order.tolist()])
+    scores = []
+    for rows in split.slices(batch):
+        piece = split.piece(batch, rows)
+        capture = read_heads(model, piece, search)
+        if tuple(capture.peak.shape[1:3]) != shape:
+            raise ValueError(
+                f"credit.heads=auto needs {shape[1]} attention heads in each of the model's {shape[0]} layers, got "
+                f"{capture.peak.shape[1:3].numel()} heads in all: name the heads, as credit.heads=[[layer, head], …]"
+            )
+        other = None if without is None else read_heads(model, split.piece(without, rows), search)
+        scores.append(_per_rollout(capture, piece.response_mask, search.criterion, other))
+    return _weighted_mean(torch.cat(scores), batch.response_mask.sum(dim=1)).unflatten(0, shape).cpu()
 
 
-def read_heads(
-    model: PreTrainedModel, batch: Experience, search: HeadSearch, micro_batch_size: int
-) -> AttentionCapture:
-    """The attention of all heads, read as `search` has it; without dropout, which would draw from the global state."""
+def read_heads(model: PreTrainedModel, batch: Experience, search: HeadSearch) -> AttentionCapture:
+    """The attention of all heads in one pass, as `search` has it; without dropout, which would draw from the global
+    state, and without logits."""
     request = AttentionRequest(row=search.row, sink_factor=search.sink_factor, neighbours=0)
     probe = AttentionProbe(model, [request])
-    parts = []
     try:
-        with torch.no_grad(), evaluating(model):
-            for rows in micro_batches(batch.size, micro_batch_size):
-                part = batch.rows(rows)
-                with probe.capture(part) as recorder:
-                    response_logits(model, part)
-                parts.append(recorder.results()[request])
+        with torch.no_grad(), evaluating(model), probe.capture(batch) as recorder:
+            run_layers(model, batch)
     finally:
         probe.detach()
-    return merge_captures(parts)
+    return recorder.results()[request]

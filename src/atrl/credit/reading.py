@@ -48,5 +48,7 @@ def token_pieces(token_ids: Sequence[int], tokenizer) -> list[str]:
 
 @lru_cache(maxsize=1 << 18)
 def _piece(token: int, tokenizer) -> str:
-    # Thousands of tokens a step, of a few hundred kinds.
-    return tokenizer.decode([token])
+    # Thousands of tokens a step, of a few hundred kinds. What it adds behind itself: some decoders (SentencePiece's)
+    # take the space from whatever comes first.
+    alone, twice = tokenizer.decode([token]), tokenizer.decode([token, token])
+    return twice[len(alone) :] if twice.startswith(alone) else alone

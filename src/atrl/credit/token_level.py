@@ -16,7 +16,8 @@ from atrl.types import CreditOutput, Evidence, Experience
 class TokenLevelCredit(DensityCredit):
     """The round(anchor_ratio · T) densest tokens of each response get more of the credit.
 
-    What `credit=atrl` does when its graph has one cluster; beside it, what the clusters add. Ours.
+    What `credit=atrl` does when its graph has one cluster and enough tokens look at the picture: here one that does not
+    is no anchor even where the share leaves room for it. Beside `atrl`, what the clusters add. Ours.
 
     Args:
         anchor_ratio: share of a response's tokens that are anchors.

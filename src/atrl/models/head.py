@@ -62,6 +62,11 @@ def read_at_head(
         return logits()
 
 
+def run_layers(model: PreTrainedModel, batch: Experience) -> None:
+    """A pass over `batch` for what is read on the way: no logits are made where `plain_head` knows the head."""
+    read_at_head(model, batch, lambda rows, weight: rows.new_zeros(len(rows), 1))
+
+
 def _spread(values: Float[Tensor, "token value"], mask: Tensor) -> Float[Tensor, "rollout tokens value"]:
     """`values` where `mask` is, in its order, and 0 elsewhere."""
     empty = values.new_zeros(mask.numel(), values.shape[-1])
