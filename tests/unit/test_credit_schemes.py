@@ -257,7 +257,7 @@ def test_read_tokens_are_the_digits_of_the_first_reading(processor):
 
 
 def test_reading_sees_the_spaces_that_a_decoder_takes_from_the_first_token():
-    """As SentencePiece's do: token by token " a red circle. It is red" would be a word in which the rule finds nothing."""
+    """As SentencePiece's do: token by token " a red circle. It is red" would be one word, without a match."""
     pieces = [" a", " red", " circle", ".", " It", " is", " red"]
     decode = {"decode": lambda self, ids: "".join(pieces[token] for token in ids).removeprefix(" ")}
     rule = ReadingRule(r"\b(red|blue)\b", count=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atrl.credit.probe import AttentionProbe
-from atrl.credit.regions import Regions, visual_token_ids
+from atrl.credit.regions import Regions, packed_regions, visual_token_ids
 from tests.unit.attention import FULL, assert_close
 
 IMAGE, SIZE = 110, 120
@@ -110,16 +110,25 @@ def regions_of(inputs) -> Regions:
     )
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["scored", "trained"])
-@pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("family", [qwen3_vl, llava_mistral, gemma3, intern_vl])
-def test_agrees_with_the_models_own_attention(family, padding, training):
-    """One row of the batch is padded. With gradients and without."""
+OTHERS = [qwen3_vl, llava_mistral, gemma3, intern_vl]
+
+
+def drawn(family):
+    """A model whose attention is not nearly even, which the usual initialisation makes it, and inputs."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, inputs = family()
-        for parameter in model.parameters():  # the usual initialisation attends to everything alike
+        for parameter in model.parameters():
             parameter.data.mul_(2)
+    return model, inputs
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["scored", "trained"])
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("family", OTHERS)
+def test_agrees_with_the_models_own_attention(family, padding, training):
+    """One row of the batch is padded. With gradients and without."""
+    model, inputs = drawn(family)
     mask = torch.ones_like(inputs["input_ids"])
     if padding == "left":
         mask[0, :3] = 0
@@ -143,3 +152,69 @@ def test_agrees_with_the_models_own_attention(family, padding, training):
     for row in range(2):
         columns = (inputs["input_ids"][row] == IMAGE).nonzero()[:, 0]
         assert_close(mass[row, ..., : len(columns)], attention[row][:, :, regions.rows[row]][..., columns])
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", OTHERS)
+def test_gradients_are_those_without_the_probe_where_layers_run_again(family, kernel):
+    """Bit for bit; and what is read there is the model's own attention."""
+    model, inputs = drawn(family)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["attention_mask"][0, :3] = 0
+    eager = copy.deepcopy(model).eval()
+    eager.set_attn_implementation("eager")
+    model.set_attn_implementation(kernel)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    regions = regions_of(inputs)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(**inputs, use_cache=False).logits.square().sum().backward()
+        return {name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None}
+
+    plain = gradients()
+    probe = AttentionProbe(model, [FULL])
+    with probe.capture_regions({"predicting": regions}) as recorder:
+        probed = gradients()
+    probe.detach()
+    assert plain.keys() == probed.keys() and any("vision" in name or "visual" in name for name in plain)
+    assert all(torch.equal(plain[name], probed[name]) for name in plain)
+    with torch.no_grad():
+        attention = torch.stack(eager(**inputs, output_attentions=True).attentions, dim=1)
+    mass = recorder.results()[FULL].mass
+    for row in range(2):
+        columns = (inputs["input_ids"][row] == IMAGE).nonzero()[:, 0]
+        assert_close(mass[row, ..., : len(columns)], attention[row][:, :, regions.rows[row]][..., columns])
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["scored", "trained"])
+@pytest.mark.parametrize("family", OTHERS)
+def test_rows_that_hold_two_sequences_are_read_apart(family, training):
+    """Positions that begin anew tell transformers that a row is packed; none of a neighbour's attention is read."""
+    model, inputs = drawn(family)
+    model = model.eval()
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    length = inputs["input_ids"].shape[1]
+    packed = dict(inputs)
+    for name in ("input_ids", "token_type_ids", "mm_token_type_ids"):
+        if name in packed:
+            packed[name] = packed[name].reshape(1, -1)
+    positions = torch.arange(length).repeat(2)[None]
+    packed["position_ids"] = positions.expand(4, 1, -1) if family is qwen3_vl else positions
+    segments = torch.arange(1, 3).repeat_interleave(length)[None]
+    is_response = (positions >= 20) & (positions < length)
+    regions = packed_regions(packed["input_ids"], segments, is_response, (IMAGE,))
+    probe = AttentionProbe(model, [FULL])
+    with torch.set_grad_enabled(training):
+        attention = torch.stack(eager(**packed, output_attentions=True, use_cache=False).attentions, dim=1)[0]
+        with probe.capture_regions({"predicting": regions}) as recorder:
+            model(**packed, use_cache=False)
+        probe.detach()
+    assert attention[..., length:, :length].abs().max() == 0  # the second sequence sees nothing of the first
+    mass = recorder.results()[FULL].mass
+    for number in range(2):
+        columns = regions.columns[number][regions.column_mask[number]]
+        assert (columns >= number * length).all() and len(columns)
+        assert_close(mass[number, ..., : len(columns)], attention[:, :, regions.rows[number]][..., columns])

@@ -39,6 +39,29 @@ def flash_attn_varlen_func(
 
 
 @pytest.fixture
+def flash_3(monkeypatch):
+    """FlashAttention 3's package, whose functions know of no dropout, as far as transformers uses it here."""
+
+    def function(q, k, v, softmax_scale=None, causal=False, window_size=(-1, -1)):
+        return flash_attn_func(q, k, v, softmax_scale=softmax_scale, causal=causal)
+
+    def varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False,
+        window_size=(-1, -1),
+    ):  # fmt: skip
+        places = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        return flash_attn_varlen_func(q, k, v, *places, softmax_scale=softmax_scale, causal=causal)
+
+    package = ModuleType("flash_attn_interface")
+    package.flash_attn_func, package.flash_attn_varlen_func = function, varlen
+    package.flash_attn_with_kvcache, package.__spec__ = None, ModuleSpec("flash_attn_interface", None)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", package)
+    monkeypatch.setattr(flash_utils, "is_flash_attn_3_available", lambda: True)
+    monkeypatch.setattr(flash_utils, "_loaded_implementation", None)
+    monkeypatch.setattr(PreTrainedModel, "_flash_attn_can_dispatch", lambda *arguments, **options: True)  # needs a GPU
+
+
+@pytest.fixture
 def flash(monkeypatch):
     """The package flash-attn as far as transformers uses it here."""
     package, padding = ModuleType("flash_attn"), ModuleType("flash_attn.bert_padding")
@@ -52,17 +75,19 @@ def flash(monkeypatch):
     monkeypatch.setattr(PreTrainedModel, "_flash_attn_can_dispatch", lambda *arguments, **options: True)  # needs a GPU
 
 
-@pytest.fixture
-def flash_policy(policy, flash):
+@pytest.fixture(params=["flash_attention_2", "flash_attention_3"])
+def flash_policy(policy, request):
     """Its language half by flash attention."""
+    request.getfixturevalue({"flash_attention_2": "flash", "flash_attention_3": "flash_3"}[request.param])
     changed = copy.deepcopy(policy)
-    set_text_attention(changed, "flash_attention_2")
+    set_text_attention(changed, request.param)
     return changed
 
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["scored", "trained"])
 def test_flash_attention_runs_as_without_the_probe_and_is_read(flash_policy, policy, batch, gradients):
     """It finds its own functions by the name of the kernel in the layers' configuration, where the probe's name is."""
+    kernel = flash_policy.config.text_config._attn_implementation
     with torch.set_grad_enabled(gradients):
         plain = response_logits(flash_policy, batch)
         probe = AttentionProbe(flash_policy, [FULL])
@@ -72,7 +97,7 @@ def test_flash_attention_runs_as_without_the_probe_and_is_read(flash_policy, pol
     assert torch.equal(plain, idle) and torch.equal(plain, captured)
     assert_agrees(recorder.results()[FULL], eager_attention(policy, batch), policy, batch)
     probe.detach()
-    assert flash_policy.config.text_config._attn_implementation == "flash_attention_2"
+    assert flash_policy.config.text_config._attn_implementation == kernel
 
 
 def test_the_layers_configuration_stays_as_it_is(policy, batch):
