@@ -105,6 +105,33 @@ def test_papo_adds_its_loss_per_token(train) -> None:
     assert_same_path(watch, run, expected)
 
 
+def test_papo_adds_its_loss_to_every_update_of_a_batch(train) -> None:
+    """The second too, where the policy is no longer the one that sampled: then −min(r·A, clip(r)·A) for −A·log π."""
+    gamma = 0.3
+    watch, updates = Initial(), 2
+    options = ("trainer.max_steps=1", f"algorithm.updates_per_batch={updates}", "credit=papo", "credit.eta=0")
+    run = train(*OPTIONS, *options, f"credit.gamma={gamma}", watch=watch)
+    banned = banned_token_ids(run.parts.model.load(run.folder / "again").processor)
+    policy, (record,) = watch.policy, watch.records
+    batch, mask = record.experience, record.experience.response_mask
+    advantages = record.advantages.flatten()[:, None]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY)
+    with torch.no_grad():
+        old = logprobs_of(policy, batch, banned)
+    for _ in range(updates):
+        seen = logprobs_of(policy, batch, banned)
+        masked = logprobs_of(policy, replace(batch, pixels=batch.masked_pixels), banned)
+        ratio, d = (seen - old).exp(), (masked - seen).clamp(-20, 20)
+        loss = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.28) * advantages)
+        loss = (loss - gamma * (d.exp() - d - 1).clamp(max=10))[mask].sum() / mask.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP).item()
+        optimizer.step()
+    assert record.metrics["loss/gradient_norm"] == pytest.approx(norm, rel=1e-2)
+    assert_same_path(watch, run, policy.state_dict())
+
+
 def test_the_overlong_penalty_is_part_of_the_reward_and_of_the_advantage(train) -> None:
     """A cut response loses 2: its reward is that of its parts less 2, and the group's advantages are of that."""
     watch = Watch()

@@ -11,6 +11,7 @@ from credit_evidence import ROWS, batch_of, evidence_of
 
 from atrl.credit.anchor_only import AnchorOnlyCredit
 from atrl.credit.atrl import AtrlCredit
+from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
 from atrl.credit.kawhi import KawhiCredit
@@ -146,6 +147,7 @@ def test_weights_carry_no_gradient(scheme):
     output = scheme.assign(batch_of(ROWS), evidence)
     assert not output.weights.requires_grad
     assert output.density is None or not output.density.requires_grad
+    assert output.trajectory_scale is None or not output.trajectory_scale.requires_grad
 
 
 @every_scheme
@@ -164,10 +166,11 @@ def test_weights_are_deterministic_and_change_nothing_else(scheme):
 
 @every_scheme
 def test_weights_do_not_depend_on_the_rest_of_the_batch(scheme):
-    """Each rollout alone and in twos with more padding; a scheme that ranks the whole batch always gets it whole."""
+    """Each rollout alone and in twos with more padding."""
+    if scheme.scope == "batch":  # it always gets the whole: see the next test
+        return
     together, mask = assign(scheme), batch_of(ROWS).response_mask
-    sizes = (1, 2) if scheme.scope == "response" else (len(ROWS),)
-    for size in sizes:
+    for size in (1, 2):
         for start in range(0, len(ROWS), size):
             part = assign(scheme, ROWS[start : start + size], padding=7 * (size - 1))
             for row, (length, _) in enumerate(ROWS[start : start + size], start):
@@ -177,6 +180,25 @@ def test_weights_do_not_depend_on_the_rest_of_the_batch(scheme):
                 if together.anchors is not None:
                     assert torch.equal(part.anchors[row - start, :length], together.anchors[row, :length])
     assert mask.sum() == sum(length for length, _ in ROWS)
+
+
+@every_scheme
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_weights_do_not_depend_on_the_micro_batches(scheme, size):
+    """As a training step puts them together: what is begun piece by piece, and what needs the whole batch."""
+    bound = BoundCredit(scheme, None, PictureScale((0.5,) * 3, (0.5,) * 3), None)
+    evidence, begun = [], []
+    for start in range(0, len(ROWS), size):
+        rows = ROWS[start : start + size]
+        evidence.append(evidence_of(scheme, rows))
+        begun.append(bound.begin(batch_of(rows), evidence[-1]))
+    together, found = assign(scheme), bound.assign(batch_of(ROWS), evidence, begun)
+    torch.testing.assert_close(found.weights, together.weights, atol=1e-5, rtol=0)
+    for name in ("anchors", "trajectory_scale"):
+        expected = getattr(together, name)
+        assert (getattr(found, name) is None) == (expected is None), name
+        if expected is not None:
+            torch.testing.assert_close(getattr(found, name), expected, atol=1e-5, rtol=0)
 
 
 @every_scheme

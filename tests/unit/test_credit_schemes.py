@@ -222,8 +222,10 @@ def test_weights_and_trajectory_scale_multiply_the_advantage():
 def test_weights_reach_only_rollouts_whose_advantage_has_the_sign(credit_on, expected):
     mask = torch.ones(3, 2, dtype=torch.bool)
     credit = CreditOutput(weights=torch.tensor([[0.5, 1.5]] * 3))
-    spread = spread_advantages(torch.tensor([2.0, -2.0, 0.0]), mask, credit, credit_on=credit_on)
-    assert spread.tolist() == expected
+    advantages, scale = torch.tensor([2.0, -2.0, 0.0]), torch.tensor([0.5, 4.0, 2.0])
+    assert spread_advantages(advantages, mask, credit, credit_on=credit_on).tolist() == expected
+    scaled = spread_advantages(advantages, mask, replace(credit, trajectory_scale=scale), credit_on=credit_on)
+    assert scaled.tolist() == (torch.tensor(expected) * scale[:, None]).tolist()  # of every rollout, weighed or not
 
 
 def test_weight_statistics_by_hand():

@@ -162,6 +162,7 @@ def test_which_groups_compare_anything():
     assert not rewards_differ(rewards_of("e"))
     parts = [Reward(1.0, {"a": 1.0}, Status.RIGHT), Reward(1.0, {"a": 0.5}, Status.WRONG)]
     assert not rewards_differ(parts)  # only the totals reach the advantage
+    assert not rewards_differ([Reward(total, {}, Status.RIGHT) for total in (0.1 + 0.2, 0.3)])  # nor what is rounding
 
 
 def test_too_few_groups_or_prompts_are_noticed():

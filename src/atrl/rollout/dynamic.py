@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
+
 from atrl import parallel
 from atrl.rollout.dealing import PromptStream, Scored, dealt
 from atrl.types import Prompt, Reward, RolloutGroup
@@ -104,8 +106,8 @@ class DynamicSampling:
 
 
 def rewards_differ(rewards: Sequence[Reward]) -> bool:
-    """Whether a group compares anything: its total rewards are not all equal."""
-    return len({reward.total for reward in rewards}) > 1
+    """Whether a group compares anything: its total rewards are not all equal, in float32 as the advantage has them."""
+    return torch.tensor([reward.total for reward in rewards], dtype=torch.float32).unique().numel() > 1
 
 
 def choose(differ: Sequence[bool], size: int) -> Choice:
