@@ -38,12 +38,13 @@ def table(folder: Path, schemes: Iterable[str]) -> str:
     in_order = [name for name in dict.fromkeys([*uniform, *schemes, *sorted(found)]) if name in found]
     for scheme in in_order:
         runs = found[scheme]
-        against = (less(runs, found.get("uniform", {})), less(runs, at_rate.get(rate_of(runs), {})))
+        rate = rate_of(runs)
+        against = (less(runs, found.get("uniform", {})), less(runs, at_rate.get(rate, {})) if rate else "")
         accuracy = shown([run["accuracy"]["after"] for run in runs.values()])
         curves = [statistics.mean(run["curve"]) for run in runs.values() if run["curve"]]
         anchors = [anchor_mean(runs, name) for name in ANCHORS]
         measures = (accuracy, *against, shown(curves), *anchors, *(if_all_have(runs, of) for of in more.values()))
-        rows.append((scheme, f"{rate_of(runs):g}", str(len(runs)), *measures))
+        rows.append((scheme, f"{rate:g}" if rate else "", str(len(runs)), *measures))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines[1] = lines[1].replace(" ", "")
     return "\n".join(lines)
@@ -59,9 +60,10 @@ def read(folder: Path) -> dict[str, Runs]:
     return found
 
 
-def rate_of(runs: Runs) -> float:
-    """The learning rate, which all runs of a scheme share."""
-    return next(iter(runs.values()))["learning_rate"]
+def rate_of(runs: Runs) -> float | None:
+    """The learning rate, which all runs of a scheme share; None of supervised ones, whose rate is another setting."""
+    run = next(iter(runs.values()))
+    return None if "stage=sft" in run.get("overrides", ()) else run["learning_rate"]
 
 
 def anchor_mean(runs: Runs, name: str) -> str:

@@ -257,8 +257,10 @@ def policy_passes(record_of: Watch, monkeypatch, train, *overrides: str, **optio
         (("credit=none",), 4),
         (("algorithm.kl_coefficient=0.1",), 8),  # and the reference's own
         (("algorithm.updates_per_batch=2",), 12),  # old log-probs need a pass of their own, which credit shares
+        (("algorithm/correction=token_truncate",), 4),  # weights are of the training pass and the sampler's log-probs
+        (("algorithm/correction=token_truncate", "algorithm.updates_per_batch=2"), 12),
     ],
-    ids=["atrl", "none", "reference", "updates"],
+    ids=["atrl", "none", "reference", "updates", "correction", "correction of updates"],
 )
 def test_credit_costs_no_pass_of_its_own(train, monkeypatch, overrides, passes) -> None:
     counted = policy_passes(

@@ -117,7 +117,11 @@ def test_calibrating_reads_what_a_probe_reads(policy, prompts, split):
     policy.train()
     state = torch.get_rng_state()
     search = search_by("contrast", row="own", sink_factor=2.0)
+    widths = []
+    head = policy.get_output_embeddings().register_forward_hook(lambda *parts: widths.append(parts[2].shape[-1]))
     scores = calibrate(policy, batch, search, split=split)
+    head.remove()
+    assert set(widths) == {1}  # no logits
     expected = head_scores(recorder.results()[request], batch.response_mask, "contrast")
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
     assert scores.std() > 1e-4  # so that another row or sink rule would be seen

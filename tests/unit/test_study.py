@@ -367,10 +367,11 @@ def test_the_table_shows_accuracies_that_were_measured_sometimes(study):
         sides = {"true": 0.9, "blank": blank, "swapped": swapped}
         write(study.Cell("easy_vqa", "main", "uniform", seed, 2e-4, ()), 0.5, {"after": greedy}, grounding=sides)
         write(study.Cell("geometry", "main", "uniform", seed, 2e-4, ()), 0.5)
-    write(study.Cell("easy_vqa", "controls", "supervised", 0, 2e-4, ()), 0.5)
+    write(study.Cell("easy_vqa", "controls", "supervised", 0, 2e-4, ()), 0.5, overrides=["stage=sft"])
     lines = study.table("easy_vqa").splitlines()
     head, _, row, supervised = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     assert supervised[-3:] == ["", "", ""] and len(supervised) == len(head)
+    assert supervised[1] == supervised[5] == "" and supervised[4] == "+0.000"  # it has a rate of another kind
     assert head[-3:] == ["greedy", "pictures blanked", "another's picture"]
     assert [cell.split(" ±")[0] for cell in row[-3:]] == ["0.700", "0.250", "0.200"] and len(row) == len(head)
     assert not any(name in study.table("geometry") for name in ("greedy", "picture"))
