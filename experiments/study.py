@@ -2,7 +2,7 @@
 
     python experiments/study.py run [--task TASK] [--jobs 2] [--cells N] [--only rates|main|controls|variants]
                                     [--add NAME='OVERRIDES']
-    python experiments/study.py table [--task TASK]
+    python experiments/study.py table [--task TASK] [--folder experiments/first_round]
 
 `run` does all of it, task by task, and goes on where it was stopped: a cell whose file is in `experiments/study/` is
 not run again. All cells have theirs there, so move that folder away to repeat the study. First each scheme's learning
@@ -227,9 +227,9 @@ def run_cell(cell: Cell) -> str:
     return f"{cell.scheme} {cell.rate:g} seed {cell.seed}: {result['accuracy']['after']:.3f}"
 
 
-def table(task: str) -> str:
-    """Markdown of everything of a task that has run so far."""
-    return study_table.table(RESULTS / task, (*SCHEMES, *CONTROLS, *VARIANTS))
+def table(task: str, folder: Path | None = None) -> str:
+    """Markdown of everything of a task that has run so far; of another `folder` of results, if one is named."""
+    return study_table.table((folder or RESULTS) / task, (*SCHEMES, *CONTROLS, *VARIANTS))
 
 
 def positive(text: str) -> int:
@@ -285,6 +285,7 @@ def main() -> None:
     own = "also a scheme of your own; may be repeated"
     run.add_argument("--add", type=own_scheme, action="append", default=[], metavar="NAME='OVERRIDES'", help=own)
     shown_as = commands.add_parser("table", help="print what has run so far as Markdown")
+    shown_as.add_argument("--folder", type=Path, help="of results (default experiments/study)")
     for command in (run, shown_as):
         command.add_argument("--task", choices=list(TASKS), help="one task alone (default: all, in this order)")
     arguments = parser.parse_args()
@@ -297,7 +298,8 @@ def main() -> None:
         except ValueError as error:
             parser.error(str(error))
     else:
-        print("\n\n".join(table(task) if len(tasks) == 1 else f"## {task}\n\n{table(task)}" for task in tasks))
+        shown = {task: table(task, arguments.folder) for task in tasks}
+        print("\n\n".join(text if len(tasks) == 1 else f"## {task}\n\n{text}" for task, text in shown.items()))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class OptimizerSettings:
     warmup_steps: int = 5  # the learning rate rises linearly over so many optimizer steps
     decay_to: float = 0.1  # then falls linearly to this share of its peak at the last step; 1 keeps it constant
     max_gradient_norm: float = 1.0
-    micro_batch_size: int = 64  # rollouts in one forward and backward pass; changes memory, not results
+    micro_batch_size: int = 64  # rollouts in one forward and backward pass; changes memory, and rounding
     micro_batch_tokens: int | None = None  # instead as many rollouts as have so many tokens, padding included
     share_prompts: bool = True  # run a prompt once, not with each of its responses
     logit_chunk_tokens: int | None = 1024  # tokens whose logits exist at a time, also in warm-up; null for all
