@@ -98,6 +98,10 @@ def test_a_given_log_sum_exp_stands_in_for_the_first_pass(interpreted):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_what_a_kernel_keeps_of_padding_does_not_matter(interpreted):
+    assert_same(*interpreted["lse unknown on padding"], build(CASES["packed rows"]))
+
+
 def test_a_reader_makes_the_same_of_both(interpreted):
     for name in ("capture", "capture in chunks"):
         assert_same_capture(interpreted[name], capture(build(CASES["packed rows"]), fused=False))

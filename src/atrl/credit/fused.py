@@ -53,8 +53,14 @@ def log_sum_exp(block: Block) -> Float[Tensor, "response head token"]:
 
 
 def denominators(block: Block) -> Float[Tensor, "response head token"]:
-    """The log-sum-exps that the model's kernel kept, or where it kept none `log_sum_exp`."""
-    return log_sum_exp(block) if block.lse is None else block.of_rows(block.lse, slice(None)).float().contiguous()
+    """The log-sum-exps that the model's kernel kept, or where it kept none `log_sum_exp`.
+
+    On padding, where kernels may keep anything, it is infinite, so that those rows read nothing.
+    """
+    if block.lse is None:
+        return log_sum_exp(block)
+    padding = ~block.regions.row_mask[:, None]
+    return block.of_rows(block.lse, slice(None)).float().masked_fill(padding, torch.inf).contiguous()
 
 
 def _mass(
