@@ -252,10 +252,10 @@ def kernel_results() -> dict:
     results["lse given"] = image_mass(given), response_mass(given)
     twice = replace(given, lse=given.lse + math.log(2))
     results["lse of twice the sum given"] = image_mass(twice), reduced_by_kernels(twice, 0)
-    packed = build(CASES["packed rows"])
-    unknown = reference_lse(packed)
+    padded = build(CASES["several tiles"])
+    unknown = reference_lse(padded)
     unknown[:, :, 0] = torch.nan  # of no response's token: padding points there
-    results["lse unknown on padding"] = [mass(replace(packed, lse=unknown)) for mass in (image_mass, response_mass)]
+    results["lse unknown on padding"] = [mass(replace(padded, lse=unknown)) for mass in (image_mass, response_mass)]
     for name in WITHOUT_MASSES:
         fused.image_mass = None  # so that a reader that calls it fails
         results["capture without masses", name] = capture(build(CASES[name]), fused=True, request=KEPT)
