@@ -92,6 +92,19 @@ def intern_vl():
     return InternVLForConditionalGeneration(config), inputs
 
 
+def llava_gemma2(softcap: float | None = 0.5):
+    from transformers import CLIPVisionConfig, Gemma2Config, LlavaConfig, LlavaForConditionalGeneration
+
+    text = {"head_dim": 16, "attn_logit_softcapping": softcap, "query_pre_attn_scalar": 4, "sliding_window": 12}
+    config = LlavaConfig(
+        text_config=Gemma2Config(**TEXT, **text),
+        vision_config=CLIPVisionConfig(**VISION, image_size=12, patch_size=4),
+        image_token_index=IMAGE,
+    )
+    inputs = {"input_ids": prompts((9, 9)), "pixel_values": torch.randn(2, 3, 12, 12)}
+    return LlavaForConditionalGeneration(config), inputs
+
+
 def regions_of(inputs) -> Regions:
     """Rows 15 … 24 as those of a response."""
     mask = inputs["attention_mask"]
@@ -218,3 +231,31 @@ def test_rows_that_hold_two_sequences_are_read_apart(family, training):
         columns = regions.columns[number][regions.column_mask[number]]
         assert (columns >= number * length).all() and len(columns)
         assert_close(mass[number, ..., : len(columns)], attention[:, :, regions.rows[number]][..., columns])
+
+
+@pytest.mark.parametrize(("kernel", "capped"), [("eager", True), ("sdpa", False)])
+def test_caps_of_scores_are_read_where_the_kernel_has_them(kernel, capped):
+    """transformers gives sdpa the cap of Gemma 2's scores, and it does nothing with it."""
+    model, inputs = drawn(llava_gemma2)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    expected = []
+    for softcap in (0.5, None):
+        other, _ = drawn(lambda cap=softcap: llava_gemma2(cap))
+        other.eval().set_attn_implementation("eager")
+        with torch.no_grad():
+            expected.append(torch.stack(other(**inputs, output_attentions=True).attentions, dim=1))
+    model.eval().set_attn_implementation(kernel)
+    regions = regions_of(inputs)
+    probe = AttentionProbe(model, [FULL])
+    with torch.no_grad(), probe.capture_regions({"predicting": regions}) as recorder:
+        model(**inputs)
+    probe.detach()
+    mass, found = recorder.results()[FULL].mass, []
+    for attention in expected:
+        gaps = []
+        for row in range(2):
+            columns = (inputs["input_ids"][row] == IMAGE).nonzero()[:, 0]
+            gaps.append((mass[row] - attention[row][:, :, regions.rows[row]][..., columns]).abs().max().item())
+        found.append(max(gaps))
+    own, other = found if capped else found[::-1]
+    assert own < 1e-5 and other > 1e-3

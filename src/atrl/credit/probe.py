@@ -126,7 +126,8 @@ def _register_tap(kernel: str) -> str:
         recorder = None if prompts_alone() else _RECORDER.get()
         if recorder is not None:
             assert options.get("s_aux") is None, "the attention probe can't read kernels with learned sinks (s_aux)"
-            whole = options.get("sliding_window") is None and options.get("softcap") is None
+            softcap = None if kernel == "sdpa" else options.get("softcap")  # torch's kernels have none
+            whole = options.get("sliding_window") is None and softcap is None
             kept = kept_logsumexp(output[0]) if whole and not recorder.layers_run_again else None
             recorder.read(
                 module.layer_idx,
@@ -136,7 +137,7 @@ def _register_tap(kernel: str) -> str:
                 logsumexp=kept,
                 scaling=options.get("scaling") or query.shape[-1] ** -0.5,
                 sliding_window=options.get("sliding_window"),
-                softcap=options.get("softcap"),
+                softcap=softcap,
             )
         return output
 
