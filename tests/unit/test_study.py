@@ -160,7 +160,11 @@ def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys)
     shown = capsys.readouterr().out
     assert shown.index("## geometry") < shown.index("| papo |") < shown.index("## wordy\n")
     say(study, monkeypatch, "table", "--task", "wordy")
-    assert capsys.readouterr().out.strip() == shown.split("## wordy\n")[1].split("## geometry_again")[0].strip()
+    wordy = shown.split("## wordy\n")[1].split("## geometry_again")[0].strip()
+    assert capsys.readouterr().out.strip() == wordy
+    elsewhere = study.RESULTS.rename(study.RESULTS.with_name("first_round"))
+    say(study, monkeypatch, "table", "--task", "wordy", "--folder", str(elsewhere))
+    assert capsys.readouterr().out.strip() == wordy
 
 
 def asked_by(command: list[str]) -> str:
