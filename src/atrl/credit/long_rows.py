@@ -52,5 +52,6 @@ def _sinks(
     limit = sink_limit(total, image_mask, response_mask, factor)
     if not in_most_rows((peak > limit).sum(dim=-1), response_mask).any():
         return None
-    count = sum((masses(part) > limit[..., part, None]).sum(dim=2) for part in parts)
+    above = ((masses(part) > limit[..., part, None]).sum(dim=2) for part in parts)
+    count = sum(above, start=limit.new_zeros(()))
     return in_most_rows(count, response_mask)[:, :, None]
