@@ -148,8 +148,9 @@ def control_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     others |= set(planned.uniform_rates)
     return [
         Cell(task, "controls", name, seed, rate, tuple(CONTROLS[name]))
-        for seed in range(planned.seeds)
+        for seed in planned.every_seed
         for name in planned.controls
+        if seed in planned.seeds_of(name)
     ] + [
         Cell(task, "controls", f"uniform_at_{other:g}", seed, other, ("credit=uniform",))
         for seed in planned.seeds_of("uniform")

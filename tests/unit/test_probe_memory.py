@@ -53,6 +53,16 @@ def log_sum_exp(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch
     return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf).logsumexp(-1)
 
 
+def held_and_found(request: AttentionRequest, regions: Regions, query, key, lse) -> tuple[int, AttentionCapture]:
+    """Bytes that reading three layers takes at most beside what it is given, and what it finds."""
+    reader = AttentionReader(request, regions)
+    with LiveBytes([query, key, *([] if lse is None else [lse])]) as live:
+        before = live.now
+        for layer in range(3):
+            reader.read_attention(layer, query, key, scaling=0.2, logsumexp=lse)
+        return live.peak - before, reader.result()
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["softmax", "kept"])
 @pytest.mark.parametrize(
     ("columns", "tokens", "width"), [(1024, 4, 64), (2048, 4, 32), (512, 128, 16)], ids=["keys", "long", "rows"]
@@ -84,18 +94,10 @@ def test_rows_on_a_large_picture_are_held_some_at_a_time(monkeypatch, kept, fact
     query[:, :4] += 2 * key[:, :1, 7:8].expand(-1, 4, -1, -1)  # to half of the heads a column is a sink
     regions = regions_of(2, 2048, tokens=512, images=1024)
     lse = log_sum_exp(query, key, 0.2) if kept else None
-
-    def held_and_found() -> tuple[int, AttentionCapture]:
-        reader = AttentionReader(AttentionRequest(neighbours=0, sink_factor=factor), regions)
-        with LiveBytes([query, key, *([lse] if kept else [])]) as live:
-            before = live.now
-            for layer in range(2):
-                reader.read_attention(layer, query, key, scaling=0.2, logsumexp=lse)
-            return live.peak - before, reader.result()
-
-    whole_held, whole = held_and_found()
+    request = AttentionRequest(neighbours=0, sink_factor=factor)
+    whole_held, whole = held_and_found(request, regions, query, key, lse)
     monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", CHUNK)
-    held, found = held_and_found()
+    held, found = held_and_found(request, regions, query, key, lse)
     result = sum(tensor.nbytes for tensor in (found.total, found.peak, found.image))
     assert held < 6 * 4 * CHUNK + 2 * result < whole_held
     for name in ("total", "peak", "image"):
@@ -116,17 +118,9 @@ def test_edges_are_held_by_rows(monkeypatch, kept):
     lse = log_sum_exp(query, key, 0.2) if kept else None
     request = AttentionRequest(neighbours=8, sink_factor=0)
 
-    def held_and_found() -> tuple[int, AttentionCapture]:
-        reader = AttentionReader(request, regions)
-        with LiveBytes([query, key, *([lse] if kept else [])]) as live:
-            before = live.now
-            for layer in range(3):
-                reader.read_attention(layer, query, key, scaling=0.2, logsumexp=lse)
-            return live.peak - before, reader.result()
-
-    _, expected = held_and_found()
+    _, expected = held_and_found(request, regions, query, key, lse)
     monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", CHUNK)
-    held, found = held_and_found()
+    held, found = held_and_found(request, regions, query, key, lse)
     edges = found.edges
     assert edges.targets.shape == edges.strengths.shape == (2, 3, 768, 8)
     result = sum(tensor.nbytes for tensor in (found.total, found.peak, found.image, edges.targets, edges.strengths))

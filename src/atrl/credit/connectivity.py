@@ -32,7 +32,13 @@ def remove_sinks(
     """
     limit = sink_limit(image.sum(dim=-1), image_mask, response_mask, factor)[..., None]
     above = torch.gt(image, limit, out=torch.empty_like(image))  # 0 and 1: to count booleans copies them first
-    sink = in_most_rows(above.sum(dim=2), response_mask)[:, :, None]
+    return leave_out(image, in_most_rows(above.sum(dim=2), response_mask)[:, :, None])
+
+
+def leave_out(
+    image: Float[Tensor, "rollout head row image"], sink: Bool[Tensor, "rollout head 1 image"]
+) -> Float[Tensor, "rollout head row image"]:
+    """Rows as if their sinks were absent: the softmax over all other columns."""
     sink_mass = (image * sink).sum(dim=-1, keepdim=True)
     return (image * ~sink) / (1 - sink_mass).clamp_min(1e-6)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.connectivity import in_most_rows, sink_limit
+from atrl.credit.connectivity import in_most_rows, leave_out, sink_limit
 
 Masses = Callable[[slice], Float[Tensor, "rollout head row image"]]
 """Of some rows of a response, worked out anew each time they are asked for."""
@@ -37,10 +37,7 @@ def reduce_by_rows(
     sink = _sinks(masses, parts, image_mask, response_mask, factor) if factor else None
     for part in parts:
         mass = masses(part)
-        if sink is not None:
-            sink_mass = (mass * sink).sum(dim=-1, keepdim=True)
-            mass = (mass * ~sink) / (1 - sink_mass).clamp_min(1e-6)
-        yield part, mass
+        yield part, mass if sink is None else leave_out(mass, sink)
 
 
 def _sinks(
