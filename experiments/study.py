@@ -7,14 +7,14 @@
 `run` does all of it, task by task, and goes on where it was stopped: a cell whose file is in `experiments/study/` is
 not run again. All cells have theirs there, so move that folder away to repeat the study. First each scheme's learning
 rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its own rate
-and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the
-`variants` of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long
-answers, most tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is
-not there, and from the start if that was stopped. Its runs take several times as long, so it has fewer: seven schemes
-at one rate, three to ten seeds. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes: two
-seeds of two rates, then three or six. `geometry_again` and `wordy_again` test what the others suggest, on fresh seeds
-and from another checkpoint. A checkpoint that is trained again, on another processor say, is another one: a task whose
-kept runs began with another is not gone on with.
+and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the `variants`
+of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long answers, most
+tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is not there, and
+from the start if that was stopped. Its runs take several times as long, so it has fewer: seven schemes at one rate,
+three to ten seeds. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes: two seeds of two
+rates, then three or six. `geometry_again` and `wordy_again` test what the others suggest, on fresh seeds and from
+another checkpoint, where parts of the tokens have a choice of two rates. A checkpoint that is trained again, on another
+processor say, is another one: a task whose kept runs began with another is not gone on with.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
 rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is
@@ -102,21 +102,22 @@ def has_run(cell: Cell) -> bool:
 
 def rate_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """The learning rates of each scheme, scored on the selection split; none where there is nothing to choose."""
-    if len(TASKS[task].rates) == 1:
-        return []
+    planned = TASKS[task]
     return [
         Cell(task, "rates", scheme, seed, rate, (*overrides, "trainer.evaluate_split=selection"))
-        for seed in TASKS[task].rate_seeds
+        for seed in planned.rate_seeds
         for scheme, overrides in planned_schemes(task, added).items()
-        for rate in TASKS[task].rates
+        if len(planned.rates_of(scheme)) > 1
+        for rate in planned.rates_of(scheme)
     ]
 
 
 def chosen_rate(task: str, scheme: str, added: Schemes = NONE) -> float | None:
     """The rate with the best mean accuracy on the selection split; None while a cell is missing."""
-    if len(TASKS[task].rates) == 1:
-        return TASKS[task].rates[0]
-    scores: dict[float, list[float]] = {rate: [] for rate in TASKS[task].rates}
+    rates = TASKS[task].rates_of(scheme)
+    if len(rates) == 1:
+        return rates[0]
+    scores: dict[float, list[float]] = {rate: [] for rate in rates}
     for cell in rate_cells(task, added):
         if cell.scheme == scheme:
             if not has_run(cell):

@@ -22,6 +22,8 @@ SCHEMES = {
 }
 MIGHT_WIN = ("uniform", "atrl", "token_level", "oracle")
 """The schemes that get the most seeds, and what they are compared with."""
+PARTS = ("anchor_only", "random_only", "low_connectivity", "oracle_only")
+"""The schemes that train a part of the tokens, chosen by what they read or by nothing."""
 VARIANTS = {
     "right_only": ["credit=atrl", "algorithm.credit_on=positive"],
     "wrong_only": ["credit=atrl", "algorithm.credit_on=negative"],
@@ -56,6 +58,8 @@ class Task:
     schemes: tuple[str, ...] = tuple(scheme for scheme in SCHEMES if scheme != "random_soft")
     rates: tuple[float, ...] = RATES
     """Of which each scheme gets the one that is best on the selection split; a single one is everybody's."""
+    own_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of which these schemes get theirs instead."""
     rate_seeds: tuple[int, ...] = (100, 101)
     uniform_rates: tuple[float, ...] = ()
     """At which uniform credit runs as well."""
@@ -65,6 +69,10 @@ class Task:
     """Schemes with more seeds, and how many."""
     controls: tuple[str, ...] = tuple(CONTROLS)
     variants: tuple[str, ...] = tuple(VARIANTS)
+
+    def rates_of(self, scheme: str) -> tuple[float, ...]:
+        """That it may get."""
+        return self.own_rates.get(scheme, self.rates)
 
     @property
     def every_seed(self) -> range:
@@ -101,8 +109,9 @@ TASKS = {
     "wordy_again": Task(
         overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=512"),
         checkpoint=("experiment=wordy_checkpoint", "seed=1"),
-        schemes=("uniform", "token_level"),
+        schemes=("uniform", "token_level", *PARTS),
         rates=(4e-4,),
+        own_rates=dict.fromkeys(PARTS, (2e-4, 4e-4)),  # planned later: whether parts want a lower one than all tokens
         controls=(),
         variants=(),
     ),
