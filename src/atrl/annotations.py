@@ -122,6 +122,11 @@ def _judgeable(annotation: Any) -> Any:
     return _judgeable_class(annotation)
 
 
+def is_component_class(annotation: Any) -> bool:
+    """Whether `annotation` is a class whose instances a config describes by a node with a ``_target_``."""
+    return inspect.isclass(annotation) and get_origin(annotation) is None and _judgeable(annotation) is Component
+
+
 def _judgeable_class(annotation: type) -> Any:
     if annotation in SCALARS or issubclass(annotation, enum.Enum | PurePath | os.PathLike):
         return annotation

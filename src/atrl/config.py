@@ -8,7 +8,7 @@ in `SECTIONS`; to add a component group, name it in `COMPONENTS`; to add a rule,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -56,11 +56,21 @@ ROOTS: dict[str, dict[str, type]] = {
 }
 """The sections of each primary config, by its name in ``conf/``."""
 
-COMPONENTS: tuple[str, ...] = (
-    *("algorithm", "benchmark", "callbacks", "credit", "data", "hardware", "judge", "logger", "model", "reward"),
-    "rollout",
-)
-"""The groups that hold components: nodes with a ``_target_``, or lists or named sets of such."""
+COMPONENTS: dict[str, tuple[str, ...]] = {
+    "algorithm": ("atrl.loss.objective.Objective",),
+    "benchmark": ("atrl.benchmarks.base.Benchmark",),
+    "callbacks": ("lightning.pytorch.callbacks.Callback",),
+    "credit": ("atrl.credit.base.CreditScheme",),
+    "data": ("atrl.data.base.ProblemSource", "atrl.benchmarks.source.OfficialRows"),
+    "hardware": ("atrl.plan.hardware.Hardware",),
+    "judge": ("atrl.benchmarks.judge.Judge",),
+    "logger": ("lightning.pytorch.loggers.Logger",),
+    "model": ("atrl.models.load.PretrainedModel", "atrl.models.load.ScratchModel", "atrl.models.smollm2.SmolLM2Model"),
+    "reward": ("atrl.rewards.weighted.WeightedReward",),
+    "rollout": ("atrl.rollout.settings.RolloutSettings",),
+}
+"""The groups that hold components: nodes with a ``_target_``, or lists or named sets of such. Of each the classes that
+these may be; what can do the same, whatever its class, may stand in for one (`kinds.py`)."""
 
 
 def read_section(node: DictConfig, kind: type[Section]) -> Section:
@@ -77,7 +87,7 @@ def check_config(
     config: DictConfig | Mapping[str, Any],
     *,
     sections: Mapping[str, type] | None = None,
-    components: Iterable[str] | None = None,
+    components: Mapping[str, tuple[str, ...]] | None = None,
     checks: Sequence[Check] | None = None,
 ) -> None:
     """Checks a composed config before anything is built from it, as far as names, types and cross-checks go.
@@ -85,7 +95,7 @@ def check_config(
     Args:
         config: the whole config; a node ``hydra`` is left alone.
         sections: the plain sections by name; None for `SECTIONS`.
-        components: the names of the component groups; None for `COMPONENTS`.
+        components: the component groups and the classes of each, any if none; None for `COMPONENTS`.
         checks: the rules on the whole config; None for `CHECKS`.
 
     Raises:
@@ -107,15 +117,14 @@ def check_config(
 
 
 def _check_sections(
-    tree: dict[str, Any], sections: Mapping[str, type], components: Iterable[str], problems: list[str]
+    tree: dict[str, Any], sections: Mapping[str, type], groups: Mapping[str, tuple[str, ...]], problems: list[str]
 ) -> None:
-    groups = set(components)
     settings = {field.name for field in dataclasses.fields(sections[""])}
-    for key in tree.keys() - settings - groups - sections.keys():
-        known = settings | groups | sections.keys() - {""}
+    for key in tree.keys() - settings - groups.keys() - sections.keys():
+        known = settings | groups.keys() | sections.keys() - {""}
         problems.append(f"{key} is read by nothing{did_you_mean(key, known) or ': delete it'}")
-    for key in tree.keys() & groups:
-        check_group(tree[key], key, problems)
+    for key in tree.keys() & groups.keys():
+        check_group(tree[key], key, problems, groups[key])
     for key, kind in sections.items():
         node = _section(tree, key, kind)
         if node is None:

@@ -12,12 +12,13 @@ import math
 import pkgutil
 from collections.abc import Callable, Collection
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from atrl.annotations import annotations_of, choices, describe, fits, show
+from atrl.kinds import items_of, kinds_of, misfit
 from atrl.suggest import did_you_mean, did_you_mean_or_all
 
 UNSET = object()
@@ -59,13 +60,19 @@ def join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def check_group(node: Any, path: str, problems: list[str]) -> None:
-    """Checks a Hydra group that holds a component, or named or listed components, or nothing."""
+def check_group(node: Any, path: str, problems: list[str], kinds: tuple[str, ...] = ()) -> None:
+    """Checks a Hydra group that holds a component, or named or listed components, or nothing.
+
+    `kinds` are the dotted names of the classes that they may be; any will do if there are none.
+    """
     if isinstance(node, dict) and TARGET in node:
+        before = len(problems)
         check_component(node, path, problems)
+        if len(problems) == before and kinds and node[TARGET] not in (UNSET, *kinds):
+            _check_fit(node, lambda: tuple(cast("type", locate(kind)) for kind in kinds), path, problems)
     elif isinstance(node, dict | list):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            check_group(value, join(path, key), problems)
+            check_group(value, join(path, key), problems, kinds)
     elif node is not None and node is not UNSET:
         problems.append(f"{path} is {show(node)}, which nothing reads: a component is a node with a {TARGET}, or null")
 
@@ -124,12 +131,40 @@ def check_call(
 
 
 def _check_value(value: Any, annotation: Any, path: str, problems: list[str]) -> None:
-    if _holds_unset(value) or fits(value, annotation):
+    if _holds_unset(value):
         return
+    if fits(value, annotation):
+        return _check_kind(value, annotation, path, problems)
     known = choices(annotation)
     wrong = [text for text in _strings(value) if text not in known]
     hint = did_you_mean(wrong[0], known) if wrong else ""
     problems.append(f"{path} must be {describe(annotation)}, got {show(value)}{hint}")
+    return None
+
+
+def _check_kind(value: Any, annotation: Any, path: str, problems: list[str]) -> None:
+    """Checks that the components in `value` can do what `annotation` promises."""
+    if isinstance(value, dict) and TARGET in value:
+        kinds = kinds_of(annotation)
+        if kinds:
+            _check_fit(value, lambda: kinds, path, problems)
+    elif isinstance(value, dict | list):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_kind(child, items_of(annotation), join(path, key), problems)
+
+
+def _check_fit(node: dict[str, Any], kinds: Callable[[], tuple[type, ...]], path: str, problems: list[str]) -> None:
+    """Of a function, or of a class that is not there, nothing is said; nor of a partial component, which is none yet.
+
+    `kinds` are asked for last: they may take seconds to import.
+    """
+    try:
+        factory = locate(node[TARGET])
+    except ValueError:  # is reported where it stands
+        return
+    reason = misfit(factory, kinds()) if inspect.isclass(factory) and node.get("_partial_") is not True else None
+    if reason is not None:
+        problems.append(f"{join(path, TARGET)}: {node[TARGET]} {reason}")
 
 
 def _check_nested(value: Any, path: str, problems: list[str]) -> None:

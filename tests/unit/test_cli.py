@@ -86,7 +86,7 @@ PROGRAM = """
 
 
     def main(config):
-        check_config(config, sections={"": RunSettings}, components=("credit", "trainer"), checks=())
+        check_config(config, sections={"": RunSettings}, components={"credit": (), "trainer": ()}, checks=())
         from hydra.utils import instantiate
 
         instantiate(config.credit)

@@ -80,7 +80,7 @@ def problems():
 
     def find(node: Any, **root: Any) -> list[str]:
         try:
-            check_config({"credit": node, **root}, sections={"": RunSettings}, components=("credit",), checks=())
+            check_config({"credit": node, **root}, sections={"": RunSettings}, components={"credit": ()}, checks=())
         except ValueError as error:
             return str(error).splitlines()
         return []
@@ -271,7 +271,7 @@ def test_all_problems_are_reported_together_before_ranges_and_cross_checks():
         check_config(
             {"sead": 1, "stage": "slf", "seed": -1, "trainer": {"max_step": 3}, "credit": scheme(seed="x")},
             sections={"": RunSettings, "trainer": TrainerSettings},
-            components=("credit",),
+            components={"credit": ()},
             checks=(lambda config: asked.append(config),),
         )
     assert set(str(caught.value).splitlines()) == {
@@ -288,7 +288,7 @@ def test_sections_must_be_there_and_their_ranges_hold():
 
     def line(config: dict[str, Any]) -> str:
         with pytest.raises(ValueError) as caught:
-            check_config(config, sections=sections, components=(), checks=())
+            check_config(config, sections=sections, components={}, checks=())
         return str(caught.value)
 
     assert line({}) == "trainer is missing: add '- trainer: OPTION' to the defaults list of the config"
@@ -306,7 +306,7 @@ def test_numbers_are_finite(number):
     config = {"optimizer": {"learning_rate": float(number)}, "credit": node}
     sections = {"": RunSettings, "optimizer": OptimizerSettings}
     with pytest.raises(ValueError) as caught:
-        check_config(config, sections=sections, components=("credit",), checks=())
+        check_config(config, sections=sections, components={"credit": ()}, checks=())
     for key in ("optimizer.learning_rate", "credit.temperature", "credit.inner.1"):
         assert f"{key} must be a finite number, got {number}" in str(caught.value).splitlines()
 
@@ -325,7 +325,7 @@ def test_the_warm_up_has_rates_that_adamw_takes(option, value, message):
 def test_cross_checks_run_last_and_all_of_them():
     checks = (lambda config: None, lambda config: f"{config.seed} is odd", lambda config: "always")
     with pytest.raises(ValueError, match=r"^3 is odd\nalways$"):
-        check_config({"seed": 3}, sections={"": RunSettings}, components=(), checks=checks)
+        check_config({"seed": 3}, sections={"": RunSettings}, components={}, checks=checks)
 
 
 def test_a_group_needs_two_responses():
