@@ -188,15 +188,17 @@ def test_the_training_pass_takes_what_its_kernel_keeps(policy, batch, monkeypatc
     probe = AttentionProbe(policy, [request])
     with probe.capture(batch) as recorder:
         response_logits(policy, batch)
+    found = recorder.results()[request]
     assert not seen
-    assert_agrees(recorder.results()[request], attention, policy, batch)
-    assert_close(recorder.results()[request].edges.strengths, read(policy, batch, request).edges.strengths)
+    assert_agrees(found, attention, policy, batch)
+    assert_close(found.edges.strengths, read(policy, batch, request).edges.strengths)
     policy.train()
     policy.gradient_checkpointing_enable({"use_reentrant": False})
     seen.clear()
     with probe.capture(batch) as recorder:
         response_logits(policy, batch)
-    assert len(seen) == 2 * recorder.results()[request].mass.shape[1], "once for the picture and once for the edges"
+    layers = recorder.results()[request].mass.shape[1]
+    assert len(seen) == 2 * layers, "once for the picture and once for the edges"
 
 
 def test_a_window_hides_the_picture_in_training_too(policy, batch):

@@ -60,7 +60,8 @@ def held_and_found(request: AttentionRequest, regions: Regions, query, key, lse)
         before = live.now
         for layer in range(3):
             reader.read_attention(layer, query, key, scaling=0.2, logsumexp=lse)
-        return live.peak - before, reader.result()
+        found = reader.result()
+        return live.peak - before, found
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["softmax", "kept"])
@@ -81,8 +82,37 @@ def test_a_few_blocks_are_held_beside_the_result(monkeypatch, columns, tokens, w
         read = live.peak - held
         capture = reader.result()
     result = sum(tensor.nbytes for tensor in (capture.total, capture.peak, capture.image))
-    assert read < 6 * 4 * CHUNK + 2 * result
+    assert result < read < 6 * 4 * CHUNK + 2 * result
     assert live.peak - held < 6 * 4 * CHUNK + 4 * result
+
+
+def test_small_layers_are_read_together_once_they_fill_a_chunk(monkeypatch):
+    """Queries and keys of one are 8 · 32 · 4 + 2 · 32 · 4 = 1,280 numbers, of three more than a chunk of 3,000; what is
+    read is the same to the bit."""
+    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", 3000)
+    regions, layers = regions_of(1, 32, 6, images=8), [[state + n for state in states(1, 32, 4)] for n in range(5)]
+    read: list[int] = []
+    original = AttentionReader._read_layer
+    monkeypatch.setattr(
+        AttentionReader, "_read_layer", lambda self, layer, whole: read.append(layer) or original(self, layer, whole)
+    )
+
+    def capture() -> tuple[list[list[int]], list]:
+        reader, progress = AttentionReader(AttentionRequest(neighbours=2), regions), []
+        read.clear()
+        for number, states_of in enumerate(layers):
+            for _ in range(2):  # a layer may run again, for its gradients
+                reader.read_attention(number, *states_of, scaling=0.2)
+            progress.append(list(read))
+        found = [part for part in tree_iter(fields_of(reader.result())) if part is not None]
+        return [*progress, list(read)], found
+
+    progress, found = capture()
+    assert progress == [[], [], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2, 3, 4]]
+    monkeypatch.setattr("atrl.credit.attention.exceed_a_chunk", lambda layers: True)
+    progress, at_once = capture()
+    assert progress == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert len(found) == len(at_once) == 6 and all(map(torch.equal, found, at_once))
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["softmax", "kept"])
@@ -99,7 +129,7 @@ def test_rows_on_a_large_picture_are_held_some_at_a_time(monkeypatch, kept, fact
     monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", CHUNK)
     held, found = held_and_found(request, regions, query, key, lse)
     result = sum(tensor.nbytes for tensor in (found.total, found.peak, found.image))
-    assert held < 6 * 4 * CHUNK + 2 * result < whole_held
+    assert held < 6 * 4 * CHUNK + 4 * result < whole_held
     for name in ("total", "peak", "image"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-6, rtol=1e-5)
     every = AttentionReader(AttentionRequest(neighbours=0, sink_factor=0), regions)
@@ -234,16 +264,16 @@ def test_the_first_log_sum_exp_is_checked_though_a_window_comes_first():
     right = block()
     wrong = right.lse.flip(1)
 
-    def read(lse: torch.Tensor, **options) -> AttentionReader:
+    def read(*kept: torch.Tensor, **options) -> None:
         reader = AttentionReader(AttentionRequest(neighbours=0), right.regions, **options)
         reader.read_attention(0, right.query, right.key, scaling=0.3, sliding_window=20)
-        reader.read_attention(1, right.query, right.key, scaling=0.3, logsumexp=lse)
-        return reader
+        for layer, lse in enumerate(kept, start=1):
+            reader.read_attention(layer, right.query, right.key, scaling=0.3, logsumexp=lse)
+        reader.result()
 
     with pytest.raises(AssertionError, match="the attention kernel keeps"):
         read(wrong, check=True)
-    reader = read(right.lse, check=True)
-    reader.read_attention(2, right.query, right.key, scaling=0.3, logsumexp=wrong)
+    read(right.lse, wrong, check=True)
     read(wrong)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.blocks import Block, blocks, check_logsumexp, image_parts
+from atrl.credit.blocks import Block, blocks, check_logsumexp, exceed_a_chunk, image_parts
 from atrl.credit.connectivity import reduce_without_sinks
 from atrl.credit.edges import Edges, strongest_edges
 from atrl.credit.long_rows import reduce_by_rows
@@ -73,7 +73,8 @@ class AttentionReader:
     Triton kernels instead of `Block`'s own; None does so wherever these run. `check` compares the first log-sum-exp
     that a kernel kept with the scores; None does so on anything but a CPU, where tests have done it.
 
-    Beyond what it returns it holds a few blocks of `CHUNK_ELEMENTS` at a time."""
+    Beyond what it returns it holds a few blocks of `CHUNK_ELEMENTS` at a time, one of which are queries and keys that
+    wait."""
 
     def __init__(
         self, request: AttentionRequest, regions: Regions, *, fused: bool | None = None, check: bool | None = None
@@ -91,6 +92,7 @@ class AttentionReader:
             self._image_mass, self._response_mass = image_mass, response_mass
             if not (request.detail or request.by_picture):  # of which the masses themselves are needed
                 self._reduce_image = reduce_image_mass
+        self._waiting: dict[int, Block] = {}
         self._total: dict[int, Tensor] = {}
         self._peak: dict[int, Tensor] = {}
         self._pictures: dict[int, Tensor] = {}
@@ -117,14 +119,25 @@ class AttentionReader:
         is each query's over all columns before it, if the kernel kept it; not of a window, nor of a softcap.
         """
         heads = self._wanted_heads(layer, query.shape[1])
-        if not heads or layer in self._total:
+        if not heads or layer in self._total or layer in self._waiting:
             return
-        regions = self._regions
+        regions, states = self._regions, (query.detach(), key.detach())
+        self._waiting[layer] = Block(*states, heads, regions, scaling, sliding_window, softcap, logsumexp, dtype)
+        if exceed_a_chunk(self._waiting.values()):
+            self._read_waiting()
+
+    def _read_waiting(self) -> None:
+        """Layers that fit into a chunk together are read in one go, not each where it ends and finds cold caches."""
+        waiting, self._waiting = self._waiting, {}
+        for layer, block in waiting.items():
+            self._read_layer(layer, block)
+
+    def _read_layer(self, layer: int, whole: Block) -> None:
+        regions, key = self._regions, whole.key
         if self._image is None:
             shape = (regions.size, regions.rows.shape[1], regions.columns.shape[1])
-            self._image = query.new_zeros(shape, dtype=torch.float32)
-        whole = Block(query.detach(), key.detach(), heads, regions, scaling, sliding_window, softcap, logsumexp, dtype)
-        if logsumexp is not None and self._unchecked:  # of the first layer that has one: a window's kernel keeps none
+            self._image = key.new_zeros(shape, dtype=torch.float32)
+        if whole.lse is not None and self._unchecked:  # of the first layer that has one: a window's kernel keeps none
             check_logsumexp(whole)  # torch doesn't promise what a kernel keeps
             self._unchecked = False
         if self._reduce_image is None:
@@ -135,7 +148,7 @@ class AttentionReader:
             keys = None if self._fused else (key.shape[2], key.shape[3])
             self._edges[layer] = strongest_edges(whole, self._request.neighbours, self._response_mass, held=keys)
         self._total[layer], self._peak[layer] = total, peak
-        self._heads_read += len(heads)
+        self._heads_read += len(whole.heads)
 
     def result(self) -> AttentionCapture:
         """What was read, layers in order.
@@ -144,6 +157,7 @@ class AttentionReader:
             AssertionError: if no layer was read: the model's attention does not go through the interface.
             ValueError: if only some of the layers that are asked for were.
         """
+        self._read_waiting()
         assert self._total, (
             "the attention probe saw no layer; does this model use transformers' attention interface, and does it have "
             "the layers and heads that are asked for?"

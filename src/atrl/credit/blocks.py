@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -162,6 +162,11 @@ class Block:
             hidden |= column <= rows[:, :, None] - self.sliding_window
         hidden |= ~self.regions.visible[self.regions.source][:, None, :]
         return hidden.float() * torch.finfo(torch.float32).min
+
+
+def exceed_a_chunk(layers: Iterable[Block]) -> bool:
+    """Whether the queries and keys of so many layers have more entries than a chunk."""
+    return sum(layer.query.numel() + layer.key.numel() for layer in layers) > CHUNK_ELEMENTS
 
 
 def as_seen(states: Float[Tensor, "*place"], dtype: torch.dtype | None) -> Float[Tensor, "*place"]:
