@@ -256,9 +256,10 @@ def test_a_training_pass_in_mixed_precision_is_read_in_float32(policy, batch, mo
     original = Block._exponentials_at
     monkeypatch.setattr(Block, "_exponentials_at", lambda *args: seen.append(args[0]) or original(*args))
     probe = AttentionProbe(policy, [FULL])
-    with torch.autocast("cpu", torch.bfloat16), probe.capture(batch) as recorder:
-        response_logits(policy, batch)
-    mass = recorder.results()[FULL].mass
+    with torch.autocast("cpu", torch.bfloat16):  # as long as a training step is going on
+        with probe.capture(batch) as recorder:
+            response_logits(policy, batch)
+        mass = recorder.results()[FULL].mass
     assert mass.dtype == torch.float32 and len(seen) == mass.shape[1]
     for layer, block in enumerate(seen):
         assert block.dtype == torch.bfloat16 and block.lse.dtype == torch.float32
