@@ -28,12 +28,14 @@ def kinds_of(annotation: Any) -> tuple[type, ...] | None:
 
 
 def items_of(annotation: Any) -> Any:
-    """The annotation of a list's items or a mapping's values; ``Any`` where there is none."""
+    """The annotation of a list's items or a mapping's values; ``Any`` where there is none, or one for each place."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         items = [items_of(argument) for argument in arguments]
         return next((item for item in items if item is not Any), Any)
-    return arguments[-1] if arguments and arguments[-1] is not Ellipsis else (arguments or (Any,))[0]
+    if origin is tuple:
+        return arguments[0] if arguments[-1] is Ellipsis else Any
+    return arguments[-1] if arguments else Any
 
 
 def misfit(factory: type, kinds: tuple[type, ...]) -> str | None:

@@ -87,9 +87,9 @@ def test_a_few_blocks_are_held_beside_the_result(monkeypatch, columns, tokens, w
 
 
 def test_small_layers_are_read_together_once_they_fill_a_chunk(monkeypatch):
-    """Queries and keys of one are 8 · 32 · 4 + 2 · 32 · 4 = 1,280 numbers, of three more than a chunk of 3,000; what is
+    """Queries and keys of one are 8 · 32 · 4 + 2 · 32 · 4 = 1,280 numbers, of three more than a chunk of 3,500; what is
     read is the same to the bit."""
-    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", 3000)
+    monkeypatch.setattr(blocks_module, "CHUNK_ELEMENTS", 3500)
     regions, layers = regions_of(1, 32, 6, images=8), [[state + n for state in states(1, 32, 4)] for n in range(5)]
     read: list[int] = []
     original = AttentionReader._read_layer
