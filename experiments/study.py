@@ -7,14 +7,15 @@
 `run` does all of it, task by task, and goes on where it was stopped: a cell whose file is in `experiments/study/` is
 not run again. All cells have theirs there, so move that folder away to repeat the study. First each scheme's learning
 rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its own rate
-and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the `variants`
-of atrl (three seeds, at atrl's rate). `table` needs no more than the files. The task `wordy` has long answers, most
+and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the
+`variants` of atrl (at atrl's rate). `table` needs no more than the files. The task `wordy` has long answers, most
 tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is not there, and
 from the start if that was stopped. Its runs take several times as long, so it has fewer: seven schemes at one rate,
 three to ten seeds. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes: two seeds of two
 rates, then three or six. `geometry_again` and `wordy_again` test what the others suggest, on fresh seeds and from
-another checkpoint, where parts of the tokens have a choice of two rates. A checkpoint that is trained again, on another
-processor say, is another one: a task whose kept runs began with another is not gone on with.
+another checkpoint with ten schemes, where those that train a part of the tokens have a choice of two rates. A
+checkpoint that is trained again, on another processor say, is another one: a task whose kept runs began with another
+is not gone on with.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
 rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is
@@ -161,13 +162,14 @@ def control_cells(task: str, added: Schemes = NONE) -> list[Cell]:
 
 def variant_cells(task: str, added: Schemes = NONE) -> list[Cell]:
     """What else might make anchors win, at atrl's rate."""
-    rate = chosen_rate(task, "atrl")
+    planned, rate = TASKS[task], chosen_rate(task, "atrl")
     if rate is None:
         return []
     return [
         Cell(task, "variants", name, seed, rate, tuple(VARIANTS[name]))
-        for seed in range(3)
-        for name in TASKS[task].variants
+        for seed in planned.every_seed
+        for name in planned.variants
+        if seed in planned.seeds_of(name)
     ]
 
 

@@ -109,9 +109,10 @@ TASKS = {
     "wordy_again": Task(
         overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=512"),
         checkpoint=("experiment=wordy_checkpoint", "seed=1"),
-        schemes=("uniform", "token_level", *PARTS),
+        schemes=("uniform", "token_level", *PARTS, "entropy", "atrl", "oracle", "hidden_cosine"),  # in order of plans
         rates=(4e-4,),
-        own_rates=dict.fromkeys(PARTS, (2e-4, 4e-4)),  # planned later: whether parts want a lower one than all tokens
+        own_rates=dict.fromkeys((*PARTS, "entropy"), (2e-4, 4e-4)),  # parts may want a lower one than all tokens
+        more_seeds={"uniform": 10, "token_level": 10, "oracle": 10},
         controls=(),
         variants=(),
     ),

@@ -139,21 +139,21 @@ def test_a_cell_that_fails_leaves_no_file(study, monkeypatch):
 
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
-    """By hand: of geometry 60 + 70 + 10 + 36 cells, of wordy 45 + 6 + 3, of geometry_again 30 + 10, of wordy_again
-    16 + 40 and of easy_vqa 28 + 33 + 6, and before three of them their checkpoints.
+    """By hand: of geometry 60 + 70 + 10 + 60 cells, of wordy 45 + 6 + 3, of geometry_again 30 + 10, of wordy_again
+    20 + 65 and of easy_vqa 28 + 33 + 6, and before three of them their checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
     say(study, monkeypatch, "run", "--jobs", "1")
     expected = [
-        *("geometry",) * 176,
+        *("geometry",) * 200,
         *("wordy's checkpoint", *("wordy",) * 54),
         *("geometry_again",) * 40,
-        *("wordy_again's checkpoint", *("wordy_again",) * 56),
+        *("wordy_again's checkpoint", *("wordy_again",) * 85),
         *("easy_vqa's checkpoint", *("easy_vqa",) * 67),
     ]
     assert [asked_by(command) for command in processes.commands] == expected
-    assert len(list(study.RESULTS.rglob("*.json"))) == 176 + 54 + 40 + 56 + 67
+    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 40 + 85 + 67
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
@@ -282,10 +282,10 @@ def test_a_single_rate_is_everybodys(study):
 
 
 def test_some_schemes_may_have_a_choice_of_rates_where_others_have_one(study):
-    """Four on two seeds; until one of them is chosen its seeds wait, those of the others do not."""
+    """Five on two seeds; until one of them is chosen its seeds wait, those of the other five do not."""
     cells = study.rate_cells("wordy_again")
-    assert len(cells) == 4 * 2 * 2 and {cell.scheme for cell in cells}.isdisjoint({"uniform", "token_level"})
-    assert study.chosen_rate("wordy_again", "uniform") == 4e-4 and len(study.main_cells("wordy_again")) == 20
+    assert len(cells) == 5 * 2 * 2 and {cell.scheme for cell in cells}.isdisjoint({"uniform", "token_level", "oracle"})
+    assert study.chosen_rate("wordy_again", "uniform") == 4e-4 and len(study.main_cells("wordy_again")) == 40
     for cell in cells:
         if cell.scheme == "oracle_only":
             write(cell, 0.5 - cell.rate)
