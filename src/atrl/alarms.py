@@ -97,11 +97,14 @@ class Alarm:
         return f"alarm {self.name}: {self.bound.metric} is {value:.4g}, {self.bound.side} {than}{meaning}"
 
 
-def clip_gradients(model: nn.Module, max_norm: float, losses: Iterable[Tensor]) -> float:
+def clip_gradients(
+    model: nn.Module, max_norm: float, losses: Iterable[Tensor], weights: Iterable[Tensor] = ()
+) -> float:
     """Scale the gradients of `model` down to `max_norm` together, and return their norm from before.
 
     Args:
         losses: of the micro-batches that the gradients are of, to name what was not finite.
+        weights: by which credit weighed their tokens, likewise.
 
     Raises:
         NonFiniteStop: if the norm is not finite, before anything is changed. The gradients are those of all ranks, so
@@ -116,22 +119,26 @@ def clip_gradients(model: nn.Module, max_norm: float, losses: Iterable[Tensor]) 
     value = float(whole(norm))
     if not math.isfinite(value):
         raise NonFiniteStop(
-            f"alarm non_finite: {_what_is_not_finite(named, losses)}; the weights were left as they were"
+            f"alarm non_finite: {_what_is_not_finite(named, losses, weights)}; the policy was left as it was"
         )
     torch.nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], max_norm, norm)
     return value
 
 
-def _what_is_not_finite(named: Sequence[tuple[str, nn.Parameter]], losses: Iterable[Tensor]) -> str:
+def _what_is_not_finite(
+    named: Sequence[tuple[str, nn.Parameter]], losses: Iterable[Tensor], weights: Iterable[Tensor]
+) -> str:
     """Of all ranks, each of which has its own losses and, where the model is divided, its own part of each gradient."""
     from atrl import parallel
     from atrl.sharding import own_part
 
-    lost = [any(not bool(loss.isfinite().all()) for loss in losses)]
+    lost, unweighed = (any(not bool(found.isfinite().all()) for found in tensors) for tensors in (losses, weights))
     broken = [not bool(own_part(parameter.grad).isfinite().all()) for _, parameter in named]
-    lost_anywhere, *counts = parallel.sums([*lost, *broken])
+    lost_anywhere, unweighed_anywhere, *counts = parallel.sums([lost, unweighed, *broken])
     bad = [name for (name, _), count in zip(named, counts, strict=True) if count]
     what = "the loss is not finite" if lost_anywhere else "the gradient is not finite, though the loss is"
+    if unweighed_anywhere:
+        what = "weights that credit gave are not finite, and so neither is the loss"
     if not bad:
         return f"{what} (every gradient is, and only their norm overflows)"
     return f"{what} (gradient of {len(bad)} of {len(named)} parameters, the first {bad[0]})"

@@ -257,7 +257,7 @@ class PolicyModule(PromptModule):
             forward = self.forward_pass(self.policy, batch, self.credit, read=reads)
             if reads:
                 with self.timer.phase("credit"):
-                    begun = self.credit.scheme.begin(batch, forward.evidence)
+                    begun = self.credit.weigh(batch, forward.evidence)
             else:
                 begun = _known(None if credit is None else credit.rows(rows, batch.response_length))
             waiting.append(MicroBatch(rows, batch, forward, begun, shown))
@@ -301,7 +301,8 @@ class PolicyModule(PromptModule):
         assert isinstance(optimizer, LightningOptimizer), "a policy has one optimizer"
         self.gradients.finish(list(self.policy.parameters()))
         losses = [outcome.sums["policy"] for outcome in outcomes]
-        norm = clip_gradients(self.policy, self.optimizer_settings.max_gradient_norm, losses)
+        weights = [outcome.credit.weights for outcome in outcomes if outcome.credit is not None]
+        norm = clip_gradients(self.policy, self.optimizer_settings.max_gradient_norm, losses, weights)
         taken = {"loss/gradient_norm": norm, "loss/learning_rate": optimizer.param_groups[0]["lr"]}
         optimizer.step()
         optimizer.zero_grad()

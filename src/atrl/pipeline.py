@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from atrl.config import check_config, read_section
+from atrl.config import COMPONENTS, check_config, read_section
 from atrl.launch import check_launch, main_process, place
 from atrl.preflight import (
     check_devices,
@@ -111,8 +111,6 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     Raises:
         ValueError: one line for everything that is wrong with it.
     """
-    from hydra.utils import instantiate
-
     from atrl.settings import settings_of
 
     check_config(config)
@@ -124,14 +122,14 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
         trainer=read_section(config.trainer, TrainerSettings),
         optimizer=read_section(config.optimizer, OptimizerSettings),
         sft=read_section(config.sft, SftSettings),
-        source=instantiate(config.data),
-        model=instantiate(config.model),
-        rollout=instantiate(config.rollout),
-        reward=instantiate(config.reward),
-        objective=instantiate(config.algorithm),
-        credit=instantiate(config.credit) if config.credit else None,
-        logger=[instantiate(node) for node in (config.logger or {}).values()],
-        callbacks=[instantiate(node) for node in (config.callbacks or {}).values()],
+        source=_built(config, "data"),
+        model=_built(config, "model"),
+        rollout=_built(config, "rollout"),
+        reward=_built(config, "reward"),
+        objective=_built(config, "algorithm"),
+        credit=_built(config, "credit") if config.credit else None,
+        logger=[_built(config, "logger", name) for name in config.logger or {}],
+        callbacks=[_built(config, "callbacks", name) for name in config.callbacks or {}],
         started=started,
     )
     parts.model.check()
@@ -145,6 +143,28 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     check_processes(config, processes(parts.trainer))
     check_launch(processes(parts.trainer), parts.trainer.num_nodes)
     return parts
+
+
+def _built(config: DictConfig, group: str, name: str | None = None) -> Any:
+    """The component of `group`, or that of its components which is called `name`.
+
+    Raises:
+        ValueError: if what is named in ``_target_`` made something else, as a function may.
+    """
+    from hydra.utils import instantiate
+
+    from atrl.kinds import misfit
+    from atrl.schema import locate
+
+    node = config[group] if name is None else config[group][name]
+    made = instantiate(node)
+    reason = misfit(type(made), tuple(cast("type", locate(kind)) for kind in COMPONENTS[group]))
+    if reason is not None:
+        raise ValueError(
+            f"{group if name is None else f'{group}.{name}'}._target_: {node._target_} made a {type(made).__name__}, "
+            f"which {reason}: name a class, or a function that returns such a thing"
+        )
+    return made
 
 
 def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint | None:

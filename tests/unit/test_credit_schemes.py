@@ -165,12 +165,20 @@ def test_weights_too_small_to_scale_are_none(size):
     torch.testing.assert_close(kept, torch.tensor([[0.0, 3.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]))
 
 
-@pytest.mark.parametrize("row", [[2e38, 2e38, 1.0], [float("inf"), 1.0, 1.0], [float("nan"), 1.0, 1.0]])
-def test_weights_too_large_to_scale_are_none(row):
+def test_weights_too_large_to_scale_are_none():
     """Their sum is no number, and nor would the weights be. A sum of 3e38 is one."""
     mask = torch.ones(2, 3, dtype=torch.bool)
-    found = normalise(torch.tensor([row, [1e38, 2e38, 0.0]]), mask)
+    found = normalise(torch.tensor([[2e38, 2e38, 1.0], [1e38, 2e38, 0.0]]), mask)
     torch.testing.assert_close(found, torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 0.0]]))
+
+
+@pytest.mark.parametrize("broken", [float("inf"), -float("inf"), float("nan")])
+def test_weights_that_are_no_numbers_are_not_mended(broken):
+    """A run must stop at them, and not train with uniform credit under the scheme's name."""
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
+    found = normalise(torch.tensor([[1.0, broken, 1.0], [1.0, 3.0, broken]]), mask)
+    assert not found[0].isfinite().all()
+    assert found[1].tolist() == [0.5, 1.5, 0.0]
 
 
 def test_top_tokens_by_hand():

@@ -64,6 +64,13 @@ class HeadSearch:
     sink_factor: float
 
 
+class _ClassName:
+    """The name of the class that it is looked up on."""
+
+    def __get__(self, instance: object, owner: type) -> str:
+        return owner.__name__
+
+
 class CreditScheme(ABC):
     """Weights for the tokens of a batch; a pure function of its arguments.
 
@@ -71,7 +78,8 @@ class CreditScheme(ABC):
     its next forward pass. A scheme without slow parts writes `assign` alone.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = _ClassName()  # type: ignore[assignment]
+    """What messages, summaries and reports call it; a scheme that doesn't say goes by its class's."""
     is_uniform: ClassVar[bool] = False
     """Whether every token always gets 1, so that any objective will do."""
     needs_reading: ClassVar[bool] = False
@@ -174,12 +182,12 @@ def normalise(
 
     The mean of 1 keeps the effective learning rate the same whatever the scheme. A response whose weights are all
     zero, or so small or so large that their scale is no number, gets 1 everywhere: no information is no reason to train
-    it less.
+    it less. Weights that are no numbers themselves are not mended: the response's are none then.
     """
     weights = torch.where(mask, weights, 0.0)
     total, count = weights.sum(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
     least = count.clamp_min(1) * torch.finfo(weights.dtype).tiny
-    usable = (total >= least) & total.isfinite()
+    usable = ((total >= least) & total.isfinite()) | ~weights.isfinite().all(dim=1, keepdim=True)
     scaled = torch.where(usable, weights * (count / total.clamp_min(least)), mask.float())
     return torch.where(mask, scaled, 0.0)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from atrl import parallel
 from atrl.credit.masking import mask_pixels
 from atrl.credit.paragraphs import paragraph_numbers
+from atrl.credit.promises import checked
 from atrl.credit.reading import reading_mask
 from atrl.forward import merge_evidence
 from atrl.splitting import join_rows
@@ -95,8 +96,13 @@ class BoundCredit:
 
     def begin(self, piece: Experience, evidence: Evidence) -> Begun:
         """Start on what can be said of one piece of a batch without the others, which `assign` collects."""
-        finishing = [part.begin(piece, evidence) for part in self.scheme.alone]
-        return lambda: [finish() for finish in finishing]
+        finishing = [(part.begin(piece, evidence), part) for part in self.scheme.alone]
+        return lambda: [checked(finish(), piece.response_mask, part) for finish, part in finishing]
+
+    def weigh(self, piece: Experience, evidence: Evidence) -> Callable[[], CreditOutput]:
+        """Start on the weights of one piece of a batch, by a scheme that compares none; the returned call waits."""
+        finish = self.scheme.begin(piece, evidence)
+        return lambda: checked(finish(), piece.response_mask, self.scheme)
 
     def assign(self, experience: Experience, evidence: Sequence[Evidence], begun: Sequence[Begun]) -> CreditOutput:
         """Weights of this rank's whole batch from the evidence of its pieces, and from what was begun on each.
@@ -110,6 +116,7 @@ class BoundCredit:
             return parts[0]
         together = _of_all_ranks(experience, merge_evidence(evidence, width))
         output = self.scheme.compare(*together, [_credit_of_all_ranks(part) for part in parts])
+        output = checked(output, together[0].response_mask, self.scheme)
         before = sum(parallel.gather(experience.size)[: parallel.rank()])
         return output.rows(slice(before, before + experience.size), width)
 
