@@ -30,7 +30,7 @@ demo: setup ## train the tiny model by AT-RL and show that it learned
 	@$(PY) train.py $(ARGS)
 
 tiny-checkpoint: setup ## make the checkpoint that comes with atrl again, from nothing (minutes)
-	@$(PY) train.py experiment=tiny_checkpoint logger=csv hydra.run.dir=outputs/tiny_checkpoint/build
+	@$(PY) train.py experiment=tiny_checkpoint logger=csv hydra.run.dir=outputs/tiny_checkpoint/build resume=auto
 	@cp outputs/tiny_checkpoint/build/model/* src/atrl/models/tiny/
 
 test: setup ## run the tests, the slow ones left out

@@ -33,20 +33,23 @@ def main(config: DictConfig) -> float | None:
         return job.run_job(config, Path(__file__).resolve())
 
     from atrl import pipeline
+    from atrl.launch import main_process
+    from atrl.resume import check_same_base, check_unused, is_finished
 
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume is None and main_process():  # before another process of this run writes there
+        check_unused(folder)
     parts = pipeline.instantiate_parts(config, folder)
     pipeline.prepare_process(parts)
     data = pipeline.load_data(parts)  # bad data stops here, before any model loads
     start = pipeline.starting_point(config, parts, data)
-    if start is not None and start.step >= parts.trainer.max_steps:
+    if start is not None and is_finished(folder, start, parts.trainer.max_steps):
         print(f"nothing is left to do: {start.folder} comes after step {start.step} of {parts.trainer.max_steps}")
         return None
     pipeline.write_settings(config, folder)
     loaded = parts.model.load(pipeline.work_folder(folder))
 
     from atrl import leave, parallel, stages
-    from atrl.resume import check_same_base
 
     warms_up = parts.run.stage != "rl" and start is None
     warmed_up = stages.warm_up(parts, data, loaded) if warms_up else None

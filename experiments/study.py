@@ -203,7 +203,7 @@ def prepare(task: str) -> None:
     """Train the task's checkpoint, if it has one of its own and that is not there."""
     folder, asked = checkpoint(task), TASKS[task].checkpoint
     if asked and start_of(task) is None:
-        command = [sys.executable, "train.py", *asked, "logger=csv", f"hydra.run.dir={folder}"]
+        command = [sys.executable, "train.py", *asked, "logger=csv", f"hydra.run.dir={folder}", "resume=auto"]
         subprocess.run(command, cwd=ROOT, check=True)
 
 

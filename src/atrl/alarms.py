@@ -21,7 +21,7 @@ class AlarmStop(RuntimeError):
 
 
 class NonFiniteStop(AlarmStop):
-    """A loss or gradient was not finite; the weights are those from before the step."""
+    """A loss or gradient was not finite; the update was not taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def clip_gradients(
     value = float(whole(norm))
     if not math.isfinite(value):
         raise NonFiniteStop(
-            f"alarm non_finite: {_what_is_not_finite(named, losses, weights)}; the policy was left as it was"
+            f"alarm non_finite: {_what_is_not_finite(named, losses, weights)}; the update was not taken"
         )
     torch.nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], max_norm, norm)
     return value

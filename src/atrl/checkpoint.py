@@ -75,12 +75,17 @@ def write_checkpoint(
             _to_disk(file)
         shutil.rmtree(root / name, ignore_errors=True)
         beside.rename(root / name)
-        link = root / f".{LAST}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(name, target_is_directory=True)
-        link.replace(root / LAST)
+        point_last_at(root / name)
     barrier()
     return root / name
+
+
+def point_last_at(folder: Path) -> None:
+    """Make `last`, beside the checkpoint in `folder`, mean that one."""
+    link = folder.with_name(f".{LAST}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name, target_is_directory=True)
+    link.replace(folder.with_name(LAST))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

@@ -168,13 +168,13 @@ def _built(config: DictConfig, group: str, name: str | None = None) -> Any:
 
 
 def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint | None:
-    """The checkpoint that the run goes on from; the run's files are cut back to it.
+    """The checkpoint that the run goes on from; the run's files are cut back to it, and later checkpoints set aside.
 
     Raises:
         ValueError: if it can't be found, or is of a run with other settings, or of adapters to another model; the
             run's files are then as they were.
     """
-    from atrl.resume import check_same_base, check_same_run, find_checkpoint, keep_until
+    from atrl.resume import ABANDONED, check_same_base, check_same_run, find_checkpoint, keep_until, set_aside_later
 
     start = find_checkpoint(parts.run.resume, parts.folder)
     if start is not None:
@@ -184,13 +184,19 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
             check_same_base(start, base)
     if parts.run.resume is not None and main_process():
         keep_until(parts.folder, 0 if start is None else start.step)
+        later = [] if start is None else set_aside_later(parts.folder, start)
+        if later:
+            print(f"{', '.join(later)}: set aside in checkpoints/{ABANDONED}, since their steps are done again")
     return start
 
 
 def write_settings(config: DictConfig, folder: Path) -> None:
-    """Leave `config.yaml`, the settings that all others follow from, and `command.txt`."""
+    """Leave `config.yaml`, the settings that all others follow from, `command.txt`, and what code of one's own was."""
+    from atrl.own_code import own_sources, write_sources
+
     if not main_process():
         return
+    write_sources(folder, own_sources(config))
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), folder / "config.yaml")
     (folder / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n", encoding="utf-8")
 
@@ -198,11 +204,12 @@ def write_settings(config: DictConfig, folder: Path) -> None:
 def settings_to_keep(config: DictConfig, data: Data, loaded: LoadedModel) -> dict[str, Any]:
     """What checkpoints hold so that another run is not taken for the same, nor another model for their adapters'."""
     from atrl.models.lora import has_adapters
+    from atrl.own_code import own_sources
     from atrl.resume import fingerprint, weights_fingerprint
     from atrl.settings import settings_of
 
     base = {"base": weights_fingerprint(loaded.folder)} if has_adapters(loaded.model) else {}
-    return {"config": settings_of(config), "data": fingerprint(data.train)} | base
+    return {"config": settings_of(config), "data": fingerprint(data.train), "sources": own_sources(config)} | base
 
 
 def _quieten_lightning() -> None:

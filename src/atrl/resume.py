@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from atrl.checkpoint import LAST, STATE, Checkpoint, newest_checkpoint, read_checkpoint
+from atrl.checkpoint import LAST, STATE, Checkpoint, newest_checkpoint, point_last_at, read_checkpoint
+from atrl.own_code import changed_since, own_sources
 from atrl.settings import differences, flat, settings_of, show
 
 if TYPE_CHECKING:
     from atrl.types import Problem
+
+WARM_UP_METRICS = ("loss/sft", "eval/selection_accuracy")
+RECORDS = ("metrics.csv", "rollouts.jsonl", "checkpoints", "summary.json")
+"""What a run leaves in its folder as it goes."""
+LEFT = ("model", "summary.json", "report.html")
+"""What it leaves when it ends."""
+ABANDONED = "abandoned"
+"""In `checkpoints/`, where those lie whose steps are done again."""
 
 _SAMPLES, _SAMPLE_BYTES = 1024, 2**14
 """Of a file of weights: one of up to 16 MiB is read whole, one of 5 GB every 5 MB, a matrix of a model so large."""
@@ -46,10 +56,11 @@ def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
 def check_same_run(
     checkpoint: Checkpoint, config: DictConfig, problems: Sequence[Problem], *, allow: Iterable[str] = ()
 ) -> None:
-    """Raises ValueError, with the differences, where config or data are not those that the checkpoint was made with.
+    """Raises ValueError, with the differences, where config, data or code of one's own are not those that the
+    checkpoint was made with.
 
-    Keys in `allow`, and the groups they name, may differ; "data_set" allows other problems. Which weights are trained
-    may not: the checkpoint holds no others.
+    Keys in `allow`, and the groups they name, may differ; "data_set" allows other problems and "code" other code. Which
+    weights are trained may not: the checkpoint holds no others.
     """
     allow = tuple(allow)
     before, now = flat(checkpoint.state["config"]), flat(settings_of(config))
@@ -61,6 +72,9 @@ def check_same_run(
     different = differences(checkpoint.state["config"], settings_of(config), allow=allow)
     if "data_set" not in allow and checkpoint.state["data"] != fingerprint(problems):
         different.append("data_set: the training problems are others than those of the checkpoint")
+    changed = changed_since(checkpoint.state.get("sources", {}), own_sources(config))
+    if "code" not in allow and changed:
+        different.append(f"code: {', '.join(changed)} changed since the checkpoint")
     if different:
         names = ",".join(line.split(" ")[0].rstrip(":") for line in different)
         raise ValueError(
@@ -111,11 +125,52 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
+def check_unused(folder: Path) -> None:
+    """Raises ValueError where a run lies in `folder`: records of two would be mixed, and the first's checkpoints go."""
+    held = [name for name in RECORDS if (folder / name).exists()]
+    if held:
+        raise ValueError(
+            f"{folder} holds a run already ({held[0]}): add resume=auto to go on with it, or set another hydra.run.dir"
+        )
+
+
+def is_finished(folder: Path, start: Checkpoint, max_steps: int) -> bool:
+    """Whether a run that goes on from `start` has nothing to do: neither steps, nor what comes after the last of them.
+
+    That is done again where a run in its own `folder` was killed before it left all of `LEFT`.
+    """
+    if start.step < max_steps:
+        return False
+    return not _is_in(start, folder) or all((folder / name).exists() for name in LEFT)
+
+
+def set_aside_later(folder: Path, start: Checkpoint) -> list[str]:
+    """Move the checkpoints of `folder` that come after `start`, one of them too, into `ABANDONED`; their names.
+
+    Their steps are done again, so that "auto" must not go on from them: their records are cut.
+    """
+    if not _is_in(start, folder):
+        return []
+    root = start.folder.parent
+    later = sorted(path.name for path in root.glob("step_*") if path.name > start.folder.name)
+    for name in later:
+        (root / ABANDONED).mkdir(exist_ok=True)
+        shutil.rmtree(root / ABANDONED / name, ignore_errors=True)
+        (root / name).rename(root / ABANDONED / name)
+    if later:
+        point_last_at(start.folder)
+    return later
+
+
 def keep_until(folder: Path, steps: int) -> None:
     """Cut the run's files back to what its first `steps` training steps wrote; what came after is done again."""
     _keep_lines(folder / "metrics.csv", _row_filter(steps))
     for name in ("rollouts.jsonl", "samples.jsonl", "groups.jsonl", "density.jsonl"):
         _keep_lines(folder / name, lambda line: _step_of(line) <= steps)
+
+
+def _is_in(start: Checkpoint, folder: Path) -> bool:
+    return start.folder.parent == (folder / "checkpoints").resolve()
 
 
 def _trained(settings: Mapping[str, Any]) -> str:
@@ -126,15 +181,21 @@ def _trained(settings: Mapping[str, Any]) -> str:
 
 
 def _row_filter(steps: int) -> Callable[[str], bool]:
-    """Whether a line of `metrics.csv` stays: the header, and rows of steps that are counted from 0."""
-    column: list[int] = []
+    """Whether a line of `metrics.csv` stays: the header, and rows of steps, which are counted from 0.
+
+    A warm-up before them counts its own steps in the same column, and is over once there is a checkpoint.
+    """
+    columns: list[str] = []
 
     def keep(line: str) -> bool:
         cells = line.rstrip("\r\n").split(",")
-        if not column:
-            column.append(cells.index("step"))
+        if not columns:
+            columns.extend(cells)
             return True
-        return len(cells) > column[0] and cells[column[0]].isdecimal() and int(cells[column[0]]) < steps
+        row = dict(zip(columns, cells, strict=False))  # a killed run may have left less of its last row
+        if steps and any(row.get(name) for name in WARM_UP_METRICS):
+            return True
+        return row.get("step", "").isdecimal() and int(row["step"]) < steps
 
     return keep
 

@@ -47,3 +47,12 @@ def learning_rate_factor(update: int, settings: OptimizerSettings, updates: int)
         return (update + 1) / settings.warmup_steps
     progress = min(1.0, (update - settings.warmup_steps) / max(1, updates - 1 - settings.warmup_steps))
     return 1 - (1 - settings.decay_to) * progress
+
+
+def set_progress(schedule: LambdaLR, update: int) -> None:
+    """Make `update`, counted from 0, the next one: at the rate that these settings give it, whatever came before."""
+    schedule.last_epoch = update
+    rates = [base * factor(update) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates

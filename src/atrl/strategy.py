@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from lightning import Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from atrl.sharding import Sharding
@@ -78,3 +80,19 @@ class ReplicatedStrategy(DDPStrategy):
 
         for parameter in self.lightning_module.parameters():
             broadcast(parameter.data, src=0)
+
+
+class EndsAlone(_FitLoop):
+    """Lightning's loop without a step, which callbacks are told the beginning and the end of all the same."""
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> EndsAlone:
+        """In the place of the loop that `trainer` has."""
+        loop = cls(trainer, min_epochs=trainer.fit_loop.min_epochs, max_epochs=trainer.fit_loop.max_epochs)
+        loop.epoch_loop = trainer.fit_loop.epoch_loop
+        return loop
+
+    @property
+    def skip(self) -> bool:
+        """Never, where Lightning skips all if there is nothing to train on."""
+        return False

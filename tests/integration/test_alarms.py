@@ -23,20 +23,26 @@ NORM = "model.language_model.norm.weight"
 
 
 class Poison(Callback):
-    """Makes one gradient, or the loss, of step `step` not finite, and remembers the weights from before it."""
+    """Makes one gradient, or the loss, of step `step` not finite, and remembers the weights from before it.
+
+    A gradient from the update on that is number `update` of the step.
+    """
 
     poisons = {"loss": lambda loss: loss * math.nan, "value": lambda loss: loss + math.nan}  # noqa: RUF012
 
-    def __init__(self, what: str, step: int, value: float) -> None:
-        self.what, self.step, self.value, self.before = what, step, value, {}
+    def __init__(self, what: str, step: int, value: float, update: int = 0) -> None:
+        self.what, self.step, self.value, self.update, self.before = what, step, value, update, {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if batch_idx != self.step:
             return
         self.before = {name: value.clone() for name, value in pl_module.policy.state_dict().items()}
-        poison = lambda grad: torch.full_like(grad, self.value)  # noqa: E731
         if self.what == "gradient":
-            pl_module.policy.lm_head.weight.register_hook(poison)
+            updates = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+            first = updates.completed + self.update
+            pl_module.policy.lm_head.weight.register_hook(
+                lambda grad: torch.full_like(grad, self.value) if updates.completed >= first else grad
+            )
         else:
             objective, poison = pl_module.objective, self.poisons[self.what]
             pl_module.objective = type("Poisoned", (), {"__getattr__": lambda _, name: getattr(objective, name)})()
@@ -109,6 +115,23 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(train, va
     for name, before in ((name, value) for name, value in poison.before.items() if name not in tied):
         assert torch.equal(saved[f"model/{name}"], before), name
     assert saved[f"optimizer/step/{NORM}"] == 1
+
+
+@pytest.mark.parametrize("every", [1, None])
+def test_the_state_between_two_updates_of_a_step_is_no_checkpoint(train, tmp_path, every: int | None) -> None:
+    """The one after the step before stays as it was, where there is one."""
+    poison = Poison("gradient", 1, float("nan"), update=1)
+    options = ("algorithm.updates_per_batch=2", f"trainer.checkpoint_every={every or 'null'}")
+    with pytest.raises(NonFiniteStop, match=r"^step 2: alarm non_finite: .*; the update was not taken") as caught:
+        train(*OPTIONS, *options, watch=poison)
+    folder = tmp_path / "run" / "checkpoints"
+    if every is None:
+        assert "state in" not in str(caught.value) and not folder.exists()
+        return
+    assert str(caught.value).endswith(f"; state in {folder / 'step_000001'}")
+    saved = load_file(folder / "step_000001" / "rank_00000.safetensors")
+    assert saved[f"optimizer/step/{NORM}"] == 2
+    assert torch.equal(saved[f"model/{NORM}"], poison.before[NORM])
 
 
 def test_a_loss_that_is_not_finite_is_told_from_a_gradient(train) -> None:

@@ -104,8 +104,9 @@ def assert_same_bits(folder: Path, whole: Path) -> None:
     assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [2, 4, 5])
 def test_a_killed_run_goes_on_to_the_same_bits(whole: Path, tmp_path: Path, step: int) -> None:
+    """After the fifth step evaluation, model and report are left to do."""
     folder = tmp_path / "killed"
     before, _ = killed_and_finished(folder, step)
     assert_same_bits(folder, whole)
@@ -188,6 +189,25 @@ def test_nothing_left_to_do_is_said_and_another_run_refused(whole: Path) -> None
     assert process.returncode != 0 and "Traceback" not in errors
     assert "optimizer.learning_rate was 0.0002 and is 0.001" in errors
     assert (whole / "model" / "model.safetensors").is_file() and len(metrics_of(whole)) > 5
+
+
+def test_what_may_change_counts_from_the_next_step_on(whole: Path, tmp_path: Path) -> None:
+    """Two more steps at half the rate: of that the warm-up's one step leaves 1 - 0.9 · 4/5 at the sixth, and 0.1."""
+    folder = tmp_path / "extended"
+    shutil.copytree(whole, folder, symlinks=True)
+    changed = ("trainer.max_steps=7", "optimizer.learning_rate=1e-4", "optimizer.decay_to=0.1")
+    finish(folder, *changed, "resume_allow=[trainer.max_steps,optimizer]")
+    found = [float(row["loss/learning_rate"]) for row in metrics_of(folder) if "loss/learning_rate" in row]
+    assert found[5:] == pytest.approx([0.28e-4, 0.1e-4], rel=1e-6)
+
+
+def test_a_run_is_not_begun_in_the_folder_of_another(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "used"
+    shutil.copytree(whole, folder, symlinks=True)
+    process = start(folder, "resume=null")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2 and "holds a run already (metrics.csv): add resume=auto to go on" in errors
+    assert metrics_of(folder) == metrics_of(whole) and (folder / "checkpoints" / "step_000005").is_dir()
 
 
 def test_divided_among_two_ranks_killed_and_finished_by_one(whole: Path, tmp_path: Path) -> None:

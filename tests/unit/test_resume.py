@@ -9,7 +9,18 @@ import pytest
 from omegaconf import OmegaConf
 
 from atrl.checkpoint import Checkpoint
-from atrl.resume import check_same_base, check_same_run, find_checkpoint, fingerprint, keep_until, weights_fingerprint
+from atrl.own_code import own_sources
+from atrl.resume import (
+    check_same_base,
+    check_same_run,
+    check_unused,
+    find_checkpoint,
+    fingerprint,
+    is_finished,
+    keep_until,
+    set_aside_later,
+    weights_fingerprint,
+)
 from atrl.settings import flat, settings_of
 from atrl.types import Problem
 from tests.unit.refusals import refusal
@@ -81,6 +92,22 @@ def test_what_it_computes_may_change_by_name_alone(key: str, value, message: str
         check_same_run(made_with(), config, PROBLEMS, allow=["trainer.max", "seed"])
 
 
+def test_other_code_of_ones_own_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scheme_of_a_run.py").write_text("class Scheme: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = changed("credit", {"_target_": "scheme_of_a_run.Scheme"})
+    checkpoint = made_with(OmegaConf.to_container(config))
+    checkpoint.state["sources"] = own_sources(config)
+    assert refusal(check_same_run, checkpoint, config, PROBLEMS) is None
+    (tmp_path / "scheme_of_a_run.py").write_text("class Scheme: power = 2\n")
+    line = (
+        r"code: scheme_of_a_run\.py changed since the checkpoint\. Start a new run, or go on with resume_allow=\[code\]"
+    )
+    with pytest.raises(ValueError, match=line):
+        check_same_run(checkpoint, config, PROBLEMS)
+    check_same_run(checkpoint, config, PROBLEMS, allow=["code"])
+
+
 def test_other_problems_are_another_run() -> None:
     other = [PROBLEMS[0], Problem(id="b", question="2 + 2?", answer="5")]
     with pytest.raises(ValueError, match=r"data_set: the training problems.*resume_allow=\[data_set\]"):
@@ -134,6 +161,52 @@ def test_files_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert (tmp_path / "rollouts.jsonl").read_text() == "\n".join(rows[:3]) + "\n"
     keep_until(tmp_path, 0)
     assert (tmp_path / "metrics.csv").read_text() == "loss,step\n" and (tmp_path / "rollouts.jsonl").read_text() == ""
+
+
+def test_the_warm_up_before_the_steps_stays(tmp_path: Path) -> None:
+    """Its steps are counted in the same column. Without a checkpoint it begins again."""
+    lines = ["eval/selection_accuracy,loss/policy,loss/sft,step", ",,0.9,0", "0.5,,,1", ",,0.7,7", ",0.1,,0", ",0.2,,3"]
+    (tmp_path / "metrics.csv").write_text("\n".join([*lines, ",0.3"]))
+    keep_until(tmp_path, 3)
+    assert (tmp_path / "metrics.csv").read_text() == "\n".join([*lines[:-1], ""])
+    keep_until(tmp_path, 0)
+    assert (tmp_path / "metrics.csv").read_text() == lines[0] + "\n"
+
+
+@pytest.mark.parametrize("record", ["metrics.csv", "rollouts.jsonl", "checkpoints", "summary.json"])
+def test_a_folder_that_holds_a_run_is_not_used_again_unasked(tmp_path: Path, record: str) -> None:
+    for name in (".hydra", "train.log", "config.yaml"):  # Hydra's, and what a run leaves that was refused
+        (tmp_path / name).touch()
+    check_unused(tmp_path)
+    (tmp_path / record).touch()
+    line = rf"holds a run already \({record}\): add resume=auto to go on with it, or set another hydra\.run\.dir"
+    with pytest.raises(ValueError, match=line):
+        check_unused(tmp_path)
+
+
+def test_a_run_is_finished_when_all_is_left_that_comes_after_its_steps(tmp_path: Path) -> None:
+    for step in (2, 4):
+        put_checkpoint(tmp_path / "run" / "checkpoints", step)
+    last, elsewhere = find_checkpoint("auto", tmp_path / "run"), tmp_path / "elsewhere"
+    for name in ("model", "summary.json", "report.html"):
+        assert not is_finished(tmp_path / "run", last, 4) and not is_finished(tmp_path / "run", last, 5)
+        (tmp_path / "run" / name).touch()
+    assert is_finished(tmp_path / "run", last, 4) and not is_finished(tmp_path / "run", last, 5)
+    assert is_finished(elsewhere, last, 4)  # another run's steps, of which nothing is to be added there
+
+
+def test_what_comes_after_a_checkpoint_is_set_aside_when_its_steps_are_done_again(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for step in (2, 4, 12):
+        put_checkpoint(root, step)
+    earlier = find_checkpoint(str(root / "step_000004"), tmp_path)
+    assert set_aside_later(tmp_path / "elsewhere", earlier) == []
+    assert set_aside_later(tmp_path, earlier) == ["step_000012"]
+    assert find_checkpoint("auto", tmp_path).step == 4 and (root / "last").resolve() == root / "step_000004"
+    assert (root / "abandoned" / "step_000012" / "state.json").is_file()
+    assert set_aside_later(tmp_path, earlier) == []
+    put_checkpoint(root, 12)
+    assert set_aside_later(tmp_path, earlier) == ["step_000012"]
 
 
 def test_the_metrics_file_goes_on(tmp_path: Path) -> None:

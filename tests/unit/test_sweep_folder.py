@@ -9,6 +9,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from atrl.own_code import own_sources, write_sources
 from atrl.sweep.folder import State, accuracy_of, locked, put_aside, state_of, write_record
 
 CONFIG = {"seed": 0, "resume": None, "resume_allow": [], "trainer": {"max_steps": 10, "devices": 1}, "logger": None}
@@ -63,13 +64,26 @@ def test_other_settings_are_refused_with_the_difference(folder):
     assert "hydra.sweep.dir" in str(e.value) and "\n" not in str(e.value)
 
 
-def test_an_unfinished_run_goes_on_only_where_that_is_asked_for_and_steps_are_left(folder):
+def test_an_unfinished_run_goes_on_only_where_that_is_asked_for_and_something_is_left(folder):
     leave(folder, checkpoint=4)
     assert state_of(folder, config()) is State.UNFINISHED
     assert state_of(folder, config(resume="auto")) is State.RESUMED
-    # The summary is what is missing, and no step would write it.
+    # All steps are done, and what comes after them is missing.
     leave(folder, checkpoint=10)
+    assert state_of(folder, config(resume="auto")) is State.RESUMED
+    leave(folder, checkpoint=11)
     assert state_of(folder, config(resume="auto")) is State.UNFINISHED
+
+
+def test_a_finished_run_whose_own_code_has_changed_is_outdated(folder, tmp_path, monkeypatch):
+    (tmp_path / "scheme_of_mine.py").write_text("class Scheme: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = config(credit={"_target_": "scheme_of_mine.Scheme"})
+    leave(folder, settings=own, finished=True)
+    write_sources(folder, own_sources(own))
+    assert state_of(folder, own) is State.FINISHED
+    (tmp_path / "scheme_of_mine.py").write_text("class Scheme: power = 2\n")
+    assert state_of(folder, own) is State.OUTDATED
 
 
 def test_a_finished_run_can_be_made_longer(folder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback
@@ -22,7 +21,7 @@ class AlarmCallback(Callback):
 
     A run that stops leaves a checkpoint, from which it can go on with other settings, beside those it had, and raises
     `AlarmStop`: after the step's metrics are written, before the policy is evaluated. After a loss or gradient that is
-    not finite the checkpoint holds the weights from before the step, otherwise those after it.
+    not finite that is the last finished step's, which is saved if the step that is given up has not changed it.
 
     Args:
         bounds: by the alarm's name.
@@ -73,16 +72,17 @@ class AlarmCallback(Callback):
             AlarmStop: if an alarm ended training.
         """
         if self._cause is not None:
-            raise AlarmStop(f"{self._cause}; state in {_save(trainer, pl_module)}")
+            saved = _checkpoints(trainer).save(trainer, pl_module, keep_others=True)
+            raise AlarmStop(f"{self._cause}; state in {saved}")
 
     def on_exception(self, trainer, pl_module: PolicyModule, exception: BaseException) -> None:
-        """Save what a step that was given up has left untouched; before the first there is nothing to save."""
+        """Save what a step that was given up has left untouched, and say where the last finished step is."""
         if not isinstance(exception, NonFiniteStop):
             return
-        where = f"; state in {_save(trainer, pl_module)}" if pl_module.steps_done else ""
+        saved = _checkpoints(trainer).save_untouched(trainer, pl_module)
+        where = "" if saved is None else f"; state in {saved}"
         exception.args = (f"step {pl_module.steps_done + 1}: {exception}{where}",)
 
 
-def _save(trainer, pl_module: PolicyModule) -> Path:
-    saving = next(callback for callback in trainer.callbacks if isinstance(callback, CheckpointCallback))
-    return saving.save(trainer, pl_module, keep_others=True)
+def _checkpoints(trainer) -> CheckpointCallback:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, CheckpointCallback))

@@ -18,7 +18,7 @@ from atrl.callbacks.evaluate import EvaluateCallback
 from atrl.checkpoint import Checkpoint, write_checkpoint
 from atrl.data.loader import PromptLoader
 from atrl.module import PolicyModule
-from atrl.schedule import optimizer_of, schedule_of
+from atrl.schedule import optimizer_of
 from atrl.sharding import is_sharded
 from atrl.tracking import KeepsFiles
 
@@ -108,6 +108,16 @@ class CheckpointCallback(Callback):
                 logger.log_folder(saved, kind="checkpoint")
         return saved
 
+    def save_untouched(self, trainer, pl_module: PolicyModule) -> Path | None:
+        """Save the last finished step, all ranks together, if it isn't yet and the next one has not changed it.
+
+        Where the last finished step that is saved lies; None where none is. Other checkpoints stay.
+        """
+        if self._finished_step() == pl_module.steps_done > self._saved:
+            return self.save(trainer, pl_module, keep_others=True)
+        last = self._root / f"step_{self._saved:06d}"
+        return last if last.is_dir() else None
+
     def rescue(self) -> str:
         """Save the last finished step if it isn't yet; what is saved then, in a few words.
 
@@ -160,7 +170,6 @@ class CheckpointCallback(Callback):
             "seconds": time.time() - self._started,
             "phases": pl_module.timer.total,
             "loader": self._loader.state_after(done),
-            "schedule": schedule_of(pl_module).state_dict(),
             "callbacks": {name: state for name, state in callbacks.items() if state},
             "scores": self._scores,
         }

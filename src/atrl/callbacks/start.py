@@ -7,12 +7,12 @@ from lightning import Callback
 from atrl.checkpoint import Checkpoint, load_tensors
 from atrl.data.loader import PromptLoader
 from atrl.module import PolicyModule
-from atrl.schedule import optimizer_of, schedule_of
+from atrl.schedule import optimizer_of, schedule_of, set_progress
 from atrl.weight_sync import named_parameters
 
 
 class StartCallback(Callback):
-    """Gives policy, optimizer, schedule and the other callbacks their saved state, and the sampler the policy.
+    """Gives policy, optimizer and other callbacks their saved state, the schedule its place, and the sampler the policy.
 
     Must come first: what other callbacks do when training starts, they do with the policy that it starts from.
 
@@ -31,10 +31,8 @@ class StartCallback(Callback):
         pl_module.resume_at(self._start.step, state["phases"])
         trainer.fit_loop.epoch_loop.on_load_checkpoint({"_batches_that_stepped": self._start.step})
         load_tensors(self._start, pl_module.policy, optimizer_of(pl_module))
-        schedule = schedule_of(pl_module)
-        schedule.load_state_dict(dict(state["schedule"]))
-        for group, rate in zip(schedule.optimizer.param_groups, state["schedule"]["_last_lr"], strict=True):
-            group["lr"] = rate
+        # By the settings of now, which may allow another rate, length or number of updates a batch.
+        set_progress(schedule_of(pl_module), self._start.step * pl_module.objective.updates_per_batch)
         for callback in trainer.callbacks:
             if type(callback).__name__ in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][type(callback).__name__])

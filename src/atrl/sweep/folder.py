@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from atrl.own_code import changed_since, own_sources, read_sources
 from atrl.settings import differences, plain, settings_of
 
 CONFIG, SUMMARY, JOB, LOG, LOCK, ASIDE = "config.yaml", "summary.json", "job.json", "job.log", ".lock", "unfinished"
@@ -25,14 +26,16 @@ class State(StrEnum):
     NEW = "new"
     FINISHED = "finished"
     UNFINISHED = "unfinished"
+    OUTDATED = "outdated"
     RESUMED = "resumed"
 
 
 def state_of(folder: Path, config: DictConfig) -> State:
     """What the job with this config finds in its folder.
 
-    A run is finished where it left its summary, and goes on where ``resume=auto`` asks for it and a checkpoint is left
-    of which not all steps are done. Otherwise it has to begin again.
+    A run is finished where it left its summary, and outdated if code of one's own has changed since. It goes on where
+    ``resume=auto`` asks for it and a checkpoint is left that is not beyond its last step. Otherwise it has to begin
+    again.
 
     Raises:
         ValueError: if a run with other settings lies there, with the differences.
@@ -50,15 +53,15 @@ def state_of(folder: Path, config: DictConfig) -> State:
             "hydra.sweep.subdir='${hydra.job.override_dirname}' to name the folders by their settings"
         )
     if (folder / SUMMARY).is_file() and not differences(before, now):
-        return State.FINISHED
-    return State.RESUMED if goes_on and _steps_are_left(folder, config.trainer.max_steps) else State.UNFINISHED
+        return State.OUTDATED if changed_since(read_sources(folder), own_sources(config)) else State.FINISHED
+    return State.RESUMED if goes_on and _can_go_on(folder, config.trainer.max_steps) else State.UNFINISHED
 
 
-def _steps_are_left(folder: Path, max_steps: int) -> bool:
+def _can_go_on(folder: Path, max_steps: int) -> bool:
     from atrl.checkpoint import newest_checkpoint  # brings torch
 
     checkpoint = newest_checkpoint(folder / "checkpoints")
-    return checkpoint is not None and checkpoint.step < max_steps
+    return checkpoint is not None and checkpoint.step <= max_steps
 
 
 def put_aside(folder: Path) -> Path:

@@ -90,7 +90,9 @@ def _finish(config: DictConfig, job: _Job, script: Path) -> float | None:
         if state is State.FINISHED:
             job.say(f"{_accuracy(job.folder)}, finished before")
             return accuracy_of(job.folder)[1]
-        if state is State.UNFINISHED:
+        if state is State.OUTDATED:
+            job.say("finished before, but code of your own has changed since: it runs again")
+        if state in (State.UNFINISHED, State.OUTDATED):
             put_aside(job.folder)
         with _environment(config) as environment:
             _run(config, job, script, environment, lock)

@@ -1,0 +1,49 @@
+"""A run knows the files of a user's own that it was made with."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from atrl.own_code import changed_since, own_sources, read_sources, write_sources
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path with a module, and a package with a module in it."""
+    (tmp_path / "mine_alone.py").write_text("class Scheme: ...\n")
+    (tmp_path / "mine_package").mkdir()
+    (tmp_path / "mine_package" / "__init__.py").touch()
+    (tmp_path / "mine_package" / "inner.py").write_text("class Outer:\n    class Part: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+def test_files_of_ones_own_are_known_by_their_bytes(own: Path) -> None:
+    """Wherever a component stands; atrl's, Python's and installed packages' are not one's own."""
+    config = OmegaConf.create({
+        "credit": {"_target_": "mine_alone.Scheme", "power": 1},
+        "reward": {"parts": [{"_target_": "mine_package.inner.Outer.Part"}, {"_target_": "atrl.rewards.exact.Exact"}]},
+        "data": {"_target_": "json.loads"}, "logger": {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}},
+        "callbacks": {"x": {"_target_": "no_such_module.Thing"}}, "note": "mine_alone.Scheme", "nothing": None,
+    })  # fmt: skip
+    found = own_sources(config)
+    expected = {"mine_alone.py": own / "mine_alone.py", "inner.py": own / "mine_package" / "inner.py"}
+    assert found == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in expected.items()}
+    (own / "mine_alone.py").write_text("class Scheme: power = 2\n")
+    assert changed_since(found, own_sources(config)) == ["mine_alone.py"]
+    assert changed_since(found, {}) == ["inner.py", "mine_alone.py"]
+    assert changed_since({}, found) == []  # a run from before this was written down
+
+
+def test_they_are_left_with_the_run(tmp_path: Path) -> None:
+    assert read_sources(tmp_path) == {}
+    write_sources(tmp_path, {"a.py": "12"})
+    assert read_sources(tmp_path) == {"a.py": "12"}
+    write_sources(tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
