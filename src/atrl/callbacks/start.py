@@ -12,7 +12,7 @@ from atrl.weight_sync import named_parameters
 
 
 class StartCallback(Callback):
-    """Gives policy, optimizer and other callbacks their saved state, the schedule its place, and the sampler the policy.
+    """Gives policy, optimizer and other callbacks their saved state, the schedule its place, the sampler the policy.
 
     Must come first: what other callbacks do when training starts, they do with the policy that it starts from.
 
