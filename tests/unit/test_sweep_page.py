@@ -13,7 +13,17 @@ import pytest
 from atrl.report import __main__ as command_line
 from atrl.report.sweep import write_sweep_report
 from atrl.report.sweep.build import span
-from atrl.report.sweep.export import inert, latex, markdown, points, probability, to_csv, to_latex, to_markdown
+from atrl.report.sweep.export import (
+    difference,
+    inert,
+    latex,
+    markdown,
+    points,
+    probability,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from atrl.report.sweep.runs import find_runs
 from atrl.report.sweep.statistics import Estimate
 from atrl.report.sweep.table import make_table
@@ -39,6 +49,19 @@ def test_figures_are_readable():
     assert [probability(p) for p in (None, 0.0004, 0.0321, 0.25, 1.0, 0.999)] == [
         "–", "< 0.001", "0.032", "0.25", "1", "1",
     ]  # fmt: skip
+
+
+def test_one_seed_has_a_difference_and_equal_ones_are_called_that(tmp_path):
+    """Of seed 0 alone 0.6 - 0.5; of seeds 0 and 1 twice 0; neither has a half width, also not in the CSV."""
+    for number, (credit, seed, accuracy) in enumerate(
+        [("uniform", 0, 0.5), ("uniform", 1, 0.7), ("none", 0, 0.6), ("atrl", 0, 0.5), ("atrl", 1, 0.7)]
+    ):
+        write_job(tmp_path / str(number), number=number, credit=credit, seed=seed, accuracy=accuracy)
+    table = make_table(find_runs([tmp_path]))
+    assert [difference(row) for row in table.rows] == ["baseline", "+10.0", "+0.0, all equal"]
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert [line["less the baseline half of 95 % interval"] for line in lines] == ["", "", ""]
+    assert [(line["p (t)"], line["p (sign)"]) for line in lines] == [("", ""), ("", ""), ("", "1.0")]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])

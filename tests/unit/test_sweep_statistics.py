@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from atrl.report.sweep.statistics import Estimate, estimate, holm, paired, t_cdf, t_quantile
+from atrl.report.sweep.statistics import Estimate, estimate, holm, paired, share_limits, t_cdf, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,22 @@ def test_intervals_by_hand():
     assert estimate([]) is None
 
 
+def test_equal_values_have_no_interval():
+    """It would have no width; 0.1 + 0.2 and 0.3, and the same a million times as large, differ by rounding alone."""
+    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, None, 3) and estimate([0.5, 0.5]).equal
+    for scale in (1, 1e6):
+        assert estimate([scale * (0.1 + 0.2), scale * 0.3]).half is None
+    assert not estimate([0.5]).equal and not estimate([0.5, 0.5 + 1e-9]).equal
+
+
+def test_limits_of_a_share_are_cut_and_its_half_width_is_not():
+    """0.6 and 1: 0.8 ± 12.706·0.2 = 2.541."""
+    found = estimate([0.6, 1.0])
+    assert found.half == pytest.approx(2.5412, abs=1e-4) and share_limits(found) == (0.0, 1.0)
+    assert share_limits(Estimate(0.9, 0.2, 3)) == pytest.approx((0.7, 1.0))
+    assert share_limits(Estimate(0.9, None, 1)) == (0.9, 0.9)
+
+
 def test_paired_by_hand():
     """0.1, 0.2, 0.3: mean 0.2, s = 0.1, t = 0.2·√3/0.1 = 3.4641; with 2 degrees p = 1 - t/√(2+t²) = 1 - √(12/14)."""
     found = paired([0.1, 0.2, 0.3])
@@ -68,7 +84,13 @@ def test_differences_without_a_spread():
     """A t-test would be certain of them; 0.3 - 0.2 and 0.2 - 0.1 differ by rounding alone."""
     assert paired([0.0, 0.0]).t_p is None and paired([0.0, 0.0]).sign_p == 1.0
     assert paired([0.3 - 0.2, 0.2 - 0.1]).t_p is None
-    assert paired([0.1]) is None and paired([]) is None
+    assert paired([0.1, 0.1]).difference == Estimate(0.1, None, 2)
+
+
+def test_a_single_difference_has_no_test():
+    found = paired([0.1])
+    assert (found.difference, found.t_p, found.sign_p) == (Estimate(0.1, None, 1), None, None)
+    assert paired([]) is None
 
 
 def test_direction_does_not_change_the_p_value():

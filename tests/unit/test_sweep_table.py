@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.axes import Axes
 
 from atrl.report.metrics import Curve
 from atrl.report.sweep.axes import find_axes, group_runs, shown_value
-from atrl.report.sweep.curves import Band, band, chosen_rows
+from atrl.report.sweep.curves import Band, band, chosen_rows, draw_curves
 from atrl.report.sweep.grid import in_order, make_grid
 from atrl.report.sweep.pending import pending
 from atrl.report.sweep.runs import find_runs, holds_runs, read_run
+from atrl.report.sweep.statistics import Estimate
 from atrl.report.sweep.table import make_table
 from atrl.sweep.record import SweepRecord
 from tests.sweep_folder import write_job, write_sweep
@@ -108,7 +110,8 @@ def test_a_row_puts_seeds_together_by_hand(jobs):
     assert (row.seeds, row.missing) == ([0, 3], [])
     assert row.after.mean == pytest.approx(0.6) and row.after.half == pytest.approx(1.2706, abs=1e-4)
     assert row.curve.mean == pytest.approx(0.3)
-    assert row.before.mean == 0.25 and row.before.half == 0.0
+    assert row.before.mean == 0.25 and row.before.equal  # both seeds began there, which shows no spread
+    assert row.problems == 512
     assert row.memory == 2_310_000_000 and row.overhead == pytest.approx(0.0169) and row.seconds == 171.4
     assert row.is_baseline and row.compared is None
     assert row.commands == ["python train.py -m credit=atrl seed=0,3"]
@@ -270,9 +273,20 @@ def test_a_band_is_the_mean_over_seeds_where_all_have_a_point():
     """At step 1: 0.2 and 0.4, mean 0.3, half 12.706·0.1 = 1.2706; step 0 has one seed alone."""
     found = band([Curve([0, 1, 2], [0.1, 0.2, 0.5]), Curve([1, 2], [0.4, 0.5])], window=1)
     assert found.steps == [1, 2] and found.mean == pytest.approx([0.3, 0.5])
-    assert found.half == [pytest.approx(1.2706, abs=1e-4), pytest.approx(0.0, abs=1e-12)]
-    assert band([Curve([3], [0.5])], window=1) == Band([3], [0.5], None)
+    low, high = found.limits(share=False)
+    assert low == pytest.approx([0.3 - 1.2706, 0.5], abs=1e-4) and high == pytest.approx([0.3 + 1.2706, 0.5], abs=1e-4)
+    assert [list(ends) for ends in found.limits(share=True)] == [[0.0, 0.5], [1.0, 0.5]]
+    alone = band([Curve([3], [0.5])], window=1)
+    assert alone == Band([3], [Estimate(0.5, None, 1)]) and alone.limits(share=True) is None
     assert band([Curve([0], [0.1]), Curve([1], [0.1])], window=1) is None and band([], window=1) is None
+
+
+def test_bands_of_shares_are_drawn_within_0_and_1_and_others_as_they_are(jobs, monkeypatch):
+    """Rollouts right 0.6 and 0.8 reach to 0.7 ± 1.2706; entropies 0.3 of both have a band without width."""
+    drawn = []
+    monkeypatch.setattr(Axes, "fill_between", lambda axes, steps, low, high, **_: drawn.append((low, high)))
+    draw_curves(make_table(jobs({"seed": 0, "curve": [0.6]}, {"seed": 1, "curve": [0.8]})))
+    assert drawn == [([0.0], [1.0]), ([0.3], [0.3]), ([50.0], [50.0])]
 
 
 def test_seeds_are_smoothed_before_they_are_put_together():

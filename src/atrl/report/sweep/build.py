@@ -12,9 +12,11 @@ from atrl.report import figures
 from atrl.report.sweep import export
 from atrl.report.sweep.curves import MOST_LINES, draw_curves
 from atrl.report.sweep.grid import make_grid
+from atrl.report.sweep.headline import headline
 from atrl.report.sweep.pending import pending
 from atrl.report.sweep.runs import Run, find_runs
-from atrl.report.sweep.table import Row, Table, make_table
+from atrl.report.sweep.statistics import share_limits
+from atrl.report.sweep.table import Table, make_table
 from atrl.report.text import printable
 from atrl.sweep.record import SweepRecord
 
@@ -78,6 +80,7 @@ def render(runs: Sequence[Run], table: Table, record: SweepRecord | None, *, tit
     )  # fmt: skip
     environment.filters |= {
         "percent": figures.percent, "number": figures.number, "printable": printable, "points": export.points,
+        "limits": share_limits,
     }  # fmt: skip
     names = dict.fromkeys(run.summary.experiment for run in runs if run.summary is not None)
     style = "".join(
@@ -91,7 +94,7 @@ def render(runs: Sequence[Run], table: Table, record: SweepRecord | None, *, tit
         done=sum(run.summary is not None for run in runs),
         table=table,
         columns=export.columns(table),
-        best=best(table),
+        headline=headline(table),
         baselines=[row for row in table.rows if row.is_baseline],
         grid=make_grid(table),
         charts=[(chart, Markup(chart.svg)) for chart in draw_curves(table)],
@@ -103,15 +106,10 @@ def render(runs: Sequence[Run], table: Table, record: SweepRecord | None, *, tit
     )
 
 
-def best(table: Table) -> Row | None:
-    """The row with the highest mean accuracy; None where none was measured."""
-    return max((row for row in table.rows if row.after is not None), key=lambda row: row.after.mean, default=None)
-
-
 def span(table: Table) -> tuple[float, float]:
     """Accuracies from the lowest to the highest end of an interval, with a little room; both within [0, 1]."""
-    known = [row.after for row in table.rows if row.after is not None]
-    low = min((value.mean - (value.half or 0.0) for value in known), default=0.0)
-    high = max((value.mean + (value.half or 0.0) for value in known), default=1.0)
+    ends = [share_limits(row.after) for row in table.rows if row.after is not None]
+    low = min((low for low, _ in ends), default=0.0)
+    high = max((high for _, high in ends), default=1.0)
     room = max(0.01, 0.05 * (high - low))
     return max(0.0, low - room), min(1.0, high + room)

@@ -11,7 +11,7 @@ from atrl.report.charts import LegendEntry, dress
 from atrl.report.figures import number, percent
 from atrl.report.metrics import Curve, moving_mean, smoothing_window
 from atrl.report.panels import Line, Panel
-from atrl.report.sweep.statistics import estimate
+from atrl.report.sweep.statistics import Estimate, estimate, share_limits
 from atrl.report.sweep.table import Row, Table
 
 if TYPE_CHECKING:
@@ -35,13 +35,29 @@ class Band:
 
     Attributes:
         steps: [point] those that every seed logged.
-        mean: [point] over the seeds.
-        half: [point] of the 95 % interval; None for a single seed.
+        values: [point] over the seeds.
     """
 
     steps: list[int]
-    mean: list[float]
-    half: list[float] | None
+    values: list[Estimate]
+
+    @property
+    def mean(self) -> list[float]:
+        """[point]"""
+        return [value.mean for value in self.values]
+
+    def limits(self, *, share: bool) -> tuple[list[float], list[float]] | None:
+        """[point] the lower and upper ends of the intervals, those of shares cut; None for a single seed.
+
+        Where all seeds are at the same value, the band has no width.
+        """
+        if self.values[0].count < 2:
+            return None
+        ends = [
+            share_limits(value) if share else (value.mean - (value.half or 0.0), value.mean + (value.half or 0.0))
+            for value in self.values
+        ]
+        return [low for low, _ in ends], [high for _, high in ends]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +76,7 @@ def band(curves: Sequence[Curve], window: int) -> Band | None:
     steps = sorted(set.intersection(*map(set, tables))) if tables else []
     if not steps:
         return None
-    found = [estimate([table[step] for table in tables]) for step in steps]
-    half = None if len(tables) < 2 else [value.half for value in found]
-    return Band(steps, [value.mean for value in found], half)
+    return Band(steps, [estimate([table[step] for table in tables]) for step in steps])
 
 
 def chosen_rows(table: Table) -> list[Row]:
@@ -106,17 +120,18 @@ def _draw(table: Table, panel: Panel) -> SweepChart | None:
     for colour, row in enumerate(chosen_rows(table), 1):
         found = band(curves[row.number], window)
         if found is not None:
-            _line(axes, found, svg.SERIES[colour - 1], strength=0.16 if len(curves) <= 4 else 0.08)
+            limits = found.limits(share=panel.unit == "share")
+            _line(axes, found, limits, svg.SERIES[colour - 1], strength=0.16 if len(curves) <= 4 else 0.08)
             legend.append(LegendEntry(label(table, row), colour, show(found.mean[-1])))
     dress(axes, panel)
     drawn = svg.inline_svg(figure, prefix=f"chart-{panel.name}", label=f"{panel.title} by step, {len(legend)} rows")
     return SweepChart(panel, drawn, legend, window)
 
 
-def _line(axes: Axes, found: Band, colour: str, *, strength: float) -> None:
+def _line(
+    axes: Axes, found: Band, limits: tuple[list[float], list[float]] | None, colour: str, *, strength: float
+) -> None:
     dots = "o" if len(found.steps) <= 25 else None
     axes.plot(found.steps, found.mean, color=colour, linewidth=1.5, marker=dots, markersize=2.4)
-    if found.half is not None:
-        low = [mean - half for mean, half in zip(found.mean, found.half, strict=True)]
-        high = [mean + half for mean, half in zip(found.mean, found.half, strict=True)]
-        axes.fill_between(found.steps, low, high, color=colour, alpha=strength, linewidth=0)
+    if limits is not None:
+        axes.fill_between(found.steps, *limits, color=colour, alpha=strength, linewidth=0)

@@ -38,11 +38,19 @@ class Column:
 
 
 def points(value: Estimate | None, *, sign: bool = False) -> str:
-    """An accuracy in per cent as ``44.1 ± 2.3``; the mean alone for a single seed, and a dash for None."""
+    """An accuracy in per cent as ``44.1 ± 2.3``; the mean alone without an interval, and a dash for None."""
     if value is None:
         return "–"
     mean = f"{100 * value.mean:{'+' if sign else ''}.1f}".replace("-", "−")
     return mean if value.half is None else f"{mean} ± {100 * value.half:.1f}"
+
+
+def difference(row: Row) -> str:
+    """What a row has more than its baseline, in points; that all seeds say the same is said."""
+    if row.compared is None:
+        return "baseline" if row.is_baseline else "–"
+    found = row.compared.difference
+    return points(found, sign=True) + (", all equal" if found.equal else "")
 
 
 def probability(value: float | None) -> str:
@@ -89,7 +97,7 @@ def columns(table: Table) -> list[Column]:
         spread("after, %", lambda row: row.after),
         Column(
             "less the baseline",
-            lambda row: "baseline" if row.is_baseline and row.compared is None else points(compared(row), sign=True),
+            difference,
             {
                 "mean": lambda row: None if compared(row) is None else compared(row).mean,
                 "half of 95 % interval": lambda row: None if compared(row) is None else compared(row).half,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from atrl.evaluation.compare import mcnemar
 
 ROUNDING = 1e-12
-"""A spread of shares that only rounding makes."""
+"""A spread that only rounding makes, beside a mean of up to 1; beside a larger one it is as much larger."""
 
 
 def t_cdf(t: float, freedom: int) -> float:
@@ -48,24 +48,41 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds, and half the width of its 95 % interval; None for a single seed, which tells of no spread."""
+    """A mean over seeds, and half the width of its 95 % interval.
+
+    `half` is None where no spread is seen: of a single value, and of several that are all the same. It is never cut,
+    also where the mean is of shares and the interval reaches beyond them (`share_limits`).
+    """
 
     mean: float
     half: float | None
     count: int
 
+    @property
+    def equal(self) -> bool:
+        """Whether there are several values, all the same but for rounding."""
+        return self.count > 1 and self.half is None
+
+
+def share_limits(value: Estimate) -> tuple[float, float]:
+    """Both ends of the interval of a share, cut at 0 and 1; the mean twice where there is no interval."""
+    half = value.half or 0.0
+    return max(0.0, value.mean - half), min(1.0, value.mean + half)
+
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean ± t·s/√n with Student's t for n-1 degrees of freedom ("Student", Biometrika 6, 1908); None without values.
 
-    Seeds are taken for independent draws of one normal distribution.
+    Seeds are taken for independent draws of one normal distribution. Of equal values the formula would give an interval
+    without width, as if another seed could bring nothing else; they get none.
     """
     if not values:
         return None
     count, mean = len(values), statistics.fmean(values)
-    if count < 2:
+    spread = statistics.stdev(values) if count > 1 else 0.0
+    if spread <= ROUNDING * max(1.0, abs(mean)):
         return Estimate(mean, None, count)
-    return Estimate(mean, t_quantile(0.975, count - 1) * statistics.stdev(values) / math.sqrt(count), count)
+    return Estimate(mean, t_quantile(0.975, count - 1) * spread / math.sqrt(count), count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +91,33 @@ class Paired:
 
     Attributes:
         difference: their mean with its interval.
-        t_p: two-sided p-value of the paired t-test; None where all differences are the same, which shows no spread to
-            compare their mean with.
-        sign_p: of the exact sign test, which supposes nothing about the differences' distribution.
+        t_p: two-sided p-value of the paired t-test; None for a single difference, and where all are the same, which
+            shows no spread to compare their mean with.
+        sign_p: of the exact sign test, which supposes nothing about the differences' distribution; None for a single
+            one.
     """
 
     difference: Estimate
     t_p: float | None
-    sign_p: float
+    sign_p: float | None
 
 
 def paired(differences: Sequence[float]) -> Paired | None:
-    """The paired t-test and the exact sign test of `differences`; None for fewer than two.
+    """The paired t-test and the exact sign test of `differences`; a single one has neither, and None is of none.
 
     t = mean·√n/s with n-1 degrees of freedom ("Student", Biometrika 6, 1908). The sign test leaves zeros out and is
     that of McNemar, with seeds for problems (Dixon and Mood, JASA 41, 1946): over n seeds its p-value is at least 2/2ⁿ,
     so that with fewer than six it can't be below 0.05.
     """
-    if len(differences) < 2:
-        return None
     found = estimate(differences)
-    spread, t_p = statistics.stdev(differences), None
-    if spread > ROUNDING:
-        t_p = 2 * (1 - t_cdf(abs(found.mean) * math.sqrt(len(differences)) / spread, len(differences) - 1))
+    if found is None:
+        return None
+    if found.count < 2:
+        return Paired(found, None, None)
+    t_p = None
+    if not found.equal:
+        t = abs(found.mean) * math.sqrt(found.count) / statistics.stdev(differences)
+        t_p = 2 * (1 - t_cdf(t, found.count - 1))
     sign_p = mcnemar(sum(value > 0 for value in differences), sum(value < 0 for value in differences))
     return Paired(found, t_p, sign_p)
 

@@ -31,7 +31,8 @@ class Row:
         overhead: of credit, as a share of the steps without it; the mean over runs.
         memory: peak in bytes, the largest of the runs; of the device where there is one.
         seconds: of a run, the mean.
-        compared: after, less the baseline's, seed by seed; None for the baseline, and for fewer than two shared seeds.
+        problems: held-out problems of each run; None where it is not known or differs.
+        compared: after, less the baseline's, seed by seed; None for the baseline, and where no seed is shared.
         adjusted: the t-test's p-value after Holm's correction for the number of rows.
         is_baseline: whether others are compared with it.
         commands: what repeats it.
@@ -49,6 +50,7 @@ class Row:
     overhead: float | None
     memory: int | None
     seconds: float | None
+    problems: int | None
     compared: Paired | None
     adjusted: float | None
     is_baseline: bool
@@ -99,6 +101,7 @@ def _row(number: int, group: Group, seeds: Sequence[int]) -> Row:
     peaks = [run.summary.peak_memory_bytes for run in runs]
     memory = [peak.host if peak.device is None else peak.device for peak in peaks]
     curves = [run.metrics["reward/right"].values for run in runs if "reward/right" in run.metrics]
+    problems = {run.summary.accuracy.samples for run in runs}
     grounded = [run.grounding for run in runs if run.grounding is not None]
     return Row(
         number=number,
@@ -113,6 +116,7 @@ def _row(number: int, group: Group, seeds: Sequence[int]) -> Row:
         overhead=_mean(_known(runs, lambda run: run.summary.credit.overhead_fraction)),
         memory=max((size for size in memory if size is not None), default=None),
         seconds=_mean(_known(runs, lambda run: run.summary.seconds.get("total"))),
+        problems=problems.pop() if len(problems) == 1 else None,
         compared=None,
         adjusted=None,
         is_baseline=False,
