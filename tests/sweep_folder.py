@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,14 @@ def write_job(
     status: str = "finished",
     error: str = "",
     overrides: list[str] | None = None,
+    metrics: dict[str, list[float]] | None = None,
     **changes: Any,
 ) -> Path:
-    """A run with this seed and credit; `blank` is its accuracy with blanked pictures before and after, and half as much
-    with others' pictures. `changes` to its config given by dotted key with ``__`` for each dot."""
+    """A run with this seed and credit.
+
+    `blank` is its accuracy with blanked pictures before and after, and half as much with others' pictures; `metrics`
+    are more columns of its curves. `changes` to its config are given by dotted key with ``__`` for each dot.
+    """
     (folder / ".hydra").mkdir(parents=True)
     config: dict[str, Any] = {
         "experiment": "demo", "seed": seed, "credit": CREDIT[credit] and dict(CREDIT[credit]),
@@ -61,20 +66,23 @@ def write_job(
     job = {"number": number, "overrides": overrides, "command": "x", "status": status, "error": error}
     (folder / "job.json").write_text(json.dumps(job))
     if status == "finished":
-        _finish(folder, seed, accuracy, curve or [0.1, 0.2, 0.3], overrides)
+        _finish(folder, seed, accuracy, {"reward/right": curve or [0.1, 0.2, 0.3]} | (metrics or {}), overrides)
         if blank is not None:
             _measure_grounding(folder, blank)
     return folder
 
 
-def _finish(folder: Path, seed: int, accuracy: float | None, curve: list[float], overrides: list[str]) -> None:
+def _finish(
+    folder: Path, seed: int, accuracy: float | None, curves: dict[str, list[float]], overrides: list[str]
+) -> None:
     measured = summary()["accuracy"] | {"before": 0.25, "after": accuracy}
     (folder / "summary.json").write_text(json.dumps(summary(seed=seed, accuracy=measured)))
     (folder / "command.txt").write_text(f"python {shlex.join(['train.py', *overrides])}\n")
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "reward/right", "loss/entropy", "rollout/response_length"])
-        writer.writerows([step, right, 0.3 - 0.01 * step, 50 + step] for step, right in enumerate(curve))
+        writer.writerow(["step", "loss/entropy", "rollout/response_length", *curves])
+        for step, values in enumerate(zip_longest(*curves.values(), fillvalue="")):
+            writer.writerow([step, 0.3 - 0.01 * step, 50 + step, *values])
 
 
 def _measure_grounding(folder: Path, blank: tuple[float, float]) -> None:

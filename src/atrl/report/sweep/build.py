@@ -10,7 +10,8 @@ from typing import Any
 from atrl import __version__
 from atrl.report import figures
 from atrl.report.sweep import export
-from atrl.report.sweep.curves import MOST_LINES, draw_curves
+from atrl.report.sweep.credit import credit_block
+from atrl.report.sweep.curves import CREDIT_PANELS, MOST_LINES, draw_curves
 from atrl.report.sweep.grid import make_grid
 from atrl.report.sweep.headline import headline
 from atrl.report.sweep.pending import pending
@@ -47,8 +48,9 @@ def write_sweep_report(
     if baseline is None and record is not None and any(run.summary for run in runs):
         baseline = _known_baseline(runs, record)
     table = make_table(runs, order=[] if record is None else record.varied, baseline=baseline)
+    credit = credit_block(table)
     files = {
-        "sweep.csv": export.to_csv(table),
+        "sweep.csv": export.to_csv(table, [] if credit is None else credit.columns[len(table.axes) :]),
         "sweep.md": export.to_markdown(table),
         "sweep.tex": export.to_latex(table),
         "sweep.html": render(runs, table, record, title=title),
@@ -86,7 +88,7 @@ def render(runs: Sequence[Run], table: Table, record: SweepRecord | None, *, tit
     style = "".join(
         (folder / name).read_text("utf-8") for folder, name in ((HERE.parent, "report.css"), (HERE, "sweep.css"))
     )
-    left = pending(runs, record)
+    left, credit = pending(runs, record), credit_block(table)
     return environment.get_template("sweep.html.j2").render(
         style=Markup(style),
         title=printable(title or ", ".join(names) or "sweep"),
@@ -98,6 +100,8 @@ def render(runs: Sequence[Run], table: Table, record: SweepRecord | None, *, tit
         baselines=[row for row in table.rows if row.is_baseline],
         grid=make_grid(table),
         charts=[(chart, Markup(chart.svg)) for chart in draw_curves(table)],
+        credit=credit,
+        credit_charts=[(chart, Markup(chart.svg)) for chart in draw_curves(table, CREDIT_PANELS) if credit],
         most_lines=MOST_LINES,
         span=span(table),
         pending=left,

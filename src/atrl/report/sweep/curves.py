@@ -27,6 +27,14 @@ PANELS = (
     Panel("entropy", "Entropy", "nats a token", (Line(("loss/entropy",), "", 1),)),
     Panel("length", "Response length", "tokens", (Line(("rollout/response_length",), "", 1),), "tokens"),
 )  # fmt: skip
+CREDIT_PANELS = (
+    Panel("auc", "AUC of the scores", "for what reads the picture", (Line(("credit/anchor_auc",), "", 1),), "share"),
+    Panel("recall", "Anchor recall", "of what reads the picture", (Line(("credit/anchor_recall",), "", 1),), "share"),
+    Panel("spread", "Spread of the weights", "standard deviation", (Line(("credit/weight_std",), "", 1),)),
+    Panel("gradient", "Gradient norm", "before clipping", (Line(("loss/gradient_norm",), "", 1),)),
+    Panel("flat", "Groups without a signal", "rewards all equal", (Line(("reward/flat_groups",), "", 1),), "share"),
+)  # fmt: skip
+"""What stands in the block on credit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +105,9 @@ def table_name(row: Row) -> str:
     return f"row {row.number}"
 
 
-def draw_curves(table: Table) -> list[SweepChart]:
+def draw_curves(table: Table, panels: Sequence[Panel] = PANELS) -> list[SweepChart]:
     """Every panel of which some row has a curve."""
-    return [chart for panel in PANELS if (chart := _draw(table, panel)) is not None]
+    return [chart for panel in panels if (chart := _draw(table, panel)) is not None]
 
 
 def _draw(table: Table, panel: Panel) -> SweepChart | None:

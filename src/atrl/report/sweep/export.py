@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,8 @@ def probability(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.995 else "1"
 
 
-def columns(table: Table) -> list[Column]:
-    """The columns of every form of the table, settings first."""
+def setting_columns(table: Table) -> list[Column]:
+    """A column for each setting that tells rows apart."""
 
     def setting(title: str, place: int) -> Column:
         return Column(
@@ -69,6 +69,12 @@ def columns(table: Table) -> list[Column]:
             lambda row: "–" if row.values[place] is None else printable(row.values[place]),
             {"": lambda row: row.values[place]},
         )
+
+    return [setting(printable(axis), place) for place, axis in enumerate(table.axes)]
+
+
+def columns(table: Table) -> list[Column]:
+    """The columns of every form of the table, settings first."""
 
     def spread(title: str, get: Callable[[Row], Estimate | None], *, sign: bool = False) -> Column:
         return Column(
@@ -91,7 +97,7 @@ def columns(table: Table) -> list[Column]:
 
     controls = [spread("blanked, %", lambda row: row.blank), spread("swapped, %", lambda row: row.swapped)]
     return [
-        *(setting(printable(axis), place) for place, axis in enumerate(table.axes)),
+        *setting_columns(table),
         Column("seeds", seeds, {"": lambda row: len(row.seeds)}),
         spread("before, %", lambda row: row.before),
         spread("after, %", lambda row: row.after),
@@ -121,11 +127,14 @@ def seeds(row: Row) -> str:
     return f"{len(row.seeds)}, missing {', '.join(map(str, row.missing))}"
 
 
-def to_csv(table: Table) -> str:
-    """Numbers in full, accuracies and shares between 0 and 1; text that a spreadsheet would run gets a quote."""
+def to_csv(table: Table, more: Sequence[Column] = ()) -> str:
+    """Numbers in full, accuracies and shares between 0 and 1; text that a spreadsheet would run gets a quote.
+
+    `more` columns follow those of the table.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    shown = columns(table)
+    shown = [*columns(table), *more]
     heads = [f"{column.title.removesuffix(', %')} {name}".strip() for column in shown for name in column.raw]
     writer.writerow([inert(head) for head in [*heads, "command"]])
     for row in table.rows:
