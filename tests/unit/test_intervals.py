@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atrl.evaluation.intervals import clustered_interval, wilson_interval
+from atrl.evaluation.intervals import clustered_interval, difference_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,27 @@ def test_clustered_is_cut_to_shares():
 def test_clustered_needs_two_problems():
     with pytest.raises(ValueError, match="at least 2 of them, got 1"):
         clustered_interval([0.5])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "printed"),
+    [
+        ((48, 80), (56, 70), (0.0524, 0.3339)),
+        ((3, 10), (9, 10), (0.1705, 0.8090)),
+        ((0, 29), (5, 56), (-0.0381, 0.1926)),
+        ((0, 10), (0, 10), (-0.2775, 0.2775)),  # both Wilson intervals are from 0 to 0.2775
+        ((0, 10), (10, 10), (0.6075, 1.0)),
+    ],
+)
+def test_differences_as_newcombe_prints_them(first, second, printed):
+    """Table II of the paper, method 10, and its mirror image."""
+    one, two = first[0] / first[1], second[0] / second[1]
+    found = difference_interval(one, wilson_interval(*first), two, wilson_interval(*second))
+    assert found == pytest.approx(printed, abs=5e-5)
+    mirrored = difference_interval(two, wilson_interval(*second), one, wilson_interval(*first))
+    assert mirrored == pytest.approx((-found[1], -found[0]))
+
+
+def test_a_difference_of_any_intervals_by_hand():
+    """0.2 less √(0.03² + 0.04²) and plus √(0.05² + 0.12²)."""
+    assert difference_interval(0.4, (0.28, 0.44), 0.6, (0.57, 0.65)) == pytest.approx((0.15, 0.33))

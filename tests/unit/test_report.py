@@ -121,23 +121,36 @@ def test_phase_shares_of_overlapping_phases_add_up_to_one():
     assert figures.phase_shares({}) == figures.phase_shares({"total": 9.0}) == []
 
 
+OF_THE_CHANGE = "the 95\u202f% interval of the change is"
+
+
 @pytest.mark.parametrize(
-    ("given_accuracy", "apart", "words"),
+    ("given_accuracy", "clear", "words"),
     [
-        (accuracy(0.4, 0.8, (0.3, 0.5), (0.7, 0.9)), True, "rose by 40.0 points; the 95\u202f% intervals do not"),
-        (accuracy(0.8, 0.4, (0.7, 0.9), (0.3, 0.5)), True, "fell by 40.0 points; the 95\u202f% intervals do not"),
-        (accuracy(0.4, 0.5, (0.3, 0.5), (0.5, 0.6)), False, "intervals overlap"),
-        (accuracy(0.4, 0.4, (0.3, 0.5), (0.3, 0.5)), False, "did not move"),
-        (accuracy(0.4, 0.8), None, "no intervals were recorded"),
-        (accuracy(0.4, None), None, "not measured after training"),
-        (accuracy(None, None), None, "Accuracy was not measured."),
+        (accuracy(0.4, 0.8, (0.25, 0.48), (0.74, 0.88)), True, f"rose by 40.0 points; {OF_THE_CHANGE} +30.0 to +57.0."),
+        (accuracy(0.8, 0.4, (0.74, 0.88), (0.25, 0.48)), True, f"fell by 40.0 points; {OF_THE_CHANGE} −57.0 to −30.0."),
+        (
+            accuracy(0.4, 0.6, (0.32, 0.52), (0.51, 0.66)),
+            True,
+            f"{OF_THE_CHANGE} +5.0 to +30.0.",
+        ),  # though they overlap
+        (accuracy(0.4, 0.5, (0.32, 0.52), (0.41, 0.56)), False, f"{OF_THE_CHANGE} −5.0 to +20.0, so this run alone"),
+        (accuracy(0.4, 0.4, (0.34, 0.48), (0.34, 0.48)), False, f"did not move; {OF_THE_CHANGE} −10.0 to +10.0, so"),
+        (accuracy(0.4, 0.8), False, "no intervals were recorded"),
+        (accuracy(0.4, None), False, "not measured after training"),
+        (accuracy(None, None), False, "Accuracy was not measured."),
     ],
 )
-def test_verdict(given_accuracy, apart, words):
+def test_verdict(given_accuracy, clear, words):
+    """In points, √(6² + 8²) = 10 and √(8² + 15²) = 17 to the sides, then √(9² + 12²) = 15 and 10, and 10 twice."""
     verdict = figures.verdict(given_accuracy)
-    assert verdict.apart is apart
-    assert verdict.tone == ("unclear" if not apart else "better" if "rose" in words else "worse")
+    assert verdict.clear is clear
+    assert verdict.tone == ("unclear" if not clear else "better" if verdict.change > 0 else "worse")
     assert words in verdict.sentence
+
+
+def test_an_interval_that_ends_at_0_settles_nothing():
+    assert not figures.Verdict(0.1, (0.0, 0.2), "").clear and figures.Verdict(0.1, (0.01, 0.2), "").clear
 
 
 @pytest.mark.parametrize(

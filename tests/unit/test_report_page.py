@@ -148,6 +148,17 @@ def test_report_of_a_bare_summary_says_what_is_missing(tmp_path):
     assert "What the pictures are worth" not in text
 
 
+def test_the_verdict_says_what_its_interval_takes_for_granted(tmp_path):
+    both = summary()["accuracy"]
+    shown = {}
+    for name, accuracy in (("with", both), ("without", both | {"before_ci95": None})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary(accuracy=accuracy)))
+        shown[name] = write_report(tmp_path / name).read_text(encoding="utf-8")
+    words = "takes before and after for independent"
+    assert words in shown["with"] and words not in shown["without"]
+
+
 def test_greedy_accuracy_stands_beside_the_sampled_one(tmp_path):
     both = summary()["accuracy"]
     both["greedy"] = both | {"before": 0.5, "after": 0.75}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from atrl.evaluation.intervals import difference_interval
 from atrl.report.run_folder import Accuracy, Summary
 
 PHASES = ("rollout", "reward", "score", "credit", "update", "sync", "evaluate")
@@ -54,24 +55,33 @@ class Verdict:
 
     Attributes:
         change: after minus before, a share; None unless both were measured.
-        apart: whether the two 95 % intervals share no point; None unless both are known.
-        sentence: the two in words.
+        interval: of the change, 95 %; None unless those of both are known.
+        sentence: all that in words.
     """
 
     change: float | None
-    apart: bool | None
+    interval: tuple[float, float] | None
     sentence: str
 
     @property
+    def clear(self) -> bool:
+        """Whether the interval leaves 0 out; one that ends there doesn't."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+    @property
     def tone(self) -> str:
-        """``better`` or ``worse`` where the intervals settle it, else ``unclear``."""
-        if not self.apart or self.change is None:
+        """``better`` or ``worse`` where the interval settles it, else ``unclear``."""
+        if not self.clear or self.change is None:
             return "unclear"
         return "better" if self.change > 0 else "worse"
 
 
 def verdict(accuracy: Accuracy) -> Verdict:
-    """Compare accuracy before and after. Intervals that touch count as overlapping."""
+    """Compare accuracy before and after, by the interval of their difference.
+
+    Both are of the same held-out problems, but a run leaves no list of which were right when. So the pairing is not
+    known, and `difference_interval` takes them for independent: it errs on the side of no clear change.
+    """
     if accuracy.before is None or accuracy.after is None:
         which = "before" if accuracy.before is None else "after"
         both = accuracy.before is None and accuracy.after is None
@@ -80,11 +90,12 @@ def verdict(accuracy: Accuracy) -> Verdict:
     moved = "did not move" if change == 0 else f"{'rose' if change > 0 else 'fell'} by {abs(100 * change):.1f} points"
     if accuracy.before_ci95 is None or accuracy.after_ci95 is None:
         return Verdict(change, None, f"Accuracy {moved}; no intervals were recorded.")
-    apart = accuracy.before_ci95[1] < accuracy.after_ci95[0] or accuracy.after_ci95[1] < accuracy.before_ci95[0]
-    if apart:
-        return Verdict(change, True, f"Accuracy {moved}; the 95{THIN_SPACE}% intervals do not overlap.")
-    doubt = f"the 95{THIN_SPACE}% intervals overlap, so this run alone shows no clear change."
-    return Verdict(change, False, f"Accuracy {moved}; {doubt}")
+    found = difference_interval(accuracy.before, accuracy.before_ci95, accuracy.after, accuracy.after_ci95)
+    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in found)
+    said = f"Accuracy {moved}; the 95{THIN_SPACE}% interval of the change is {low} to {high}"
+    if Verdict(change, found, "").clear:
+        return Verdict(change, found, f"{said}.")
+    return Verdict(change, found, f"{said}, so this run alone shows no clear change.")
 
 
 @dataclass(frozen=True, slots=True)
