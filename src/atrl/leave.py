@@ -80,8 +80,8 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
         "device": parts.trainer.accelerator if not torch.cuda.is_available() else torch.cuda.get_device_name(),
         "versions": versions(),
         "git_revision": git_revision(Path(__file__).parent),
-        "accuracy": _accuracy(scored.before if scored else None, scored.after if scored else None)
-        | {"greedy": _accuracy(*greedy) if any(greedy) else None},
+        "accuracy": accuracies(scored.before if scored else None, scored.after if scored else None)
+        | {"greedy": accuracies(*greedy) if any(greedy) else None},
         "seconds": {"total": time.time() - parts.started, **seconds},
         "tokens": {
             "generated": record.generated_tokens if record else 0,
@@ -100,13 +100,17 @@ def summarise(parts: Parts, warmed_up: WarmUpOutcome | None, trained: TrainingOu
     }
 
 
-def _accuracy(before: Score | None, after: Score | None) -> dict[str, Any]:
+def accuracies(before: Score | None, after: Score | None) -> dict[str, Any]:
+    """What the summary says of held-out accuracy; how it changed by problem where that is known."""
+    from atrl.evaluation.paired import paired_change
+
     return {
         "before": before and before.accuracy,
         "after": after and after.accuracy,
         "before_ci95": before and list(before.ci95),
         "after_ci95": after and list(after.ci95),
         "samples": after and after.samples,
+        "paired": paired_change(before, after) if before and after else None,
     }
 
 

@@ -23,7 +23,7 @@ SUMMARY_KEYS = {
         *("experiment", "seed", "steps", "device", "versions", "git_revision", "accuracy", "seconds", "tokens"),
         *("peak_memory_bytes", "credit", "rollout", "rewards"),
     },
-    "accuracy": {"before", "after", "before_ci95", "after_ci95", "samples", "greedy"},
+    "accuracy": {"before", "after", "before_ci95", "after_ci95", "samples", "greedy", "paired"},
     "seconds": {"total", "rollout", "reward", "score", "credit", "update", "sync", "evaluate"},
     "tokens": {"generated", "trained"},
     "peak_memory_bytes": {"host", "device"},

@@ -33,8 +33,9 @@ def sample(**changes) -> Sample:
     return Sample.model_validate(fields | changes)
 
 
-def accuracy(before, after, before_ci95=None, after_ci95=None) -> Accuracy:
-    return Accuracy(before=before, after=after, before_ci95=before_ci95, after_ci95=after_ci95, samples=512)
+def accuracy(before, after, before_ci95=None, after_ci95=None, paired=None) -> Accuracy:
+    fields = dict(before=before, after=after, before_ci95=before_ci95, after_ci95=after_ci95, samples=512)
+    return Accuracy.model_validate(fields if paired is None else fields | {"paired": paired})
 
 
 # --- Choice of rollouts
@@ -147,6 +148,23 @@ def test_verdict(given_accuracy, clear, words):
     assert verdict.clear is clear
     assert verdict.tone == ("unclear" if not clear else "better" if verdict.change > 0 else "worse")
     assert words in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("flips", "ci95", "clear", "words"),
+    [
+        ((64, 14, 1e-8), (0.06, 0.135), True, "is +6.0 to +13.5 (64 problems gained, 14 lost; McNemar’s p < 0.001)."),
+        ((60, 10, 0.06), (0.06, 0.135), False, "+13.5 (60 problems gained, 10 lost; McNemar’s p = 0.06), so this run"),
+        ((1, 0, 0.01), (-0.01, 0.2), False, "−1.0 to +20.0 (1 problem gained, 0 lost; McNemar’s p = 0.01), so this"),
+        ((0, 0, 1.0), (0.0, 0.0), False, "Accuracy rose by 9.8 points, and no problem changed sides, so this run"),
+    ],
+)
+def test_verdict_by_problem(flips, ci95, clear, words):
+    """The interval and the test of the pairs decide together, whatever the two accuracies' own intervals are."""
+    paired = dict(zip(("gained", "lost", "p"), flips, strict=True)) | {"problems": 512, "ci95": ci95}
+    verdict = figures.verdict(accuracy(0.4, 0.498, (0.3, 0.5), (0.4, 0.6), paired))
+    assert verdict.clear is clear and verdict.p == flips[2] and words in verdict.sentence
+    assert figures.verdict(accuracy(0.4, 0.498, None, None, paired)).sentence == verdict.sentence
 
 
 def test_an_interval_that_ends_at_0_settles_nothing():

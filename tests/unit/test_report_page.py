@@ -151,12 +151,18 @@ def test_report_of_a_bare_summary_says_what_is_missing(tmp_path):
 def test_the_verdict_says_what_its_interval_takes_for_granted(tmp_path):
     both = summary()["accuracy"]
     shown = {}
-    for name, accuracy in (("with", both), ("without", both | {"before_ci95": None})):
+    paired = {"problems": 512, "ci95": [0.38, 0.47], "gained": 230, "lost": 11, "p": 0.0}
+    for name, accuracy in (
+        ("with", both),
+        ("without", both | {"before_ci95": None}),
+        ("paired", both | {"paired": paired}),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary(accuracy=accuracy)))
         shown[name] = write_report(tmp_path / name).read_text(encoding="utf-8")
     words = "takes before and after for independent"
-    assert words in shown["with"] and words not in shown["without"]
+    assert words in shown["with"] and words not in shown["without"] + shown["paired"]
+    assert "230 problems gained, 11 lost" in shown["paired"] and "gained" not in shown["with"]
 
 
 def test_greedy_accuracy_stands_beside_the_sampled_one(tmp_path):

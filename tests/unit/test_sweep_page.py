@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from atrl.report import __main__ as command_line
+from atrl.report.figures import probability
 from atrl.report.sweep import write_sweep_report
 from atrl.report.sweep.build import span
 from atrl.report.sweep.export import (
@@ -19,7 +20,6 @@ from atrl.report.sweep.export import (
     latex,
     markdown,
     points,
-    probability,
     to_csv,
     to_latex,
     to_markdown,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from atrl.evaluation.intervals import difference_interval
-from atrl.report.run_folder import Accuracy, Summary
+from atrl.report.run_folder import Accuracy, PairedChange, Summary
 
 PHASES = ("rollout", "reward", "score", "credit", "update", "sync", "evaluate")
 THIN_SPACE = "\u202f"
@@ -49,38 +49,51 @@ def number(value: float | None) -> str:
     return text.replace("-", "−")
 
 
+def probability(value: float | None) -> str:
+    """A p-value with two significant digits, and none below a thousandth; a dash for None."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.995 else "1"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What training did to the accuracy.
 
     Attributes:
         change: after minus before, a share; None unless both were measured.
-        interval: of the change, 95 %; None unless those of both are known.
+        interval: of the change, 95 %; None unless it is known, or those of both are.
         sentence: all that in words.
+        p: of McNemar's test; None where it is not known which problems were right when.
     """
 
     change: float | None
     interval: tuple[float, float] | None
     sentence: str
+    p: float | None = None
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves 0 out; one that ends there doesn't."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        """Whether the interval leaves 0 out, where one that ends there doesn't, and the test, if there is one, agrees.
+
+        The interval is drawn from the problems, and of a few that all went one way it can be too sure.
+        """
+        outside = self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        return outside and (self.p is None or self.p < 0.05)
 
     @property
     def tone(self) -> str:
-        """``better`` or ``worse`` where the interval settles it, else ``unclear``."""
+        """``better`` or ``worse`` where that is clear, else ``unclear``."""
         if not self.clear or self.change is None:
             return "unclear"
         return "better" if self.change > 0 else "worse"
 
 
 def verdict(accuracy: Accuracy) -> Verdict:
-    """Compare accuracy before and after, by the interval of their difference.
+    """Compare accuracy before and after, which are of the same held-out problems.
 
-    Both are of the same held-out problems, but a run leaves no list of which were right when. So the pairing is not
-    known, and `difference_interval` takes them for independent: it errs on the side of no clear change.
+    By problem where the run says how many went up and down. Else the pairing is not known, and `difference_interval`
+    takes the two for independent: it errs on the side of no clear change.
     """
     if accuracy.before is None or accuracy.after is None:
         which = "before" if accuracy.before is None else "after"
@@ -88,14 +101,29 @@ def verdict(accuracy: Accuracy) -> Verdict:
         return Verdict(None, None, f"Accuracy was not measured{'' if both else f' {which} training'}.")
     change = accuracy.after - accuracy.before
     moved = "did not move" if change == 0 else f"{'rose' if change > 0 else 'fell'} by {abs(100 * change):.1f} points"
-    if accuracy.before_ci95 is None or accuracy.after_ci95 is None:
+    if (pairs := accuracy.paired) is not None:
+        interval, words = pairs.ci95, _by_problem(pairs)
+    elif accuracy.before_ci95 is None or accuracy.after_ci95 is None:
         return Verdict(change, None, f"Accuracy {moved}; no intervals were recorded.")
-    found = difference_interval(accuracy.before, accuracy.before_ci95, accuracy.after, accuracy.after_ci95)
-    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in found)
-    said = f"Accuracy {moved}; the 95{THIN_SPACE}% interval of the change is {low} to {high}"
-    if Verdict(change, found, "").clear:
-        return Verdict(change, found, f"{said}.")
-    return Verdict(change, found, f"{said}, so this run alone shows no clear change.")
+    else:
+        interval = difference_interval(accuracy.before, accuracy.before_ci95, accuracy.after, accuracy.after_ci95)
+        words = _of_the_change(interval)
+    found = Verdict(change, interval, f"Accuracy {moved}{words}.", None if pairs is None else pairs.p)
+    doubt = "" if found.clear else ", so this run alone shows no clear change"
+    return replace(found, sentence=f"Accuracy {moved}{words}{doubt}.")
+
+
+def _of_the_change(interval: tuple[float, float]) -> str:
+    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in interval)
+    return f"; the 95{THIN_SPACE}% interval of the change is {low} to {high}"
+
+
+def _by_problem(pairs: PairedChange) -> str:
+    if not pairs.gained + pairs.lost:
+        return ", and no problem changed sides"  # an interval from 0 to 0 would seem to prove it
+    p = probability(pairs.p)
+    flips = f"{pairs.gained} problem{'' if pairs.gained == 1 else 's'} gained, {pairs.lost} lost"
+    return f"{_of_the_change(pairs.ci95)} ({flips}; McNemar’s p {p if p.startswith('<') else f'= {p}'})"
 
 
 @dataclass(frozen=True, slots=True)

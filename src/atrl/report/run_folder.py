@@ -17,6 +17,16 @@ from atrl.types import Status
 Kind = TypeVar("Kind", bound=Record)
 
 
+class PairedChange(Record):
+    """What became of the same problems: the interval of the change, how many went up and down, McNemar's p-value."""
+
+    problems: Count
+    ci95: tuple[FiniteFloat, FiniteFloat]
+    gained: Count
+    lost: Count
+    p: Share
+
+
 class Accuracy(Record):
     """Accuracy on held-out problems, before and after training; None where it was not measured."""
 
@@ -25,6 +35,8 @@ class Accuracy(Record):
     before_ci95: tuple[FiniteFloat, FiniteFloat] | None
     after_ci95: tuple[FiniteFloat, FiniteFloat] | None
     samples: Count | None
+    paired: PairedChange | None = None
+    """None of earlier runs, and of those that went on from a checkpoint."""
 
 
 class Accuracies(Accuracy):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atrl.report import figures
+from atrl.report.figures import probability
 from atrl.report.sweep.statistics import Estimate
 from atrl.report.sweep.table import Row, Table
 from atrl.report.text import printable
@@ -51,13 +52,6 @@ def difference(row: Row) -> str:
         return "baseline" if row.is_baseline else "–"
     found = row.compared.difference
     return points(found, sign=True) + (", all equal" if found.equal else "")
-
-
-def probability(value: float | None) -> str:
-    """A p-value with two significant digits, and none below a thousandth."""
-    if value is None:
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.995 else "1"
 
 
 def setting_columns(table: Table) -> list[Column]:

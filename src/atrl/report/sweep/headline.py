@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from atrl.report.sweep.export import points, probability
+from atrl.report.figures import probability
+from atrl.report.sweep.export import points
 from atrl.report.sweep.statistics import ROUNDING, t_quantile
 from atrl.report.sweep.table import Row, Table
 from atrl.report.text import printable
