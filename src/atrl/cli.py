@@ -7,9 +7,8 @@ import functools
 import inspect
 import os
 import sys
-import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,12 @@ from atrl.alarms import AlarmStop
 from atrl.explain import CommandLine, explain, unknown_flag
 from atrl.launch import log_apart, main_process, place
 from atrl.quiet import quieten_console, quieten_libraries, set_environment
+from atrl.whose import OwnComponent, blame, is_ours, is_standard_library, own_components
 
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-OUR_FOLDER = Path(__file__).resolve().parent
-STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
 class JobFailed(Exception):
@@ -52,12 +50,13 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
 
     Returns:
         The exit code: 0, 3 for a run that an alarm stopped, 2 for an error of the user's (bad overrides, a
-        ``ValueError`` raised in the code of atrl or a plug-in, a file that can't be opened), 130 for Ctrl-C. Such
-        errors are lines on stderr that start with ``error:``; with ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the
-        environment they are raised.
+        ``ValueError`` raised in the code of atrl or a plug-in, or by a component of the user's own while it is built, a
+        file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with ``error:``; with
+        ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they are raised.
 
     Raises:
-        Exception: whatever else went wrong, which is a bug.
+        Exception: whatever else went wrong, which is a bug. One in a component of the user's own ends in a line that
+            names it.
         SystemExit: from Hydra's command-line parser, and for ``--help`` and its like.
     """
     home = Path(inspect.getfile(task)).resolve().parent
@@ -139,11 +138,14 @@ class _Job:
             with _variable("HYDRA_FULL_ERROR", None):
                 return self.task(config)
         except Exception as error:
-            message = None if self.debugging else user_message(error, Path(inspect.getfile(self.task)))
+            hydra_config, task_file = HydraConfig.get(), Path(inspect.getfile(self.task))
+            own = own_components(config, hydra_config.runtime.choices, task_file)
+            message = None if self.debugging else user_message(error, task_file, own)
             if message is None:
+                if culprit := blame(unwrapped(error), own):
+                    error.add_note(f"{_speaker()}: {culprit}")  # Python prints it below the traceback
                 raise
             self.reported, self.exit_code = True, getattr(error, "exit_code", EXIT_USER)
-            hydra_config = HydraConfig.get()
             if hydra_config.mode == RunMode.RUN:
                 _report(message)  # not raised: Hydra would print a line of its own
                 return None
@@ -153,15 +155,16 @@ class _Job:
             raise JobFailed(message) from None  # Hydra goes on with the sweep and fails it at the end
 
 
-def user_message(error: BaseException, task_file: Path) -> str | None:
-    """What to tell the user of an error in a job, or None where it is a bug of ours.
+def user_message(error: BaseException, task_file: Path, own: Sequence[OwnComponent] = ()) -> str | None:
+    """What to tell the user of an error in a job, or None where it is a bug.
 
-    A user's errors are a ``ValueError`` from a ``raise`` in this package, a plug-in's or `task_file` (one from within a
-    library, or from Python itself, is a bug in how we call it), a file that our code can't open, and a config
-    value that is missing or can't be resolved. Hydra's wrapping of errors in constructors is taken off first.
+    A user's errors are a ``ValueError`` from a ``raise`` in this package, a plug-in's or `task_file`, or in one of the
+    `own` components while it is built (one from within a library, or from Python itself, is a bug in how we call it),
+    a file that our code can't open, and a config value that is missing or can't be resolved. Hydra's wrapping of errors
+    in constructors is taken off first.
     """
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
+    being_built = isinstance(error, InstantiationException)
+    error = unwrapped(error)
     if isinstance(error, AlarmStop):
         return str(error)
     if isinstance(error, MissingMandatoryValue):
@@ -170,12 +173,21 @@ def user_message(error: BaseException, task_file: Path) -> str | None:
         return f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}"
     files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, ValueError):
-        return str(error) or None if files and _is_ours(files[-1], task_file) and _by_raise(error) else None
+        by_own = being_built and bool(files) and any(files[-1].resolve() in component.files for component in own)
+        by_us = bool(files) and is_ours(files[-1], task_file)
+        return str(error) or None if (by_us or by_own) and _by_raise(error) else None
     if isinstance(error, UNREADABLE):
-        beyond_library = [file for file in files if not _is_standard_library(file)]
-        if beyond_library and _is_ours(beyond_library[-1], task_file):
+        beyond_library = [file for file in files if not is_standard_library(file)]
+        if beyond_library and is_ours(beyond_library[-1], task_file):
             return str(error) if error.filename is None else f"{error.strerror}: {error.filename}"
     return None
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """What a constructor raised, without Hydra's exceptions around it."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _by_raise(error: BaseException) -> bool:
@@ -184,17 +196,6 @@ def _by_raise(error: BaseException) -> bool:
     while step.tb_next is not None:
         step = step.tb_next
     return step.tb_frame.f_code.co_code[step.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
-def _is_ours(file: Path, task_file: Path) -> bool:
-    file = file.resolve()
-    return file.is_relative_to(OUR_FOLDER) or file == task_file.resolve() or plugins.is_plugged_in(file)
-
-
-def _is_standard_library(file: Path) -> bool:
-    if str(file).startswith("<frozen "):
-        return True
-    return file.resolve().is_relative_to(STANDARD_LIBRARY) and "site-packages" not in file.parts
 
 
 def _raised_in_job(error: BaseException) -> bool:
@@ -209,10 +210,13 @@ def _debugging() -> bool:
 
 def _report(message: str) -> None:
     sys.stdout.flush()
-    here = place()
-    speaker = "" if here.is_first or here.rank is None else f" (process {here.rank})"
     for line in message.splitlines():
-        print(f"error{speaker}: {line}", file=sys.stderr, flush=True)
+        print(f"{_speaker()}: {line}", file=sys.stderr, flush=True)
+
+
+def _speaker() -> str:
+    here = place()
+    return "error" if here.is_first or here.rank is None else f"error (process {here.rank})"
 
 
 def _plug_in(own_configs: Path) -> None:

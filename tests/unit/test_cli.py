@@ -16,7 +16,7 @@ from atrl.cli import _Job, user_message
 from atrl.suggest import did_you_mean, did_you_mean_or_all, nearest_keys
 
 ROOT = Path(__file__).parents[2]
-CREDIT = "faulty, package, ratio, uniform"  # the options of the program's group
+CREDIT = "buggy, faulty, numeric, package, ratio, uniform, worker"  # the options of the program's group
 
 PROGRAM = """
     from __future__ import annotations
@@ -89,7 +89,9 @@ PROGRAM = """
         check_config(config, sections={"": RunSettings}, components={"credit": (), "trainer": ()}, checks=())
         from hydra.utils import instantiate
 
-        instantiate(config.credit)
+        credit = instantiate(config.credit)
+        if config.trainer.action == "work":
+            credit.work()
         action = globals().get(config.trainer.action)
         if action is not None:
             action(config)
@@ -114,7 +116,25 @@ PARTS = """
     @dataclass(frozen=True, kw_only=True)
     class Faulty:
         def __post_init__(self):
-            raise ValueError("raised by somebody else's code")
+            raise ValueError("credit=faulty can't be had")
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Buggy:
+        def __post_init__(self):
+            {}["key"]
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Numeric:
+        def __post_init__(self):
+            int("many")
+
+
+    @dataclass(frozen=True, kw_only=True)
+    class Worker:
+        def work(self):
+            raise ValueError("a bug after all")
 
 
     @dataclass(frozen=True, kw_only=True)
@@ -145,6 +165,9 @@ FILES = {
     "conf/credit/ratio.yaml": "{_target_: program.Ratio, anchor_ratio: 0.15}",
     "conf/credit/uniform.yaml": "{_target_: parts.Uniform}",
     "conf/credit/faulty.yaml": "{_target_: parts.Faulty}",
+    "conf/credit/buggy.yaml": "{_target_: parts.Buggy}",
+    "conf/credit/numeric.yaml": "{_target_: parts.Numeric}",
+    "conf/credit/worker.yaml": "{_target_: parts.Worker}",
     "conf/credit/package.yaml": "{_target_: atrl.sections.TrainerSettings, max_steps: 0}",
     "conf/score.yaml": "defaults: [{model: small}, _self_]",
     "conf/model/small.yaml": "path: null",
@@ -287,6 +310,7 @@ MISTAKES = {
         "credit.anchr_ratio is not an option of program.Ratio, did you mean 'anchor_ratio'?",
     ),
     "value out of range": (["credit.anchor_ratio=1.5"], "credit.anchor_ratio must be in (0, 1], got 1.5"),
+    "value that a component of the user's own refuses": (["credit=faulty"], "credit=faulty can't be had"),
     "value out of range, in the package": (
         ["credit=package"],
         "trainer.max_steps must be at least 1, got 0: each step takes one rollout batch",
@@ -336,7 +360,6 @@ def test_ctrl_c_is_one_line_and_exit_code_130(call, action):
         (["trainer.action=key_error"], "KeyError: 'key'"),
         (["trainer.action=library_error"], "json.decoder.JSONDecodeError: "),
         (["trainer.action=python_error"], "ValueError: invalid literal for int() with base 10: 'many'"),
-        (["credit=faulty"], "full_key: credit"),
         (["-m", "seed=1,2", "trainer.action=python_error"], "ValueError: invalid literal for int()"),
     ],
 )
@@ -345,6 +368,30 @@ def test_a_bug_keeps_its_traceback(call, arguments, last_line):
     assert "Traceback (most recent call last)" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(last_line)
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit", "code", "words"),
+    [
+        (["credit=buggy"], "credit=buggy raised KeyError", '{}["key"]', "'key'"),
+        (
+            ["credit=numeric"],
+            "credit=numeric raised ValueError",
+            'int("many")',
+            "invalid literal for int() with base 10: 'many'",
+        ),
+        (["credit=worker", "trainer.action=work"], "credit=worker raised ValueError", "a bug", "a bug after all"),
+    ],
+)
+def test_a_bug_in_a_component_of_the_users_own_ends_in_a_line_that_names_it(
+    call, program, tmp_path, arguments, culprit, code, words
+):
+    done = call(*arguments)
+    lines = (program / "parts.py").read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if code in text)
+    place = f"{os.path.relpath(program / 'parts.py', tmp_path)}:{line}"
+    assert "Traceback (most recent call last)" in done.stderr and done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: {culprit} at {place}: {words}"
 
 
 @pytest.mark.parametrize("variable", ["ATRL_DEBUG", "HYDRA_FULL_ERROR"])

@@ -135,3 +135,10 @@ def test_last_words(tmp_path: Path):
     assert last_words(log, 0) == ["KeyError: 'x'"]
     log.write_text("")
     assert last_words(log, 0) == []
+
+
+def test_a_line_below_the_traceback_of_a_rank_is_its_last_word(tmp_path: Path):
+    """torch writes the rank before each line of it, once processes form a group."""
+    log = tmp_path / "log"
+    log.write_text("[rank0]: KeyError: 'x'\n[rank0]: error: credit=a raised it\n[rank1]: error: credit=a raised it\n")
+    assert last_words(log, 0) == ["credit=a raised it"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import psutil
 GRACE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 """Signals that end a child, and how many seconds it gets after each: a run that is interrupted saves its last step."""
 
-ERROR = "error: "
-"""What the lines of a program begin with that say what the user can mend (`atrl.cli`)."""
+ERROR = re.compile(r"(\[rank\d+\]: )?error: ")
+"""What the lines of a program begin with that say what the user can mend (`atrl.cli`); torch puts the rank before those
+below a traceback."""
 
 
 def run_child(command: Sequence[str], *, log: Path, cwd: Path, environment: Mapping[str, str], lock: int) -> int:
@@ -68,7 +70,7 @@ def last_words(log: Path, start: int) -> list[str]:
     with log.open("rb") as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().decode("utf-8", errors="replace").splitlines()]
-    errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    errors = [ERROR.sub("", line, count=1) for line in lines if ERROR.match(line)]
     return list(dict.fromkeys(errors)) or [line for line in lines if line][-1:]
 
 
