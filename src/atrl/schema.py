@@ -10,10 +10,14 @@ import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Collection
+import shlex
+import sys
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
@@ -217,9 +221,7 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise ValueError(f"{name} needs the package {error.name!r}, which is not installed") from None
-        known = [module.name for module in pkgutil.iter_modules()]
-        near = did_you_mean(name, ["atrl"]) or did_you_mean(name, known)
-        raise ValueError(f"there is no module {name!r}{near}") from None
+        raise ValueError(_no_module(name)) from None
     except ImportError as error:
         raise ValueError(f"{name} can't be imported: {error}".replace("\n", " ")) from None
     except Exception as error:
@@ -227,6 +229,25 @@ def _import(name: str) -> ModuleType:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{name} can't be imported: {reason}") from None
+
+
+def _no_module(name: str) -> str:
+    """What to do where the top-level module `name` is not there."""
+    for folder in _own_folders():
+        if (folder / f"{name}.py").is_file() or any((folder / name).glob("*.py")):
+            export = f"export PYTHONPATH={shlex.quote(str(folder))}:$PYTHONPATH"
+            return f"there is no module {name!r}, put its folder on PYTHONPATH: {export}"
+    known = [module.name for module in pkgutil.iter_modules() if not module.name.startswith("_")]
+    near = did_you_mean(name, ["atrl"]) or did_you_mean(name, set(known) - sys.stdlib_module_names)
+    return f"there is no module {name!r} in installed packages or on PYTHONPATH{near}"
+
+
+def _own_folders() -> Iterator[Path]:
+    """Where a user's code may lie: the current folder, and those of configs with what is above them."""
+    yield Path.cwd()
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    for folder in [Path(source.path) for source in sources if source.schema == "file"]:
+        yield from (folder, folder.parent)
 
 
 def _submodules(module: Any) -> list[str]:

@@ -444,6 +444,24 @@ def test_hydras_own_flags_work(call, tmp_path):
     assert completed.stdout.split() == ["credit=uniform"] and completed.returncode == 0
 
 
+@pytest.mark.parametrize("place", ["extra", "extra/conf"])
+def test_a_module_beside_the_configs_of_config_dir_is_put_on_the_path(call, tmp_path, place):
+    """In its folder, and in the one above it."""
+    config = tmp_path / "extra" / "conf" / "credit" / "mine.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("_target_: off_path.Mine\n")
+    (tmp_path / place / "off_path.py").write_text("class Mine: pass\n")
+    arguments = ("--config-dir", "extra/conf", "credit=mine")
+    forgotten = call(*arguments)
+    assert (forgotten.returncode, forgotten.stderr) == (
+        2,
+        "error: credit._target_: there is no module 'off_path', put its folder on PYTHONPATH: "
+        f"export PYTHONPATH={tmp_path / place}:$PYTHONPATH\n",
+    )
+    paths = os.pathsep.join([str(tmp_path / place), str(ROOT / "src")])
+    assert call(*arguments, PYTHONPATH=paths).returncode == 0
+
+
 def test_the_task_sees_the_environment_that_the_user_set_and_quiet_libraries(call):
     quiet = call("trainer.action=show_environment", TRANSFORMERS_VERBOSITY="info")
     assert quiet.stdout.splitlines()[:4] == [

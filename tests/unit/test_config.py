@@ -212,7 +212,10 @@ def test_references_are_followed_and_broken_ones_reported(problems):
     [
         (f"{HERE}.Sheme", f"there is no 'Sheme' in {HERE}, did you mean 'Scheme'?"),
         ("atrl.confg.RunSettings", "there is no 'confg' in atrl, did you mean 'config'?"),
-        ("artl.config.RunSettings", "there is no module 'artl', did you mean 'atrl'?"),
+        (
+            "artl.config.RunSettings",
+            "there is no module 'artl' in installed packages or on PYTHONPATH, did you mean 'atrl'?",
+        ),
         (f"{HERE}.NUMBER", f"{HERE}.NUMBER is a int, not a class or function"),
         ("not a name", "'not a name' is no dotted name of a class or function"),
         (3, "3 is no dotted name of a class or function"),
@@ -220,6 +223,29 @@ def test_references_are_followed_and_broken_ones_reported(problems):
 )
 def test_targets_that_do_not_exist(problems, target, line):
     assert problems({"_target_": target}) == [f"credit._target_: {line}"]
+
+
+def test_no_module_of_pythons_own_and_none_that_is_private_is_suggested(problems, tmp_path, monkeypatch):
+    for name in ("_surprise_parts", "surprise_parts"):
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    line = "credit._target_: there is no module {!r} in installed packages or on PYTHONPATH"
+    assert problems({"_target_": "webbrowsr.X"}) == [line.format("webbrowsr")]
+    assert problems({"_target_": "_surprise_part.X"}) == [
+        line.format("_surprise_part") + ", did you mean 'surprise_parts'?"
+    ]
+
+
+@pytest.mark.parametrize("file", ["off_path.py", "off_path/scheme.py"])
+def test_a_module_in_the_current_folder_is_put_on_the_path(problems, tmp_path, monkeypatch, file):
+    folder = tmp_path / "with space"
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).touch()
+    monkeypatch.chdir(folder)
+    assert problems({"_target_": "off_path.scheme.X"}) == [
+        "credit._target_: there is no module 'off_path', put its folder on PYTHONPATH: "
+        f"export PYTHONPATH='{folder}':$PYTHONPATH"
+    ]
 
 
 def test_targets_whose_module_can_not_be_imported(problems, tmp_path, monkeypatch):
