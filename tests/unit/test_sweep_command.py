@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from atrl.sweep.command import command, inherited, key_of, quoted, tracking
+from atrl.sweep.command import command, config_flags, inherited, key_of, quoted, tracking
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,16 @@ def test_several_ranks_go_through_torchrun():
     assert command(script, ["seed=1"], ranks=3) == [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "train.py", "seed=1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("python train.py --config-dir mine credit=a", ["--config-dir", "mine"]),
+        ("python train.py -m -cd='my own' -cn other seed=0,1", ["-cd=my own", "-cn", "other"]),
+        ("python train.py credit=a --config-path=/c --verbose", ["--config-path=/c"]),
+        *((text, []) for text in ("python train.py -m name=--config-dir", "an 'open quote --config-dir x", "", None)),
+    ],
+)
+def test_flags_that_say_where_configs_lie_are_read_from_a_command(text, flags):
+    assert config_flags(text) == flags

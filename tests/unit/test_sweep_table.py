@@ -190,6 +190,23 @@ def test_commands_leave_out_what_the_sweep_added(jobs):
     assert row.commands == ["python train.py credit=atrl '+x='\"'\"'a b'\"'\"'' seed=0"]
 
 
+def test_commands_have_the_flags_that_say_where_configs_lie_as_they_were_given(jobs, tmp_path):
+    jobs({"seed": 0}, {"seed": 1}, {"seed": 2})
+    for name, command in {
+        "0": "python train.py -m --config-dir 'my configs' --config-name=own credit=atrl seed=0,1",
+        "1": "python /x/train.py --config-dir 'my configs' --config-name=own --multirun credit=atrl seed=1",
+        "2": "python train.py credit=atrl seed=2",
+    }.items():
+        (tmp_path / name / "command.txt").write_text(f"{command}\n")
+    (row,) = make_table(find_runs([tmp_path / "0", tmp_path / "1"])).rows
+    assert row.commands == ["python train.py -m --config-dir 'my configs' --config-name=own credit=atrl seed=0,1"]
+    (row,) = make_table(find_runs([tmp_path])).rows
+    assert row.commands == [
+        "python train.py credit=atrl seed=2",
+        "python train.py -m --config-dir 'my configs' --config-name=own credit=atrl seed=0,1",
+    ]
+
+
 # Reading.
 
 
@@ -244,6 +261,18 @@ def test_failed_stopped_and_jobs_that_were_not_begun_are_told_of(tmp_path):
     ]  # fmt: skip
     assert found[2].command == "python train.py credit=atrl seed=3"
     assert len(pending(find_runs([tmp_path]), None)) == 2
+
+
+def test_commands_of_what_is_missing_have_the_flags_of_their_job_or_their_sweep(tmp_path):
+    job = write_job(tmp_path / "0", status="failed") / "job.json"
+    job.write_text(
+        json.dumps(json.loads(job.read_text()) | {"command": "python train.py --config-dir=/abs credit=atrl"})
+    )
+    record = SweepRecord("python train.py -m -cd mine credit=atrl seed=0,1", [], [["credit=atrl", "seed=1"]], None)
+    assert [left.command for left in pending(find_runs([tmp_path]), record)] == [
+        "python train.py --config-dir=/abs credit=atrl seed=0",
+        "python train.py -cd mine credit=atrl seed=1",
+    ]
 
 
 # Heat map and curves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 OF_THE_SWEEP = ("hydra.callbacks", "hydra.hydra_logging", "hydra.launcher", "hydra.mode", "hydra.run", "hydra.sweep")
 """Hydra's settings that a job has no use for: ``hydra.sweep`` stands for ``hydra.sweeper`` too."""
+
+OF_CONFIGS = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
+"""Hydra's flags that say where configs lie; overrides mean nothing without them. Each takes a value."""
 
 MAX_TAG = 64
 """Characters in a W&B tag at most; a longer one is refused by W&B."""
@@ -37,6 +41,21 @@ def key_of(override: str) -> str:
 def inherited(overrides: Sequence[str]) -> list[str]:
     """Those of a sweep's overrides of Hydra itself that its jobs need too, as ``hydra.searchpath``."""
     return [text for text in overrides if not key_of(text).startswith(OF_THE_SWEEP)]
+
+
+def config_flags(command: str | None) -> list[str]:
+    """Those of `OF_CONFIGS` in a command that was written down, with their values as they were given."""
+    try:
+        words = shlex.split(command or "")
+    except ValueError:  # somebody has edited it
+        return []
+    found: list[str] = []
+    for word, value in zip(words, [*words[1:], ""], strict=False):
+        if word in OF_CONFIGS:
+            found += [word, value]
+        elif word.partition("=")[0] in OF_CONFIGS:
+            found.append(word)
+    return found
 
 
 def tracking(config: Mapping[str, Any], overrides: Sequence[str], *, sweep: str, shown: Sequence[str]) -> list[str]:

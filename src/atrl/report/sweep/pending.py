@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from atrl.report.sweep.runs import Run
 from atrl.report.sweep.table import OF_A_JOB
+from atrl.sweep.command import config_flags
 from atrl.sweep.record import SweepRecord
 
 
@@ -24,7 +25,12 @@ class Pending:
 def pending(runs: Sequence[Run], record: SweepRecord | None) -> list[Pending]:
     """The runs that did not finish, and the jobs of the sweep that no folder is of."""
     found = [
-        Pending(run.folder.name, run.status, run.error, _command(run.overrides) if run.overrides else run.command or "")
+        Pending(
+            run.folder.name,
+            run.status,
+            run.error,
+            _command(run.overrides, run.command) if run.overrides else run.command or "",
+        )
         for run in runs
         if run.summary is None
     ]
@@ -33,7 +39,7 @@ def pending(runs: Sequence[Run], record: SweepRecord | None) -> list[Pending]:
     begun = [_plain(run.overrides) for run in runs if run.overrides is not None]
     for number, job in enumerate(record.jobs):
         if _plain(job) not in begun:
-            found.append(Pending(str(number), "not begun", "", _command(job)))
+            found.append(Pending(str(number), "not begun", "", _command(job, record.command)))
     return found
 
 
@@ -42,5 +48,5 @@ def _plain(overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if text.partition("=")[0].lstrip("+") not in set(OF_A_JOB) - {"seed"}]
 
 
-def _command(overrides: Sequence[str]) -> str:
-    return shlex.join(["python", "train.py", *_plain(overrides)])
+def _command(overrides: Sequence[str], started_by: str | None) -> str:
+    return shlex.join(["python", "train.py", *config_flags(started_by), *_plain(overrides)])

@@ -11,6 +11,7 @@ from typing import Any
 from atrl.report.sweep.axes import Group, find_axes, group_runs, words
 from atrl.report.sweep.runs import Run, finished
 from atrl.report.sweep.statistics import Estimate, Paired, estimate, holm, paired
+from atrl.sweep.command import config_flags
 
 OF_A_JOB = ("seed", "logger.wandb.group", "logger.wandb.name", "logger.wandb.tags", "resume")
 """Overrides that do not belong into the command of a row."""
@@ -167,10 +168,20 @@ def _baseline_places(
 
 
 def commands(runs: Sequence[Run]) -> list[str]:
-    """What repeats `runs`, which differ by their seed: one line where their overrides are known, else one a run."""
+    """What repeats `runs`, which differ by their seed: one line for those of the same flags and overrides, or, where
+    these are not known, one a run."""
     if any(run.overrides is None or run.seed is None for run in runs):
         return [run.command.strip() for run in runs if run.command]
-    kept = {tuple(text for text in run.overrides if text.partition("=")[0].lstrip("+") not in OF_A_JOB) for run in runs}
-    seeds = ",".join(str(seed) for seed in sorted({run.seed for run in runs}))
-    sweep = ["-m"] if "," in seeds else []
-    return [shlex.join(["python", "train.py", *sweep, *overrides, f"seed={seeds}"]) for overrides in sorted(kept)]
+    seeds: dict[tuple[tuple[str, ...], tuple[str, ...]], set[int]] = {}
+    for run in runs:
+        seeds.setdefault((tuple(config_flags(run.command)), _kept(run.overrides)), set()).add(run.seed)
+    return [_command(flags, overrides, sorted(seeds[flags, overrides])) for flags, overrides in sorted(seeds)]
+
+
+def _command(flags: Sequence[str], overrides: Sequence[str], seeds: Sequence[int]) -> str:
+    sweep = ["-m"] if len(seeds) > 1 else []
+    return shlex.join(["python", "train.py", *sweep, *flags, *overrides, f"seed={','.join(map(str, seeds))}"])
+
+
+def _kept(overrides: Sequence[str]) -> tuple[str, ...]:
+    return tuple(text for text in overrides if text.partition("=")[0].lstrip("+") not in OF_A_JOB)
