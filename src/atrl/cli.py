@@ -23,7 +23,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from atrl import plugins
 from atrl.alarms import AlarmStop
-from atrl.explain import CommandLine, explain, unknown_flag
+from atrl.explain import CommandLine, explain, overrides_first, unknown_flag
 from atrl.launch import log_apart, main_process, place
 from atrl.quiet import quieten_console, quieten_libraries, set_environment
 from atrl.whose import OwnComponent, blame, is_ours, is_standard_library, own_components
@@ -63,6 +63,7 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
     if problem := unknown_flag(sys.argv[1:]):
         _report(problem)
         return EXIT_USER
+    sys.argv[1:] = overrides_first(sys.argv[1:])  # Hydra reads it there
     set_environment()
     _plug_in(home / config_path)
     job = _Job(task, debugging=_debugging())

@@ -74,6 +74,27 @@ def unknown_flag(arguments: Sequence[str]) -> str | None:
     return f"no flag {name}: options are written key=value, as in {name.strip('-').replace('-', '_')}={value}"
 
 
+def overrides_first(arguments: Sequence[str]) -> list[str]:
+    """`arguments` as Hydra's parser reads them, which takes no override behind a flag that stands behind another.
+
+    The flags go to the end: before an override, ``--info`` would take it for its value. What the parser reads as it is,
+    or not in any order, stays as it is.
+    """
+    parser = get_args_parser()
+    if not parser.parse_known_args(list(arguments))[1]:
+        return list(arguments)
+    asked, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if unknown:
+        return list(arguments)
+    flags, overrides = [], list(asked.overrides)
+    for text in arguments:
+        if overrides and text == overrides[0]:
+            del overrides[0]
+        else:
+            flags.append(text)
+    return [*asked.overrides, *flags]
+
+
 def explain(error: Exception, command: CommandLine) -> list[str] | None:
     """One line for each thing that is wrong with `command`, for an error raised before any job ran.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from atrl.cli import _Job, user_message
+from atrl.explain import overrides_first
 from atrl.suggest import did_you_mean, did_you_mean_or_all, nearest_keys
 
 ROOT = Path(__file__).parents[2]
@@ -442,6 +443,34 @@ def test_hydras_own_flags_work(call, tmp_path):
     assert "Configuration groups" in helped.stdout and helped.returncode == 0
     completed = call("-sc", "query=bash", COMP_LINE="python program.py credit=u", COMP_POINT="26")
     assert completed.stdout.split() == ["credit=uniform"] and completed.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("a=1 --config-dir mine b=2", "a=1 b=2 --config-dir mine"),
+        ("a=1 --config-dir=mine b=2 -m ~c", "a=1 b=2 ~c --config-dir=mine -m"),
+        ("a=1 -cd mine +b=2 -c job -p a.b c=3", "a=1 +b=2 c=3 -cd mine -c job -p a.b"),
+        ("a=1 -m a=1 b=2 --info", "a=1 a=1 b=2 -m --info"),
+        ("a=1 -i defaults b=2", "a=1 b=2 -i defaults"),
+        ("-m a=1 --config-dir=mine b=2", "a=1 b=2 -m --config-dir=mine"),
+        *((text, text) for text in ("--config-dir mine a=1", "a=1 -m", "-m a=1 b=2 --info", "a=1 -x b=2", "")),
+    ],
+)
+def test_flags_between_overrides_go_behind_them(typed, read):
+    assert overrides_first(typed.split()) == read.split()
+
+
+def test_a_flag_between_overrides_does_what_it_does_before_them(call, tmp_path):
+    extra = tmp_path / "extra" / "experiment"
+    extra.mkdir(parents=True)
+    (extra / "mine.yaml").write_text("# @package _global_\nseed: 11\n")
+    done = call("credit=uniform", "--config-dir", "extra", "experiment=mine")
+    assert (done.stdout, done.stderr, done.returncode) == ("finished with seed 11\n", "", 0)
+    swept = call("credit=uniform", "-m", "seed=1,2")
+    assert swept.stdout.count("finished with seed") == 2 and swept.returncode == 0
+    misspelt = call("credit=uniform", "--config-dir=extra", "sead=1", "experiment=mine")
+    assert (misspelt.stderr, misspelt.returncode) == ("error: no key 'sead', did you mean 'seed'?\n", 2)
 
 
 @pytest.mark.parametrize("place", ["extra", "extra/conf"])
