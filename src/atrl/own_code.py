@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from atrl.settings import flat, plain
+from atrl.settings import plain
+from atrl.whose import INSTALLED, OUR_FOLDER, is_standard_library, targets
 
 SOURCES = "sources.json"
 """In a run's folder, `own_sources` of it; absent where it had none."""
@@ -23,9 +23,8 @@ def own_sources(config: DictConfig) -> dict[str, str]:
 
     What such a file imports is not looked at.
     """
-    targets = {value for key, value in _leaves(plain(config, resolve=False)) if key == "_target_"}
-    files = {file for target in targets if isinstance(target, str) for file in _own_file(target)}
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+    files = {_own_file(target) for _, target in targets(plain(config, resolve=False))}
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(filter(None, files))}
 
 
 def changed_since(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -47,27 +46,16 @@ def read_sources(folder: Path) -> dict[str, str]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _leaves(tree: object) -> Iterator[tuple[str, object]]:
-    """(last key, value) of everything in nested mappings and lists."""
-    for key, value in flat(tree).items():
-        if isinstance(value, list):
-            for item in value:
-                yield from _leaves(item)
-        else:
-            yield key.rpartition(".")[2], value
-
-
-def _own_file(target: str) -> Iterator[Path]:
-    """The file of the module in the dotted name `target`, unless it is atrl's, Python's or an installed package's."""
+def _own_file(target: str) -> Path | None:
+    """The file of the module in the dotted name `target`; None if it is atrl's, Python's or an installed package's."""
     names = target.split(".")
-    top = _spec(names[0])
-    if top is None or names[0] == "atrl" or _is_installed(top):
-        return
-    for count in range(len(names) - 1, 0, -1):
-        spec = _spec(".".join(names[:count]))
-        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-            yield Path(spec.origin)
-            return
+    top = _spec(names[0])  # alone: below it, looking up imports what is above
+    places = [] if top is None else [top.origin] if top.origin else list(top.submodule_search_locations or [])
+    if not places or any(_is_brought(Path(place)) for place in places):
+        return None
+    specs = (_spec(".".join(names[:count])) for count in range(len(names) - 1, 0, -1))
+    origins = (spec.origin for spec in specs if spec is not None and spec.origin is not None)
+    return next((Path(origin) for origin in origins if Path(origin).is_file()), None)
 
 
 def _spec(module: str) -> ModuleSpec | None:
@@ -77,9 +65,6 @@ def _spec(module: str) -> ModuleSpec | None:
         return None
 
 
-def _is_installed(spec: ModuleSpec) -> bool:
-    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
-    homes = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return not any(Path(place).exists() for place in places) or any(
-        Path(place).is_relative_to(home) for place in places for home in homes
-    )
+def _is_brought(place: Path) -> bool:
+    ours = place.resolve().is_relative_to(OUR_FOLDER)
+    return ours or not place.exists() or is_standard_library(place) or bool(INSTALLED.intersection(place.parts))

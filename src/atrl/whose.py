@@ -60,7 +60,7 @@ def own_components(config: DictConfig, choices: Mapping[str, Any], task_file: Pa
         task_file: the program.
     """
     found = []
-    for path, target in _targets(OmegaConf.to_container(config, resolve=False)):
+    for path, target in targets(OmegaConf.to_container(config, resolve=False)):
         option = choices.get(path.replace(".", "/"))
         title = f"{path}={option}" if isinstance(option, str) else path
         kinds = {kind: file for kind, file in _files(target) if not _is_brought(file, task_file)}
@@ -88,13 +88,13 @@ def blame(error: BaseException, own: Sequence[OwnComponent]) -> str | None:
     return None
 
 
-def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """The dotted key of every component, and the name of its class."""
     if isinstance(node, dict) and isinstance(node.get(TARGET), str):
         yield path, node[TARGET]
     if isinstance(node, dict | list):
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _targets(child, join(path, key))
+            yield from targets(child, join(path, key))
 
 
 def _files(target: str) -> Iterator[tuple[Any, Path]]:
