@@ -17,6 +17,7 @@ from atrl.credit.attention import AttentionCapture, AttentionReader, AttentionRe
 from atrl.credit.blocks import Block, as_seen
 from atrl.credit.connectivity import reduce_without_sinks
 from atrl.credit.regions import Regions
+from atrl.credit.window import seen_through
 
 CAUSAL_ONLY = "exactly two tiles"
 REQUEST = AttentionRequest(sink_factor=1.5, neighbours=5, detail=True)
@@ -164,10 +165,16 @@ def left_by_earlier_layers(block: Block) -> torch.Tensor:
     return (0.3 * torch.rand(shape, generator=torch.Generator().manual_seed(1))).to(block.query.device)
 
 
+def left_by_torch(block: Block, factor: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Masses without sinks, and of each row their sum and the largest."""
+    regions, seen = block.regions, seen_through(block.regions, block.sliding_window)
+    return reduce_without_sinks(block.image_mass(), regions.column_mask, regions.row_mask, factor=factor, seen=seen)
+
+
 def reduced_by_torch(block: Block, factor: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sums and largest masses without sinks, and the largest of any head or earlier layer; 0 on padding."""
     regions, image = block.regions, left_by_earlier_layers(block)
-    left, total, peak = reduce_without_sinks(block.image_mass(), regions.column_mask, regions.row_mask, factor=factor)
+    left, total, peak = left_by_torch(block, factor)
     if left.numel():
         image = torch.maximum(image, left.amax(dim=1))
     mask = regions.row_mask
@@ -177,7 +184,7 @@ def reduced_by_torch(block: Block, factor: float) -> tuple[torch.Tensor, torch.T
 def assert_same_reduced(found: Sequence[torch.Tensor], block: Block, factor: float, *, atol: float = 1e-5) -> None:
     """Equal to torch's as far as its own rounding allows: what is left of a row is divided by its mass beside sinks."""
     regions, image = block.regions, block.image_mass()
-    left, *_ = reduce_without_sinks(image, regions.column_mask, regions.row_mask, factor=factor)
+    left, *_ = left_by_torch(block, factor)
     beside = 1 - (image * (left == 0)).sum(dim=-1) * regions.row_mask[:, None]
     scales = (beside, beside, beside.amin(dim=1)[:, :, None])
     for own, expected, scale in zip(found, reduced_by_torch(block, factor), scales, strict=True):

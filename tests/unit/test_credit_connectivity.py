@@ -182,9 +182,9 @@ def test_heads_without_doubt_are_left_alone(monkeypatch, heads, factor):
     image = image[:, heads]
     before, looked = image.clone(), []
 
-    def remove(image, *masks, factor):
+    def remove(image, *masks, **options):
         looked.append(image.shape[0] * image.shape[1])
-        return remove_sinks(image, *masks, factor=factor)
+        return remove_sinks(image, *masks, **options)
 
     monkeypatch.setattr("atrl.credit.connectivity.remove_sinks", remove)
     left, total, peak = reduce_without_sinks(image, *masks, factor=factor)

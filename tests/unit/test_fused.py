@@ -29,6 +29,7 @@ from tests.unit.fused_cases import (
     build,
     capture,
     left_by_earlier_layers,
+    left_by_torch,
     reduced_by_torch,
     reference_lse,
     with_sinks,
@@ -117,7 +118,7 @@ def test_cases_have_sinks_and_masses_beside_them_and_earlier_layers(name):
     """Leaving a sink out, and what earlier layers left, change what is kept by far more than the tolerance."""
     block, factor = with_sinks(build(CASES[name])), REQUEST.sink_factor
     mask, image = block.regions.row_mask, block.image_mass()
-    real, left = mask[:, None, :, None], remove_sinks(image, block.regions.column_mask, mask, factor=factor)
+    real, left = mask[:, None, :, None], left_by_torch(block, factor)[0]
     sink = (real & (image > 0)).any(dim=2) & ~(real & (left > 0)).any(dim=2)
     assert sink.any() and (~sink & (left > 0).any(dim=2)).any()
     kept = reduced_by_torch(block, factor)
@@ -125,6 +126,15 @@ def test_cases_have_sinks_and_masses_beside_them_and_earlier_layers(name):
         assert (found - whole).abs().max() > 1e-3
     for other in (left.amax(dim=1), left_by_earlier_layers(block)):
         assert (kept[2] - other)[mask].max() > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.window])
+def test_what_windows_hide_changes_which_columns_are_sinks(name):
+    """By far more than the tolerance: kernels that took every column for seen would not agree with torch."""
+    block, factor = with_sinks(build(CASES[name])), REQUEST.sink_factor
+    mask, image = block.regions.row_mask, block.image_mass()
+    as_if_seen = remove_sinks(image, block.regions.column_mask, mask, factor=factor)
+    assert ((left_by_torch(block, factor)[0] - as_if_seen).abs() * mask[:, None, :, None]).max() > 0.1
 
 
 def test_a_reader_makes_the_same_without_masses_in_memory(interpreted):

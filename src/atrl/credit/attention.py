@@ -16,6 +16,7 @@ from atrl.credit.connectivity import reduce_without_sinks
 from atrl.credit.edges import Edges, strongest_edges
 from atrl.credit.long_rows import reduce_by_rows
 from atrl.credit.regions import Regions
+from atrl.credit.window import seen_through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -205,17 +206,17 @@ class AttentionReader:
     def _without_sinks(self, block: Block) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Rows of the block, their masses without sinks, and of these the sum and the largest of each row."""
         regions, factor = block.regions, self._request.sink_factor
-        masks = regions.column_mask, regions.row_mask
+        masks, seen = (regions.column_mask, regions.row_mask), seen_through(regions, block.sliding_window)
         parts = image_parts(regions, len(block.heads))
         if len(parts) <= 1:
             rows = slice(0, regions.rows.shape[1])
-            yield rows, *reduce_without_sinks(self._image_mass(block), *masks, factor=factor)
+            yield rows, *reduce_without_sinks(self._image_mass(block), *masks, factor=factor, seen=seen)
             return
 
         def masses(rows: slice) -> Tensor:
             return self._image_mass(replace(block, regions=regions.of_tokens(rows)))
 
-        for rows, image in reduce_by_rows(masses, parts, *masks, factor=factor):
+        for rows, image in reduce_by_rows(masses, parts, *masks, factor=factor, seen=seen):
             yield rows, image, image.sum(dim=-1), image.amax(dim=-1)
 
     def _wanted_heads(self, layer: int, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from atrl.credit.attention import AttentionCapture
+    from atrl.credit.window import Seen
 
 Reduction = Literal["mean", "peak", "relative", "top_heads"]
 
@@ -21,18 +22,20 @@ def remove_sinks(
     response_mask: Bool[Tensor, "rollout response"],
     *,
     factor: float,
+    seen: Seen | None = None,
 ) -> Float[Tensor, "rollout head response image"]:
     """Image mass without the columns that draw attention whatever the query; rows renormalised as if they were absent.
 
     In one head of one response, column v is a sink if in most of the response's rows it holds more than `factor` times
     its even share of the row's image mass: ``a[t,v] > factor · Σ_u a[t,u] / V`` for more than half of the t. With no
-    more than `factor` columns none can be a sink. What is left of a row is divided by (1 - sink mass), so that it is
-    the softmax over all other columns. Attention sinks: Xiao et al., arXiv 2309.17453; that AT-RL removes them is the
-    paper's, the rule is ours.
+    more than `factor` columns none can be a sink. Where a sliding window hides columns, as `seen` says, V is the number
+    of columns that row t sees, and the t are the rows that see v. What is left of a row is divided by (1 - sink mass),
+    so that it is the softmax over all other columns. Attention sinks: Xiao et al., arXiv 2309.17453; that AT-RL removes
+    them is the paper's, the rule is ours.
     """
-    limit = sink_limit(image.sum(dim=-1), image_mask, response_mask, factor)[..., None]
+    limit = sink_limit(image.sum(dim=-1), image_mask, response_mask, factor, seen)[..., None]
     above = torch.gt(image, limit, out=torch.empty_like(image))  # 0 and 1: to count booleans copies them first
-    return leave_out(image, in_most_rows(above.sum(dim=2), response_mask)[:, :, None])
+    return leave_out(image, in_most_rows(above.sum(dim=2), response_mask, seen)[:, :, None])
 
 
 def leave_out(
@@ -49,6 +52,7 @@ def reduce_without_sinks(
     response_mask: Bool[Tensor, "rollout response"],
     *,
     factor: float,
+    seen: Seen | None = None,
 ) -> tuple[
     Float[Tensor, "rollout head response image"],
     Float[Tensor, "rollout head response"],
@@ -56,26 +60,27 @@ def reduce_without_sinks(
 ]:
     """(`remove_sinks` of `image`, the sum of each of its rows, the largest entry); a `factor` of 0 removes nothing.
 
-    No column is above the limit in more rows than the largest one is: where that is not so in most rows, which is the
-    rule, the head has no sink, and its sums and largest entries are those that show this.
+    No column is above the limit in more rows than the largest one is: where those are too few for a sink, which is the
+    rule, the head has none, and its sums and largest entries are those that show this.
     """
     if not image.shape[-1]:
         return image, image.sum(dim=-1), image.sum(dim=-1)
     if factor and image.device.type != "cpu":  # asking which heads are doubtful would wait for it
-        image = remove_sinks(image, image_mask, response_mask, factor=factor)
+        image = remove_sinks(image, image_mask, response_mask, factor=factor, seen=seen)
         return image, image.sum(dim=-1), image.amax(dim=-1)
     total, peak = image.sum(dim=-1), image.amax(dim=-1)
     if not factor:
         return image, total, peak
-    above = peak > sink_limit(total, image_mask, response_mask, factor)
-    doubtful = in_most_rows(above.sum(dim=2), response_mask)
+    above = peak > sink_limit(total, image_mask, response_mask, factor, seen)
+    doubtful = may_have_sinks(above.sum(dim=2), response_mask, seen)
     if doubtful.all():
-        image = remove_sinks(image, image_mask, response_mask, factor=factor)
+        image = remove_sinks(image, image_mask, response_mask, factor=factor, seen=seen)
         return image, image.sum(dim=-1), image.amax(dim=-1)
     rollout, head = doubtful.nonzero(as_tuple=True)
     if len(rollout):
         masks = image_mask[rollout], response_mask[rollout]
-        left = remove_sinks(image[rollout, head][:, None], *masks, factor=factor)[:, 0]
+        own = None if seen is None else seen.of(rollout)
+        left = remove_sinks(image[rollout, head][:, None], *masks, factor=factor, seen=own)[:, 0]
         pair = (rollout, head)
         image = image.index_put(pair, left)
         total, peak = total.index_put(pair, left.sum(dim=-1)), peak.index_put(pair, left.amax(dim=-1))
@@ -87,18 +92,32 @@ def sink_limit(
     image_mask: Bool[Tensor, "rollout image"],
     response_mask: Bool[Tensor, "rollout response"],
     factor: float,
+    seen: Seen | None = None,
 ) -> Float[Tensor, "rollout head response"]:
     """What a column of a row must exceed to count for a sink; infinite on padding, and where there are so few columns
     that only rounding could put one above."""
-    columns = image_mask.sum(dim=1).clamp_min(1)[:, None, None]
+    columns = (image_mask.sum(dim=1, keepdim=True) if seen is None else seen.columns).clamp_min(1)[:, None]
     return (factor * total / columns).masked_fill_(~response_mask[:, None] | (columns <= factor), torch.inf)
 
 
 def in_most_rows(
-    count: Float[Tensor, "rollout head *column"], response_mask: Bool[Tensor, "rollout response"]
-) -> Bool[Tensor, "rollout head *column"]:
-    """Whether so many rows are more than half of the response's."""
-    return 2 * count > response_mask.sum(dim=1).view(-1, *[1] * (count.ndim - 1))
+    count: Float[Tensor, "rollout head image"],
+    response_mask: Bool[Tensor, "rollout response"],
+    seen: Seen | None = None,
+) -> Bool[Tensor, "rollout head image"]:
+    """Whether so many rows are more than half of those that see the column."""
+    rows = response_mask.sum(dim=1, keepdim=True) if seen is None else seen.rows
+    return 2 * count > rows[:, None]
+
+
+def may_have_sinks(
+    count: Float[Tensor, "rollout head"], response_mask: Bool[Tensor, "rollout response"], seen: Seen | None = None
+) -> Bool[Tensor, "rollout head"]:
+    """Whether a head that has columns above the limit in so many rows may have one that is `in_most_rows`."""
+    rows = response_mask.sum(dim=1, keepdim=True)
+    if seen is not None:  # of the column that the fewest see; what none sees can't be a sink
+        rows = torch.where(seen.rows > 0, seen.rows, rows).amin(dim=1, keepdim=True)
+    return 2 * count > rows
 
 
 def connectivity_density(

@@ -15,8 +15,9 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from atrl.credit.connectivity import in_most_rows, sink_limit
+from atrl.credit.connectivity import in_most_rows, may_have_sinks, sink_limit
 from atrl.credit.fused import LENGTHS, VIEWS, denominators, load_seen, load_vectors, masses, options_of
+from atrl.credit.window import seen_through
 
 if TYPE_CHECKING:
     from atrl.credit.blocks import Block
@@ -42,9 +43,10 @@ def reduce_image_mass(
     with torch.cuda.device_of(image):
         _reduce_rows(arguments, sink, torch.ones_like(sink[:, :, 0]), total, peak, scale)
         if factor:
-            limit = sink_limit(total, regions.column_mask, regions.row_mask, factor)
-            doubtful = in_most_rows((peak > limit).sum(dim=2), regions.row_mask)
-            sink = in_most_rows(_count_above(arguments, limit, doubtful), regions.row_mask)
+            seen = seen_through(regions, block.sliding_window)
+            limit = sink_limit(total, regions.column_mask, regions.row_mask, factor, seen)
+            doubtful = may_have_sinks((peak > limit).sum(dim=2), regions.row_mask, seen)
+            sink = in_most_rows(_count_above(arguments, limit, doubtful), regions.row_mask, seen)
             _reduce_rows(arguments, sink, sink.any(dim=2), total, peak, scale)
         _raise_to_highest(arguments, sink, scale, image)
     return total, peak

@@ -12,6 +12,7 @@ from torch import Tensor
 from atrl.credit.blocks import Block, blocks
 from atrl.credit.connectivity import remove_sinks
 from atrl.credit.regions import Regions
+from atrl.credit.window import seen_through
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,8 @@ class HeadMapReader:
             block = Block(query, key, own, here, scaling, sliding_window, softcap, logsumexp, dtype)
             image = block.image_mass()
             if self._request.sink_factor > 0:
-                image = remove_sinks(image, here.column_mask, here.row_mask, factor=self._request.sink_factor)
+                masks, seen = (here.column_mask, here.row_mask), seen_through(here, sliding_window)
+                image = remove_sinks(image, *masks, factor=self._request.sink_factor, seen=seen)
             found[part, first:last] = torch.einsum("bt,bhtv->bhv", self._weights[part], image)
         self._maps[layer] = found
 
