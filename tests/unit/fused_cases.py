@@ -145,18 +145,29 @@ def _regions(case: Case, rows: int, device: str) -> Regions:
     )
 
 
-def with_sinks(block: Block) -> Block:
+def with_sinks(block: Block, by: float = 4) -> Block:
     """Two image columns of each response stand out for every query of the heads that share the first one's key: scores
-    there are higher by 4."""
+    there are higher `by` so much."""
     regions, query, key = block.regions, block.query.clone(), block.key.clone()
     width, share = query.shape[3], query.shape[1] // key.shape[1]
     group = block.heads[0] // share
-    added = (4 / (block.scaling * width)) ** 0.5
+    added = (by / (block.scaling * width)) ** 0.5
     query[:, group * share : (group + 1) * share] += added
     for source, columns, images in zip(regions.source, regions.columns, regions.column_mask.sum(dim=1), strict=True):
         for slot in {int(images) // 2, int(images) - 1} if images else ():
             key[source, group, columns[slot]] += added
     return replace(block, query=query, key=key)
+
+
+def with_blind_heads() -> Block:
+    """The first two heads of four look at the sink alone, one of two image columns: less than exp(−100) is left."""
+    return with_sinks(build(Case(images=(2, 2))), by=200)
+
+
+def with_rows_above_one() -> Block:
+    """All masses are a twentieth too large, and most columns are of the picture."""
+    block = with_sinks(build(Case(columns=20, layout=((0, 0, 20, 4),), images=(15,))))
+    return replace(block, lse=reference_lse(block) - math.log(1.05))
 
 
 def left_by_earlier_layers(block: Block) -> torch.Tensor:
@@ -254,6 +265,8 @@ def kernel_results() -> dict:
         results[name] = (image_mass(block), response_mass(block), log_sum_exp(block))
     for name, factor in REDUCED:
         results[name, factor] = reduced_by_kernels(with_sinks(build(CASES[name])), factor)
+    for block in (with_blind_heads, with_rows_above_one):
+        results[block.__name__] = reduced_by_kernels(block(), REQUEST.sink_factor)
     plain = build(CASES[CAUSAL_ONLY])
     given = replace(plain, lse=reference_lse(plain))
     results["lse given"] = image_mass(given), response_mass(given)

@@ -32,6 +32,8 @@ from tests.unit.fused_cases import (
     left_by_torch,
     reduced_by_torch,
     reference_lse,
+    with_blind_heads,
+    with_rows_above_one,
     with_sinks,
 )
 
@@ -142,6 +144,30 @@ def test_a_reader_makes_the_same_without_masses_in_memory(interpreted):
     for name in WITHOUT_MASSES:
         expected = capture(build(CASES[name]), fused=False, request=KEPT)
         assert_same_capture(interpreted["capture without masses", name], expected)
+
+
+def test_rows_of_which_sinks_leave_too_little_are_blind(interpreted):
+    """Exactly 0, in the two heads alone that have such sinks; so the largest masses are those of the others."""
+    block = with_blind_heads()
+    real = block.regions.row_mask[:, None].expand(-1, 2, -1)
+    total, peak, image = interpreted["with_blind_heads"]
+    assert (total[:, :2] == 0).all() and (peak[:, :2] == 0).all()
+    assert (total[:, 2:][real] > 0).all() and (peak[:, 2:][real] > 0).all()
+    assert torch.equal(reduced_by_torch(block, REQUEST.sink_factor)[0] > 0, total > 0)
+    assert_same_reduced((total, peak, image), block, REQUEST.sink_factor)
+
+
+def test_no_row_beside_sinks_sums_to_more_than_one(interpreted):
+    """Over 1 − sink mass alone some would come to more than one and a half."""
+    block = with_rows_above_one()
+    total, peak, _ = interpreted["with_rows_above_one"]
+    mass, left = block.image_mass(), left_by_torch(block, REQUEST.sink_factor)[0]
+    kept, rest = (mass * (left > 0)).sum(dim=-1), 1 - (mass * (left == 0)).sum(dim=-1)
+    assert ((rest > 0.01) & (kept > 1.5 * rest)).any()
+    expected, largest, _ = reduced_by_torch(block, REQUEST.sink_factor)
+    assert total.max() < 1 + 1e-6 and expected.max() < 1 + 1e-6
+    torch.testing.assert_close(total, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(peak, largest, atol=1e-4, rtol=0)
 
 
 def test_fused_wherever_there_is_cuda():

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 Reduction = Literal["mean", "peak", "relative", "top_heads"]
 
+SMALLEST_REST = 2**-10
+"""Of a row: where its sinks leave less, it counts for blind. ``1 − sink mass`` cancels, and a mass is exp(score −
+log-sum-exp): as far off as these are, which is their ulp each time one is rounded, here and by the model's kernel. Of
+numbers up to 128 an ulp is at most 2⁻¹⁷. With four of them a rest of 2⁻¹⁰ is off by a thirty-second, and all that is
+said of the row with it; of scores up to 1,024 it would be by a quarter."""
+
 
 def remove_sinks(
     image: Float[Tensor, "rollout head response image"],
@@ -30,8 +36,8 @@ def remove_sinks(
     its even share of the row's image mass: ``a[t,v] > factor · Σ_u a[t,u] / V`` for more than half of the t. With no
     more than `factor` columns none can be a sink. Where a sliding window hides columns, as `seen` says, V is the number
     of columns that row t sees, and the t are the rows that see v. What is left of a row is divided by (1 - sink mass),
-    so that it is the softmax over all other columns. Attention sinks: Xiao et al., arXiv 2309.17453; that AT-RL removes
-    them is the paper's, the rule is ours.
+    so that it is the softmax over all other columns (`leave_out`). Attention sinks: Xiao et al., arXiv 2309.17453; that
+    AT-RL removes them is the paper's, the rule is ours.
     """
     limit = sink_limit(image.sum(dim=-1), image_mask, response_mask, factor, seen)[..., None]
     above = torch.gt(image, limit, out=torch.empty_like(image))  # 0 and 1: to count booleans copies them first
@@ -41,9 +47,15 @@ def remove_sinks(
 def leave_out(
     image: Float[Tensor, "rollout head row image"], sink: Bool[Tensor, "rollout head 1 image"]
 ) -> Float[Tensor, "rollout head row image"]:
-    """Rows as if their sinks were absent: the softmax over all other columns."""
+    """Rows as if their sinks were absent: the softmax over all other columns; 0 where `SMALLEST_REST` isn't left.
+
+    What is left is no less than what is seen of it, so that no row sums to more than 1 because of rounding.
+    """
     sink_mass = (image * sink).sum(dim=-1, keepdim=True)
-    return (image * ~sink) / (1 - sink_mass).clamp_min(1e-6)
+    kept = image * ~sink
+    # Beside no sink, masses are what they are: a sum that rounding has put above 1 is no reason to change them.
+    rest = torch.maximum(1 - sink_mass, kept.sum(dim=-1, keepdim=True).clamp_max_(1))
+    return kept.div_(rest.masked_fill_(rest < SMALLEST_REST, torch.inf))
 
 
 def reduce_without_sinks(
@@ -114,10 +126,9 @@ def may_have_sinks(
     count: Float[Tensor, "rollout head"], response_mask: Bool[Tensor, "rollout response"], seen: Seen | None = None
 ) -> Bool[Tensor, "rollout head"]:
     """Whether a head that has columns above the limit in so many rows may have one that is `in_most_rows`."""
-    rows = response_mask.sum(dim=1, keepdim=True)
-    if seen is not None:  # of the column that the fewest see; what none sees can't be a sink
-        rows = torch.where(seen.rows > 0, seen.rows, rows).amin(dim=1, keepdim=True)
-    return 2 * count > rows
+    if seen is not None:  # a column that only one row sees needs no more
+        return count > 0
+    return 2 * count > response_mask.sum(dim=1, keepdim=True)
 
 
 def connectivity_density(

@@ -15,7 +15,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from atrl.credit.connectivity import in_most_rows, may_have_sinks, sink_limit
+from atrl.credit.connectivity import SMALLEST_REST, in_most_rows, may_have_sinks, sink_limit
 from atrl.credit.fused import LENGTHS, VIEWS, denominators, load_seen, load_vectors, masses, options_of
 from atrl.credit.window import seen_through
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 PLACES = [*VIEWS, "row_mask"]
 """What kernels aren't compiled anew for, as in `fused`."""
+
+SMALLEST = tl.constexpr(SMALLEST_REST)
+"""As kernels can read it."""
 
 
 def reduce_image_mass(
@@ -138,7 +141,8 @@ def _rows_kernel(
             summed += tl.sum(kept, axis=1)
             largest = tl.maximum(largest, tl.max(kept, axis=1))
             taken += tl.sum(mass - kept, axis=1)
-        factor = 1 / tl.maximum(1 - taken, 1e-6)
+        rest = tl.maximum(1 - taken, tl.minimum(summed, 1.0))  # as in `connectivity.leave_out`
+        factor = tl.where(rest < SMALLEST, 0.0, 1 / tl.maximum(rest, SMALLEST))
         inside = token < tokens
         tl.store(total + line, summed * factor, mask=inside)
         tl.store(peak + line, largest * factor, mask=inside)
