@@ -208,7 +208,7 @@ def test_a_score_of_some_of_its_problems():
         for name in verdicts
     ]
     rewards = [[Reward(0.0, {}, Status(verdict))] for verdict in verdicts.values()]
-    whole = Score(0.5, (0.0, 1.0), 4, {}, groups, rewards)
+    whole = Score(0.5, (0.0, 1.0), 4, {}, groups, rewards, {})
     part = on_problems(whole, {"a", "c", "d"})
     assert (part.accuracy, part.samples) == (pytest.approx(2 / 3), 3)
     assert part.statuses == {"right": 2, "wrong": 0, "unparseable": 0, "truncated": 1}

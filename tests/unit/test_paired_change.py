@@ -41,5 +41,11 @@ def test_a_score_of_which_the_figures_alone_are_known_has_no_pairs(lost):
     assert paired_change(**scores) is None
 
 
+def test_a_score_that_a_checkpoint_kept_is_paired_alike():
+    before, after = of(True, False, False), of(True, True, False)
+    kept = Score.from_short(before.in_short() | {"right": before.right})
+    assert paired_change(kept, after) == paired_change(before, after) is not None
+
+
 def test_other_problems_have_none_either():
     assert paired_change(of(True), of(True, False)) is None

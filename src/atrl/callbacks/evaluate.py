@@ -52,7 +52,7 @@ class EvaluateCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on need not measure again."""
         return {
-            name: None if score is None else score.in_short()
+            name: None if score is None else score.in_short() | {"right": score.right}
             for name, score in (("before", self.before), ("greedy_before", self.greedy_before))
         }
 

@@ -26,6 +26,8 @@ class Score:
     statuses: dict[str, int]
     groups: list[RolloutGroup]
     rewards: list[list[Reward]]
+    right: dict[str, float]
+    """The share of right responses by the problem's id; empty where that is not known."""
 
     def in_short(self) -> dict[str, Any]:
         """The figures without the rollouts, ready for JSON."""
@@ -33,8 +35,10 @@ class Score:
 
     @classmethod
     def from_short(cls, figures: dict[str, Any]) -> Score:
-        """A score of which nothing but the figures is known."""
-        return cls(figures["accuracy"], tuple(figures["ci95"]), figures["samples"], {}, [], [])
+        """A score without its rollouts: the figures, and what was right if `figures` hold that too."""
+        return cls(
+            figures["accuracy"], tuple(figures["ci95"]), figures["samples"], {}, [], [], figures.get("right", {})
+        )
 
 
 def score(
@@ -91,6 +95,7 @@ def _of(groups: list[RolloutGroup], rewards: list[list[Reward]]) -> Score:
         statuses={status.value: statuses[status] for status in Status},
         groups=groups,
         rewards=rewards,
+        right={group.prompt.problem.id: share for group, share in zip(groups, shares, strict=True)},
     )
 
 
