@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from atrl.rewards import math_worker
 from atrl.rewards.base import Verdict
 from atrl.rewards.bounded import BoundedPart
+from atrl.rewards.claims import base, commits, conclusion, contradicts
 from atrl.rewards.extract import final_answer, last_line
 from atrl.rewards.notation import (
     MAX_ANSWER,
@@ -48,8 +49,8 @@ class MathAnswer(BoundedPart):
 
     A gold answer is a multiple-choice letter, words or mathematics (`notation.Kind`). Mathematics is compared
     by math-verify (https://github.com/huggingface/Math-Verify) in worker processes; an answer that breaks
-    their limits counts as unparseable. Several blanks (a gold of several lines) are right when each is, in
-    order.
+    their limits counts as unparseable, and so does a sentence that asserts no one value (`claims`). Several
+    blanks (a gold of several lines) are right when each is, in order.
 
     Args:
         weight: factor of this part in the reward.
@@ -146,9 +147,13 @@ def _compare(gold: str, answer: str) -> Verdict | _Question:
         return _WRONG
     if gold_latex == answer_latex:
         return _RIGHT
-    if is_prose(answer) and ("$" in answer or "\\" not in answer):
-        return _Question(gold_latex, answer, prose=True)
-    return _Question(gold_latex, answer_latex, prose=False) if answer_latex else _UNREAD
+    prose = is_prose(answer) and ("$" in answer or "\\" not in answer)
+    read = conclusion(answer) if prose else answer_latex
+    if read is None or (prose and not commits(read, gold_latex)):
+        return _UNREAD
+    if contradicts(read, gold_latex) or base(read) not in {None, base(gold_latex)}:
+        return _WRONG
+    return _Question(gold_latex, read, prose)
 
 
 def _all_right(verdicts: list[Verdict]) -> Verdict:

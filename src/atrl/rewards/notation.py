@@ -127,6 +127,11 @@ def as_text(answer: str) -> str:
     return " ".join(_spell_signs(text).split()).removesuffix(".").strip()
 
 
+def unmarked(answer: str) -> str:
+    """`answer` with a space for each mark of a formula, text without its marks, and signs as commands."""
+    return _spell_signs(_TEXT.sub(r" \1 ", _MATH_MARKS.sub(" ", answer)))
+
+
 def same_words(gold: str, answer: str) -> bool:
     """Whether two answers are the same text, up to `exact.normalise` and marks of formulas and text."""
     return normalise(as_text(gold)) == normalise(as_text(answer))
