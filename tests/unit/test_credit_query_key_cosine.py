@@ -305,33 +305,3 @@ def test_queries_of_the_last_columns_suffice():
         reader.read_attention(0, query[:, :, first:], key, scaling=1.0)
         scores.append(reader.result().score)
     assert scores[0].abs().min() > 0 and torch.equal(*scores)
-
-
-@pytest.mark.parametrize("pooling", ["mean", "max"])
-def test_a_sliding_window_hides_the_picture(pooling):
-    """Images at 0 and 1, responses predicted from 3 to 5: a window of 3 shows column 1 to the first, then none."""
-    ids = torch.tensor([[9, 9, 1, 1, 2, 2, 2]])
-    batch = replace(batch_of([(3, 2)]), input_ids=ids, attention_mask=torch.ones_like(ids))
-    query, key = random_vectors(7)
-    reader = QueryKeyReader(QueryKeyRequest(pooling=pooling), padded_regions(batch, [9]))
-    reader.read_attention(0, query, key, scaling=1.0, sliding_window=3)
-    found = reader.result().score
-    keys = key.repeat_interleave(2, dim=1)
-    expected = torch.nn.functional.cosine_similarity(query[0, :, 3], keys[0, :, 1], dim=1)
-    torch.testing.assert_close(found[0, :, 0], expected)
-    assert (found[0, :, 1:] == 0).all()
-
-
-def test_image_tokens_that_no_layer_shows_are_0():
-    """As above; a second layer with a window wider by one shows both columns to the first token, one to the next."""
-    ids = torch.tensor([[9, 9, 1, 1, 2, 2, 2]])
-    batch = replace(batch_of([(3, 2)]), input_ids=ids, attention_mask=torch.ones_like(ids))
-    query, key = random_vectors(7)
-    keys = key.repeat_interleave(2, dim=1)
-    cosines = torch.nn.functional.cosine_similarity(query[0, :, 3:6, None], keys[0, :, None, :2], dim=-1).amax(dim=0)
-    for windows, shown in [((3,), [[0, 1], [0, 0], [0, 0]]), ((3, 4), [[1, 1], [0, 1], [0, 0]])]:
-        reader = QueryKeyReader(QueryKeyRequest(detail=True), padded_regions(batch, [9]))
-        for layer, window in enumerate(windows):
-            reader.read_attention(layer, query, key, scaling=1.0, sliding_window=window)
-        expected = torch.where(torch.tensor(shown) > 0, cosines, 0.0)
-        torch.testing.assert_close(reader.result().image[0], expected)

@@ -175,15 +175,20 @@ def top_heads_mean(
 
 
 def head_contrast(
-    scores: Float[Tensor, "rollout head response"], response_mask: Bool[Tensor, "rollout response"]
+    scores: Float[Tensor, "rollout head response"],
+    response_mask: Bool[Tensor, "rollout response"],
+    seen: Bool[Tensor, "rollout head response"] | None = None,
 ) -> Float[Tensor, "rollout head"]:
-    """How much a head tells a response's tokens apart: standard deviation of its scores over the trained tokens.
+    """How much a head tells a response's tokens apart: standard deviation of its scores over the trained tokens,
+
+    or over those of them that are `seen`, where the others' scores say nothing.
 
     Of relative peaks it is the coefficient of variation of the peaks. A head that reads where the text calls for it
     looks sharply for a few tokens and hardly for the rest; one that looks at the picture always has no spread.
     """
-    scores = torch.where(response_mask[:, None], scores, 0.0)
-    count = response_mask.sum(dim=1).clamp_min(1)[:, None]
+    counted = response_mask[:, None] if seen is None else response_mask[:, None] & seen
+    scores = torch.where(counted, scores, 0.0)
+    count = counted.sum(dim=2).clamp_min(1)
     mean = scores.sum(dim=2) / count
-    squares = ((scores - mean[..., None]) ** 2 * response_mask[:, None]).sum(dim=2)
+    squares = ((scores - mean[..., None]) ** 2 * counted).sum(dim=2)
     return (squares / count).sqrt()

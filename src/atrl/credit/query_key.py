@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from atrl.credit.attention import require_layers
@@ -59,6 +59,9 @@ class QueryKeyCapture:
     """Which of the (padded) image columns are real."""
     image: Float[Tensor, "rollout response image"] | None
     """The largest cosine with each image token in any head of any layer that was read; only with `detail`."""
+    seen: Bool[Tensor, "rollout head response"] | None = None
+    """Whether a head's layer shows the token an image token: where not, its score of 0 says nothing. None if no layer
+    that was read has a sliding window."""
 
 
 class QueryKeyReader:
@@ -68,6 +71,8 @@ class QueryKeyReader:
         assert not isinstance(request.layers, str), "which layer is the last depends on the model: see `reader`"
         self._request, self._regions, self._layers = request, regions, request.layers
         self._scores: dict[int, Tensor] = {}
+        self._seen: dict[int, Tensor] = {}
+        self._windowed = False
         self._image: Tensor | None = None
 
     def read_attention(
@@ -94,12 +99,14 @@ class QueryKeyReader:
         heads = len(numbers)
         tokens, images = regions.rows.shape[1], regions.columns.shape[1]
         score = query.new_zeros((regions.size, heads, tokens), dtype=torch.float32)
+        seen_here = score.new_zeros((regions.size, tokens), dtype=torch.bool)
         if self._request.detail and self._image is None:
             self._image = score.new_full((regions.size, tokens, images), -torch.inf)
         for part, first, last in blocks(regions, heads, key.shape[3], key.shape[3]) if images else ():
             here = regions.part(part)
             rows, keys = _unit_vectors(query, key, numbers[first:last], here, dtype)
             allowed = _allowed(here, sliding_window)
+            seen_here[part] = allowed.any(dim=-1)
             step = max(1, CHUNK_ELEMENTS // (keys.shape[0] * keys.shape[1] * images))
             for start in range(0, tokens, step):
                 chunk = slice(start, start + step)
@@ -108,7 +115,8 @@ class QueryKeyReader:
                 if self._image is not None:
                     best = cosine.amax(dim=1).masked_fill(~seen[:, 0], -torch.inf)
                     self._image[part, chunk] = torch.maximum(self._image[part, chunk], best)
-        self._scores[layer] = score
+        self._scores[layer], self._seen[layer] = score, seen_here[:, None].expand_as(score)
+        self._windowed |= sliding_window is not None
 
     def result(self) -> QueryKeyCapture:
         """What was read, layers in order.
@@ -127,8 +135,13 @@ class QueryKeyReader:
         if self._image is not None:
             shown = mask[:, :, None] & columns[:, None, :] & self._image.isfinite()
             image = torch.where(shown, self._image, 0.0)
-        scores = torch.cat([self._scores[layer] for layer in sorted(self._scores)], dim=1)
-        return QueryKeyCapture(score=torch.where(mask[:, None], scores, 0.0), image_mask=columns, image=image)
+        scores = torch.where(mask[:, None], self._joined(self._scores), 0.0)
+        seen = self._joined(self._seen) & mask[:, None] if self._windowed else None
+        return QueryKeyCapture(score=scores, image_mask=columns, image=image, seen=seen)
+
+    @staticmethod
+    def _joined(read: dict[int, Tensor]) -> Shaped[Tensor, "rollout head response"]:
+        return torch.cat([read[layer] for layer in sorted(read)], dim=1)
 
 
 def _wanted_heads(asked: Sequence[int] | None, count: int) -> list[int]:

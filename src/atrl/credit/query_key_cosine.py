@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atrl.credit.base import normalise
 from atrl.credit.clustering import ClusteringCredit, filled
-from atrl.credit.connectivity import top_heads_mean
+from atrl.credit.connectivity import head_contrast, top_heads_mean
 from atrl.credit.hidden import Pooling
 from atrl.credit.query_key import Layers, QueryKeyCapture, QueryKeyRequest
 from atrl.credit.regions import Row
@@ -26,7 +26,9 @@ class QueryKeyCosineCredit(ClusteringCredit):
     """Spans of tokens whose queries point at the picture's keys get more of the credit.
 
     c[t]: the cosine of token t's query with the image tokens' keys, after rotary embedding, pooled over them and
-    reduced over heads; a span's score is the mean of its tokens'. KAWHI's (Han et al., arXiv 2603.27375): the cosine,
+    reduced over heads; a span's score is the mean of its tokens'. A head counts for the tokens that its layer shows an
+    image token: where sliding windows hide the whole picture from a token in every layer that is read, it gets the
+    least score of its response, so that it never stands out. KAWHI's (Han et al., arXiv 2603.27375): the cosine,
     that some heads are the visual ones, means over spans, `smoothing="paragraph"` and `weights="softmax"`. Ours, and
     the defaults: all layers, the largest cosine of any image token, heads by contrast, windows and clusters, and a
     line for the weights. `KawhiCredit` has the options that are nearest to the paper's. `workers`, which matters
@@ -138,11 +140,40 @@ class QueryKeyCosineCredit(ClusteringCredit):
     def _score(
         self, capture: QueryKeyCapture, mask: Bool[Tensor, "rollout response"]
     ) -> Float[Tensor, "rollout response"]:
-        if self.reduction == "mean":
+        top_heads = None if self.reduction == "mean" else self.top_heads
+        if capture.seen is not None:
+            reduced = seeing_heads_mean(capture.score, mask, capture.seen, top_heads=top_heads)
+        elif top_heads is None:
             reduced = capture.score.mean(dim=1)
         else:
-            reduced = top_heads_mean(capture.score, mask, top_heads=self.top_heads)
+            reduced = top_heads_mean(capture.score, mask, top_heads=top_heads)
         return torch.where(mask, reduced.float(), 0.0)
+
+
+def seeing_heads_mean(
+    scores: Float[Tensor, "rollout head response"],
+    response_mask: Bool[Tensor, "rollout response"],
+    seen: Bool[Tensor, "rollout head response"],
+    *,
+    top_heads: int | None,
+) -> Float[Tensor, "rollout response"]:
+    """The mean over the heads in which a token sees the picture, or the `top_heads` of them with the most contrast;
+
+    the least score of the response for a token that sees it in none, and 0 where no token sees it. Cosines are often
+    all negative, so that the 0 of a blind token would rank above them. The contrast of a head is that of the tokens
+    that see by it.
+    """
+    taken = seen
+    if top_heads is not None:
+        order = head_contrast(scores, response_mask, seen).argsort(dim=1, descending=True, stable=True)
+        order = order[:, :, None].expand_as(scores)
+        scores, seen = scores.gather(1, order), seen.gather(1, order)
+        taken = seen & (seen.cumsum(dim=1) <= top_heads)
+    count = taken.sum(dim=1)
+    mean = torch.where(taken, scores, 0.0).sum(dim=1) / count.clamp_min(1)
+    sees = response_mask & (count > 0)
+    least = mean.masked_fill(~sees, torch.inf).amin(dim=1, keepdim=True)
+    return torch.where(sees, mean, least.masked_fill(least == torch.inf, 0.0))
 
 
 def _tokens(
