@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,53 @@ def test_other_frames_have_another_key(policy, processor):
     (frames,) = prompt.videos
     other = replace(prompt, videos=(replace(frames, images=(*frames.images[:-1], frames.images[0])),))
     assert cache_key(policy, SEARCH, [prompt], SAMPLING) != cache_key(policy, SEARCH, [other], SAMPLING)
+
+
+def pixel_keys(policy, prompt, *changes: dict) -> list[str]:
+    """With the processor's tensors as they are, and with each of `changes` to them."""
+    changed = [replace(prompt, pixels=prompt.pixels | change) for change in ({}, *changes)]
+    return [cache_key(policy, SEARCH, [each], SAMPLING) for each in changed]
+
+
+def test_a_processor_that_scales_colours_otherwise_has_another_key(policy, processor, prompts):
+    """The picture and the tokens stay the same, and the policy sees something else."""
+    from atrl.data.prompts import PromptBuilder
+
+    other = deepcopy(processor)
+    other.image_processor.image_mean = [0.25, 0.5, 0.5]
+    square = prompts["square"]
+    again, scaled = (PromptBuilder(processor=made_by).build(square.problem) for made_by in (processor, other))
+    keys = [cache_key(policy, SEARCH, [prompt], SAMPLING) for prompt in (square, again, scaled)]
+    assert scaled.token_ids == square.token_ids and keys[0] == keys[1] != keys[2]
+
+
+def test_another_frame_rate_has_another_key(policy, processor):
+    from video_prompts import problems
+
+    from atrl.data.prompts import PromptBuilder
+
+    prompt = PromptBuilder(processor=processor).build(problems()["video"])
+    seconds = prompt.pixels["second_per_grid_ts"]
+    one, same, slower = pixel_keys(
+        policy, prompt, {"second_per_grid_ts": seconds.clone()}, {"second_per_grid_ts": 4 * seconds}
+    )
+    assert one == same != slower
+
+
+def test_every_side_of_a_tensor_counts(policy, prompts):
+    """Its name, shape and type as well as what is in it; of bfloat16 numpy knows nothing."""
+    zeros = torch.zeros(2, 4)
+    given = [{"a": zeros}, {"b": zeros}, {"a": zeros.T}, {"a": zeros.int()}, {"a": zeros.bfloat16()}, {"a": zeros + 1}]
+    given += [{"a": torch.tensor(0.0)}, {"a": zeros[:0]}, {"a": zeros, "b": zeros}]
+    keys = pixel_keys(policy, prompts["square"], *given)
+    assert len(set(keys)) == len(given) + 1
+    assert pixel_keys(policy, prompts["square"], {"b": zeros, "a": zeros})[1] == keys[-1], "in whatever order"
+
+
+def test_blanked_pictures_count_where_they_are_looked_at(policy, prompts):
+    square, wide = prompts["square"], prompts["wide"]
+    others = [(), (wide,), (replace(wide, pixels={name: tensor * 2 for name, tensor in wide.pixels.items()}),)]
+    assert len({cache_key(policy, SEARCH, [square], SAMPLING, blank=blank) for blank in others}) == 3
 
 
 def test_another_precision_has_another_key(policy, prompts):

@@ -90,7 +90,8 @@ class HeadCalibration:
         assert isinstance(rollouts, BoundRollouts), "no sampler is bound: add the rollout callback to the trainer"
         sampling = replace(rollouts.sampling, group_size=1)
         text = module.policy.config.get_text_config()
-        path = cache_folder() / f"{cache_key(module.policy, search, self.prompts, sampling)}.json"
+        key = cache_key(module.policy, search, self.prompts, sampling, blank=self.blank)
+        path = cache_folder() / f"{key}.json"
         scores = load_scores(path, (text.num_hidden_layers, text.num_attention_heads))
         source = f"the cache ({path}), no response was sampled"
         cached = scores is not None

@@ -40,14 +40,22 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "atrl" / "heads"
 
 
-def cache_key(model: PreTrainedModel, search: HeadSearch, prompts: Sequence[Prompt], sampling: Sampling) -> str:
+def cache_key(
+    model: PreTrainedModel,
+    search: HeadSearch,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    blank: Sequence[Prompt] = (),
+) -> str:
     """sha256 over all that the scores depend on, in hexadecimal; two models or measurements never share one.
 
     - The model: its configuration as ``config.json`` holds it, apart from the version of transformers that wrote it,
       and of every parameter the name, shape, type and `VALUES_PER_PARAMETER` values at even distances. Training moves
       nearly every value, so a few of each tell weights apart without reading gigabytes.
-    - The data: question tokens and pixels of the calibration prompts. A data set's name would not do: files that are
-      read by the same class share it.
+    - The data: question tokens and pixels of the calibration prompts, and the tensors that the processor made of them,
+      which its settings and a video's frame rate change; those of the `blank` ones too, where the criterion compares
+      with them. A data set's name would not do: files that are read by the same class share it.
     - The criterion, which row and sinks, how responses are sampled, and the precision that autocast computes in.
 
     Not the count and the layers, which choose among the same scores; nor the engine that samples, whose responses have
@@ -68,6 +76,8 @@ def cache_key(model: PreTrainedModel, search: HeadSearch, prompts: Sequence[Prom
         shown = [*prompt.images, *(image for frames in prompt.videos for image in frames.images)]
         for image in shown:
             digest.update(f"{image.size}".encode() + image.tobytes())
+    for prompt in (*prompts, *blank):
+        _add_pixels(digest, prompt)
     return digest.hexdigest()
 
 
@@ -112,6 +122,13 @@ def store_scores(path: Path, content: dict[str, Any]) -> None:
         log.warning("the heads can't be cached in %s (%s)", path, error)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _add_pixels(digest: hashlib._Hash, prompt: Prompt) -> None:
+    for name, tensor in sorted(prompt.pixels.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        # As bytes, since numpy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def _add_parameters(digest: hashlib._Hash, model: PreTrainedModel) -> None:
