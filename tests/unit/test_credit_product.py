@@ -8,12 +8,14 @@ import pytest
 import torch
 from credit_evidence import ROWS, batch_of, evidence_of
 
+from atrl.callbacks.anchor_credit import weight_statistics
 from atrl.credit.anchor_only import AnchorOnlyCredit
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.base import CreditScheme, PictureMask, normalise
 from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
+from atrl.credit.oracle import OracleCredit
 from atrl.credit.papo import PapoCredit
 from atrl.credit.product import ProductCredit
 from atrl.credit.random import RandomCredit
@@ -81,6 +83,52 @@ def test_real_schemes_multiply():
     assert torch.equal(output.anchors, outputs[0].anchors) and torch.equal(output.density, outputs[0].density)
     shared = ProductCredit(schemes=[UniformCredit(), EntropyCredit()]).assign(batch, evidence)
     assert torch.equal(shared.anchors, EntropyCredit().assign(batch, evidence).anchors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marked(CreditScheme):
+    """Even weights; marks the tokens, or ranks them, by what it was given."""
+
+    anchors: tuple[bool, ...] | None = None
+    density: tuple[float, ...] | None = None
+
+    name = "marked"
+
+    def assign(self, batch, evidence):
+        marks, scores = (None if given is None else torch.tensor([given] * 2) for given in (self.anchors, self.density))
+        return CreditOutput(batch.response_mask.float(), anchors=marks, density=scores)
+
+
+BOTH = Marked(anchors=(True, False), density=(0.9, 0.1))
+MARKS, SCORES, NEITHER = Marked(anchors=(False, True)), Marked(density=(0.3, 0.7)), Marked()
+
+
+@pytest.mark.parametrize(
+    ("schemes", "shown"),
+    [
+        ([MARKS, BOTH], MARKS),  # and no density beside them
+        ([BOTH, MARKS], BOTH),
+        ([SCORES, MARKS], MARKS),
+        ([SCORES, NEITHER, BOTH], BOTH),
+        ([NEITHER, SCORES], SCORES),
+        ([SCORES, Marked(density=(0.5, 0.2))], SCORES),
+        ([NEITHER, NEITHER], NEITHER),
+        ([ProductCredit(schemes=[NEITHER, MARKS]), BOTH], MARKS),
+    ],
+)
+def test_anchors_and_density_are_those_of_one_scheme(schemes, shown):
+    output = ProductCredit(schemes=schemes).assign(BATCH, None)
+    found = [None if part is None else tuple(part[0].tolist()) for part in (output.anchors, output.density)]
+    assert found[0] == shown.anchors and found[1] == (shown.density and pytest.approx(shown.density))
+
+
+def test_metrics_of_the_oracle_times_another_are_the_oracles():
+    """It ranks no tokens, so that there is no area under a curve to speak of."""
+    batch, evidence = batch_of(ROWS), evidence_of(EntropyCredit(), ROWS)
+    schemes = (OracleCredit(), ProductCredit(schemes=[OracleCredit(), EntropyCredit()]))
+    found = [weight_statistics(s.assign(batch, evidence), batch.response_mask, batch.reading) for s in schemes]
+    assert found[1].keys() == found[0].keys() and "credit/anchor_auc" not in found[1]
+    assert found[1]["credit/anchor_recall"] == found[0]["credit/anchor_recall"] == 1
 
 
 def test_what_it_asks_for_is_what_they_ask_for():

@@ -21,9 +21,9 @@ from atrl.types import CreditOutput, Evidence, Experience
 class ProductCredit(CreditScheme):
     """``w[t] ∝ Π_s w_s[t]``, scaled to mean 1 again; rollouts' scales multiply, auxiliary losses add. Ours.
 
-    Anchors and density are those of the first scheme that has any, so that metrics of anchors mean what they mean for
-    that scheme alone; an intersection may be empty. Hard schemes that agree on no token of a response cancel each
-    other: its tokens then weigh 1 (see `normalise`).
+    Anchors and density are both those of the first scheme that has anchors, or where none has, of the first that has a
+    density, so that metrics mean what they mean for that scheme alone; an intersection may be empty. Hard schemes that
+    agree on no token of a response cancel each other: its tokens then weigh 1 (see `normalise`).
 
     Args:
         schemes: what is multiplied, in order.
@@ -162,10 +162,12 @@ class ProductCredit(CreditScheme):
 
     def _multiplied(self, batch: Experience, parts: list[CreditOutput]) -> CreditOutput:
         scales = [part.trajectory_scale for part in parts if part.trajectory_scale is not None]
+        shown = next((part for part in parts if part.anchors is not None), None)
+        shown = shown or next((part for part in parts if part.density is not None), parts[0])
         scaled = normalise_batch if self.normalised_over == "batch" else normalise
         return CreditOutput(
             scaled(reduce(mul, (part.weights for part in parts)), batch.response_mask),
-            anchors=next((part.anchors for part in parts if part.anchors is not None), None),
-            density=next((part.density for part in parts if part.density is not None), None),
+            anchors=shown.anchors,
+            density=shown.density,
             trajectory_scale=reduce(mul, scales) if scales else None,
         )
