@@ -70,6 +70,47 @@ def test_similarity_strengths_are_exact_sums(tokens, images):
     np.testing.assert_allclose(expected, rows.astype(float) @ rows.T.astype(float), atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-19, 1e-20, 1e-23, 1e-25, 1e-36, 1e-40])
+def test_similarity_strengths_of_rows_whose_squares_underflow(scale):
+    """(3, 4), (4, 3) and (5, 12)/13 in tiny masses, beside an empty row and one of (0, 1): cosines as at any length."""
+    tiny = np.array([[3, 4], [4, 3], [5 / 13, 12 / 13]]) * scale
+    image = np.vstack([tiny, [[0, 0], [0, 1]]]).astype(np.float32)
+    expected = [
+        [1, 24 / 25, 63 / 65, 0, 4 / 5],
+        [24 / 25, 1, 56 / 65, 0, 3 / 5],
+        [63 / 65, 56 / 65, 1, 0, 12 / 13],
+        [0, 0, 0, 0, 0],
+        [4 / 5, 3 / 5, 12 / 13, 0, 1],
+    ]
+    rounding = max(1e-6, 2**-149 / scale)  # of the masses themselves, where they are subnormal
+    np.testing.assert_allclose(similarity_strengths(image), expected, atol=rounding)
+
+
+def test_many_faint_masses_add_up():
+    """Each of 4096 squares keeps eleven binary digits, and their sum is a normal number: that alone won't do."""
+    image = np.full((1, 4096), 1.02 * 2**-69, np.float32)
+    np.testing.assert_allclose(similarity_strengths(image), [[1]], atol=1e-6)
+
+
+def test_faint_rows_change_no_other_row():
+    """To the bit, also where the others' norms, 2⁻⁵⁵, are near theirs."""
+    image = np.random.default_rng(1).random((20, 300), np.float32)
+    image[:10] *= np.float32(2**-55) / np.linalg.norm(image[:10], axis=1, keepdims=True)
+    alone = similarity_strengths(image)
+    beside = similarity_strengths(np.vstack([image, image[10:] * np.float32(1e-22)]))
+    rows = image / np.linalg.norm(image, axis=1, keepdims=True)
+    steps = np.rint(rows * np.float32(2**26)).astype(float)
+    assert np.array_equal(alone, (steps @ steps.T / 2**52).astype(np.float32))
+    assert np.array_equal(beside[:20, :20], alone)
+
+
+def test_a_faint_row_may_be_negative():
+    """As cosines are, which clusters of `query_key_cosine` go by."""
+    image = np.array([[-3, -4], [-4, 3], [0, 1]], np.float32) * np.array([[1e-25], [1e-25], [1]], np.float32)
+    expected = [[1, 0, -0.8], [0, 1, 0.6], [-0.8, 0.6, 1]]
+    np.testing.assert_allclose(similarity_strengths(image), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("kernels", [None, "Haswell"])
 def test_similarity_strengths_do_not_depend_on_the_number_of_threads(kernels):
     """Worker processes have one and the training has all. Without AVX-512 OpenBLAS adds float32 in another order."""

@@ -11,6 +11,8 @@ EdgeKind = Literal["attention", "similarity", "both"]
 
 _TINY = np.finfo(np.float32).tiny
 _STEPS = np.float32(2**26)
+_FAINT = np.float32(2**-56)
+"""Rows of at least this norm lose less by the underflow of their squares, of up to 2¹⁴ of them, than by rounding."""
 
 
 def attention_strengths(
@@ -33,11 +35,23 @@ def similarity_strengths(image: Float[np.ndarray, "token image"]) -> Float[np.nd
 
     To the bit the same in every process: BLAS adds in an order that depends on the processor and on how many threads
     it has, but here it adds whole numbers, the rows in steps of 2⁻²⁶. By Cauchy and Schwarz no sum of these, which
-    are not negative, exceeds 2⁵³, up to which float64 is exact.
+    are not negative, exceeds 2⁵³, up to which float64 is exact. That takes rows of length 1, and so rows whose squares
+    underflow are scaled up first.
     """
-    rows = image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), _TINY)
+    norms = np.linalg.norm(image, axis=1, keepdims=True)
+    rows = image / np.maximum(norms, _TINY)
+    faint = norms[:, 0] < _FAINT
+    if image[faint].any():
+        rows[faint] = _unit_rows(image[faint])
     steps = np.rint(rows * _STEPS).astype(np.float64)
     return (steps @ steps.T / _STEPS**2).astype(np.float32)
+
+
+def _unit_rows(image: Float[np.ndarray, "token image"]) -> Float[np.ndarray, "token image"]:
+    """Rows over their norm, however small they are; an empty one stays empty."""
+    largest = np.abs(image).max(axis=1, keepdims=True)
+    scaled = np.divide(image, largest, out=np.zeros_like(image), where=largest > 0)
+    return scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), _TINY)
 
 
 def combined(parts: list[Float[np.ndarray, "token token"]]) -> Float[np.ndarray, "token token"]:
