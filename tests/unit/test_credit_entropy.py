@@ -52,11 +52,12 @@ def test_a_token_that_was_certain_is_never_chosen(within):
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
 def test_ties_within_the_batch_do_not_go_by_its_order(order):
-    """round(0.5·6) = 3 of six that are all in doubt alike: those of the rollout whose key comes first."""
+    """round(0.5·6) = 3 of six, of which five are in doubt alike: those of the rollout whose key comes first."""
     keys = [f"0/{row}/0" for row in order]
     batch = replace(BATCH, keys=keys, response_mask=torch.ones(2, 3, dtype=torch.bool))
-    output = assign(EntropyCredit(ratio=0.5, within="batch"), torch.ones(2, 3), batch)
-    first = order.index(0)
+    first, entropy = order.index(0), torch.ones(2, 3)
+    entropy[1 - first, 2] = 0.5
+    output = assign(EntropyCredit(ratio=0.5, within="batch"), entropy, batch)
     assert output.anchors[first].all() and not output.anchors[1 - first].any()
 
 

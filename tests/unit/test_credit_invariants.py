@@ -115,6 +115,21 @@ def test_weights_are_finite_and_of_mean_one(scheme):
 
 
 @every_scheme
+def test_where_all_tokens_are_alike_none_stands_out(scheme):
+    """Ties would choose the first; a lot and the data choose by something else."""
+    if any(isinstance(factor, RandomCredit | OracleCredit) for factor in scheme.factors):
+        return
+    evidence, mask = evidence_of(scheme, ROWS), batch_of(ROWS).response_mask
+    found = [tensor for read in evidence.read.values() for tensor in tensors_of(read).values()]
+    for tensor in (evidence.entropy, evidence.masked.divergence, *found):
+        if tensor.is_floating_point():
+            tensor.fill_(0.3)
+    output = scheme.assign(batch_of(ROWS), evidence)
+    torch.testing.assert_close(output.weights, mask.float())
+    assert output.anchors is None or not output.anchors.any()
+
+
+@every_scheme
 def test_what_it_singles_out_is_trained_and_scores_are_finite(scheme):
     output, mask = assign(scheme), batch_of(ROWS).response_mask
     if output.anchors is not None:

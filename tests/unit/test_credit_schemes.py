@@ -182,21 +182,22 @@ def test_weights_that_are_no_numbers_are_not_mended(broken):
 
 
 def test_top_tokens_by_hand():
-    """round(0.5·3) = 2 of three and 1 of one; the earlier of two equals; masked scores, however large, never.
+    """round(0.5·3) = 2 of three; the earlier of two equals; masked scores, however large, never.
 
-    Nor a score of 0: of two places one is filled, or neither.
+    Nor a score of 0: of two places one is filled, or neither. Nor any where all are equal, as a single one is.
     """
     scores = torch.tensor(
         [
             [0.2, -0.1, 0.2, 9.0],
             [-5.0, 9.0, 9.0, 9.0],
+            [0.1, 0.2, 0.1, 9.0],
             [0.1, 0.1, 0.1, 9.0],
             [0.0, 0.0, 0.4, 9.0],
             [0.0, 0.0, 0.0, 9.0],
         ]
     )
-    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], *[[1, 1, 1, 0]] * 3], dtype=torch.bool)
-    expected = [[0, 0], [0, 2], [1, 0], [2, 0], [2, 1], [3, 2]]
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], *[[1, 1, 1, 0]] * 4], dtype=torch.bool)
+    expected = [[0, 0], [0, 2], [2, 0], [2, 1], [4, 2]]
     assert top_tokens(scores, mask, ratio=0.5).nonzero().tolist() == expected
 
 

@@ -10,7 +10,7 @@ from atrl.credit.base import PictureMask
 from atrl.credit.vppo import VppoCredit, dependency_scale
 from atrl.types import Evidence, MaskedView
 
-DIVERGENCE = torch.tensor([[0.1, 0.5, 0.0, 0.3, 0.1], [0.4, 0.2, 0.0, 9.0, 9.0], [0.4, 0.4, 0.4, 0.4, 0.4]])
+DIVERGENCE = torch.tensor([[0.1, 0.5, 0.0, 0.3, 0.1], [0.4, 0.2, 0.0, 9.0, 9.0], [0.5, 0.5, 0.5, 0.4, 0.1]])
 BATCH = batch_of([(5, 4), (3, 4), (5, 4)])
 
 

@@ -71,14 +71,24 @@ def test_the_number_of_anchors_is_the_ratio_rounded_half_up(ratio):
     """In exact decimals: 0.35 · 90 = 31.5 gives 32, though 31.499999999999996 in binary. At least one."""
     for tokens in range(1, 400):
         exact = (Decimal(str(ratio)) * tokens).quantize(Decimal(1), ROUND_HALF_UP)
-        density = np.ones(tokens)
+        density = np.arange(tokens)
         chosen = choose_anchors(density, np.zeros(tokens, int), np.ones(1), ratio=ratio)
-        assert int(chosen.sum()) == max(1, exact), tokens
+        assert int(chosen.sum()) == max(1, exact) * (tokens > 1), tokens
 
 
 def test_ties_go_to_the_lower_cluster_and_the_earlier_token():
-    assert anchors([0.2] * 8, [1, 1, 0, 0, 1, 0, 1, 0], 0.375) == [2, 3, 5]  # three of cluster 0
-    assert anchors([0.2] * 8, [1, 1, 0, 0, 1, 0, 1, 0], 0.75) == [0, 1, 2, 3, 5, 7]
+    """Both clusters have a mean of 2, the first with four of 2 and the second with 1, 3, 1 and 3."""
+    density, clusters = [1, 3, 2, 2, 1, 2, 3, 2], [1, 1, 0, 0, 1, 0, 1, 0]
+    assert anchors(density, clusters, 0.375) == [2, 3, 5]  # three of cluster 0
+    assert anchors(density, clusters, 0.625) == [1, 2, 3, 5, 7]
+    assert anchors(density, clusters, 0.875) == [0, 1, 2, 3, 5, 6, 7]
+
+
+def test_equal_densities_have_no_anchor():
+    """Whatever the clusters; to the last bit, or the larger one has."""
+    clusters = [1, 1, 0, 0, 1, 0, 1, 0]
+    assert anchors([0.2] * 8, clusters, 0.375) == anchors([0.2] * 8, clusters, 1.0) == anchors([0.2], [0], 1.0) == []
+    assert anchors([0.2] * 7 + [np.nextafter(0.2, 1)], [0] * 8, 0.125) == [7]
 
 
 def test_an_empty_cluster_takes_no_place():

@@ -209,14 +209,17 @@ def top_tokens(
     """The `number_of(ratio, tokens)` highest scores of each response; ties go to the earlier token.
 
     A token that scores 0 is none of them: without a picture, say, no token reads more than another, and ties would
-    single out the first tokens, or in a batch the first rows.
+    single out the first tokens, or in a batch the first rows. So they would where all scores are equal, and then no
+    token is chosen either.
     """
+    lowest = scores.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)
+    highest = scores.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
     order = scores.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     wanted = torch.tensor([number_of(ratio, count) for count in mask.sum(dim=1).tolist()], device=mask.device)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
-    return (rank < wanted[:, None]) & mask & (scores != 0)
+    return (rank < wanted[:, None]) & mask & (scores != 0) & (highest != lowest)
 
 
 def seed_of(*parts: object) -> int:

@@ -46,7 +46,7 @@ class EntropyCredit(CreditScheme):
 
     @torch.no_grad()
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
-        """1/ratio (up to rounding) on the chosen tokens, 0 on the others; 1 everywhere where all entropies are 0.
+        """1/ratio (up to rounding) on the chosen tokens, 0 on the others; 1 everywhere where all entropies are equal.
 
         A token that was certain is never chosen: truncated sampling leaves many of them, whose gradient is 0 and which
         would otherwise fill the share in the order of the batch's rows.

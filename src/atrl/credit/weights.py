@@ -72,8 +72,11 @@ def choose_anchors(
 ) -> Bool[np.ndarray, "token"]:
     """The round(ratio · tokens) anchors: whole clusters in order of load, the last one filled by token density.
 
-    Halves round up, and a response has at least one anchor. Ties go to the lower cluster id, then the earlier token.
+    Halves round up, and a response has at least one anchor, or none where all densities are equal: then ties alone
+    would choose. Elsewhere they go to the lower cluster id, then the earlier token.
     """
+    if (density == density[:1]).all():
+        return np.zeros(len(density), bool)
     rank = np.empty(len(load), np.int64)
     rank[(-load).argsort(kind="stable")] = np.arange(len(load))
     order = np.lexsort((-density, rank[clusters]))
