@@ -138,7 +138,11 @@ def test_the_time_of_reading_is_known():
 
 
 def layer_outputs(policy, batch) -> list[torch.Tensor]:
-    """What each decoder layer hands on, by transformers' own account; its last entry has the final norm on it."""
+    """What each decoder layer hands on, by transformers' own account. Its last entry has the final norm on it, and so
+    the last layer's own output is taken on its way there."""
+    kept = []
+    norm = policy.get_decoder().norm
+    handle = norm.register_forward_pre_hook(lambda module, arguments: kept.append(arguments[0]))
     with torch.no_grad():
         output = policy(
             input_ids=batch.input_ids,
@@ -146,7 +150,10 @@ def layer_outputs(policy, batch) -> list[torch.Tensor]:
             output_hidden_states=True,
             **picture_inputs(policy, batch.input_ids, batch.attention_mask, batch.pixels),
         )
-    return list(output.hidden_states[1:-1])
+        handle.remove()
+        (last,) = kept
+        assert torch.equal(norm(last), output.hidden_states[-1])
+    return [*output.hidden_states[1:-1], last]
 
 
 def plain(states: torch.Tensor, batch, image_token_id: int, *, shift: int, pooling: str) -> torch.Tensor:
@@ -166,6 +173,7 @@ def plain(states: torch.Tensor, batch, image_token_id: int, *, shift: int, pooli
 @pytest.mark.parametrize(("row", "shift"), [("own", 0), ("predicting", 1)])
 def test_the_reader_agrees_with_the_models_hidden_states(policy, batch, row, shift, pooling):
     states = layer_outputs(policy, batch)
+    assert len(states) == len(policy.get_decoder().layers)
     requests = [HiddenRequest(layers=(layer,), row=row, pooling=pooling) for layer in range(len(states))]
     both = HiddenRequest(layers=tuple(range(len(states))), row=row, pooling=pooling)
     found = read(policy, batch, *requests, both)
