@@ -36,7 +36,7 @@ class Accuracy(Record):
     after_ci95: tuple[FiniteFloat, FiniteFloat] | None
     samples: Count | None
     paired: PairedChange | None = None
-    """None of earlier runs, and of those that went on from a checkpoint."""
+    """None of earlier runs."""
 
 
 class Accuracies(Accuracy):
