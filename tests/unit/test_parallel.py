@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atrl import parallel
-from atrl.credit.base import CreditScheme
+from atrl.credit.base import CreditScheme, normalise_batch
 from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.entropy import EntropyCredit
 from atrl.credit.oracle import OracleCredit
@@ -71,10 +71,11 @@ def test_alone_nothing_happens():
 
 @dataclass(frozen=True)
 class AgainstTheBatch(CreditScheme):
-    """Each token's entropy and masked divergence over their means in the batch, times the number of its paragraph from
-    1; the key's last digit as scale."""
+    """Each token's entropy times its masked divergence times the number of its paragraph from 1, over the mean of that
+    in the batch; the key's last digit as scale."""
 
     name = "against_the_batch"
+    normalised_over = "batch"
 
     @property
     def scope(self):
@@ -82,12 +83,11 @@ class AgainstTheBatch(CreditScheme):
 
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:
         mask = batch.response_mask
-        scores = evidence.entropy / evidence.entropy[mask].mean()
-        scores = scores * evidence.masked.divergence / evidence.masked.divergence[mask].mean()
-        scores = scores * (1 + batch.paragraphs)
+        scores = evidence.entropy * evidence.masked.divergence * (1 + batch.paragraphs)
         assert torch.equal(batch.paragraphs < 0, ~mask)
         scale = torch.tensor([float(key[-1]) for key in batch.keys])
-        return CreditOutput(scores * mask, anchors=scores > 1, density=scores * mask, trajectory_scale=scale)
+        weights = normalise_batch(scores, mask)
+        return CreditOutput(weights, anchors=weights > 1, density=scores * mask, trajectory_scale=scale)
 
 
 def rollouts(rows: slice, width: int) -> tuple[Experience, Evidence]:
