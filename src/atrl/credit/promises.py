@@ -52,7 +52,7 @@ def _check_tensor(
         ("device", tensor.device, like.device),
     ):
         if found != wanted:
-            raise ValueError(f"credit={scheme.name} gave {field} of {what} {found}, and not {wanted} as its batch has")
+            raise ValueError(f"credit={scheme.name} gave {field} of {what} {found}, and not {wanted}")
     if tensor.requires_grad:
         raise ValueError(
             f"credit={scheme.name} gave {field} that carry a gradient, which would change what is learned: put "
