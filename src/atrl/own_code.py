@@ -19,16 +19,16 @@ SOURCES = "sources.json"
 
 
 def own_sources(config: DictConfig) -> dict[str, str]:
-    """By name, the SHA-256 of each file that a ``_target_`` of `config` lies in and that no installed package has.
+    """By module, the SHA-256 of each file that a ``_target_`` of `config` lies in and that no installed package has.
 
     What such a file imports is not looked at.
     """
-    files = {_own_file(target) for _, target in targets(plain(config, resolve=False))}
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(filter(None, files))}
+    files = dict(filter(None, (_own_file(target) for _, target in targets(plain(config, resolve=False)))))
+    return {module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in sorted(files.items())}
 
 
 def changed_since(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Names of files that a run had and that are others now, or not there."""
+    """Modules that a run had and that are others now, or not there."""
     return sorted(name for name, digest in before.items() if now.get(name) != digest)
 
 
@@ -46,16 +46,18 @@ def read_sources(folder: Path) -> dict[str, str]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _own_file(target: str) -> Path | None:
-    """The file of the module in the dotted name `target`; None if it is atrl's, Python's or an installed package's."""
+def _own_file(target: str) -> tuple[str, Path] | None:
+    """The module in the dotted name `target` and its file; None if it is atrl's, Python's or an installed package's."""
     names = target.split(".")
     top = _spec(names[0])  # alone: below it, looking up imports what is above
     places = [] if top is None else [top.origin] if top.origin else list(top.submodule_search_locations or [])
     if not places or any(_is_brought(Path(place)) for place in places):
         return None
-    specs = (_spec(".".join(names[:count])) for count in range(len(names) - 1, 0, -1))
-    origins = (spec.origin for spec in specs if spec is not None and spec.origin is not None)
-    return next((Path(origin) for origin in origins if Path(origin).is_file()), None)
+    for count in range(len(names) - 1, 0, -1):
+        spec = _spec(".".join(names[:count]))
+        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+            return spec.name, Path(spec.origin)
+    return None
 
 
 def _spec(module: str) -> ModuleSpec | None:

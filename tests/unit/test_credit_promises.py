@@ -95,10 +95,12 @@ def test_over_the_batch_a_response_may_go_without():
 
 
 def test_rounding_is_no_fault():
-    """4,096 weights that no float32 holds exactly."""
+    """Weights whose mean is off by what float32 sums may be, and by what they may not."""
     mask = torch.ones(1, 4096, dtype=torch.bool)
-    weights = torch.where(torch.arange(4096) % 7 == 0, 2.1, 0.7)[None].float()
-    checked(CreditOutput(weights * (4096 / weights.sum())), mask, Mine())
+    rounded, wrong = (CreditOutput(torch.full((1, 4096), 1 + off)) for off in (1e-4, 2e-3))
+    assert rounded.weights.mean() != 1 and checked(rounded, mask, Mine()) is rounded
+    with pytest.raises(ValueError, match=r"average 1\.002 over a response"):
+        checked(wrong, mask, Mine())
 
 
 def test_weights_that_are_no_numbers_go_on_to_the_loss():

@@ -18,6 +18,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine_alone.py").write_text("class Scheme: ...\n")
     (tmp_path / "mine_package").mkdir()
     (tmp_path / "mine_package" / "__init__.py").touch()
+    (tmp_path / "mine_package" / "mine_alone.py").write_text("class Judge: ...\n")  # of the same name
     (tmp_path / "mine_package" / "inner.py").write_text("class Outer:\n    class Part: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
@@ -30,14 +31,16 @@ def test_files_of_ones_own_are_known_by_their_bytes(own: Path) -> None:
         "credit": {"_target_": "mine_alone.Scheme", "power": 1},
         "reward": {"parts": [{"_target_": "mine_package.inner.Outer.Part"}, {"_target_": "atrl.rewards.exact.Exact"}]},
         "data": {"_target_": "json.loads"}, "logger": {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}},
-        "callbacks": {"x": {"_target_": "no_such_module.Thing"}}, "note": "mine_alone.Scheme", "nothing": None,
+        "callbacks": {"x": {"_target_": "no_such_module.Thing"}, "y": {"_target_": "mine_package.mine_alone.Judge"}},
+        "note": "mine_alone.Scheme", "nothing": None,
     })  # fmt: skip
     found = own_sources(config)
-    expected = {"mine_alone.py": own / "mine_alone.py", "inner.py": own / "mine_package" / "inner.py"}
+    expected = {"mine_alone": own / "mine_alone.py"}
+    expected |= {f"mine_package.{name}": own / "mine_package" / f"{name}.py" for name in ("inner", "mine_alone")}
     assert found == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in expected.items()}
     (own / "mine_alone.py").write_text("class Scheme: power = 2\n")
-    assert changed_since(found, own_sources(config)) == ["mine_alone.py"]
-    assert changed_since(found, {}) == ["inner.py", "mine_alone.py"]
+    assert changed_since(found, own_sources(config)) == ["mine_alone"]
+    assert changed_since(found, {}) == ["mine_alone", "mine_package.inner", "mine_package.mine_alone"]
     assert changed_since({}, found) == []  # a run from before this was written down
 
 
