@@ -9,13 +9,12 @@ not run again. All cells have theirs there, so move that folder away to repeat t
 rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its own rate
 and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the
 `variants` of atrl (at atrl's rate). `table` needs no more than the files. The task `wordy` has long answers, most
-tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is not there, and
-from the start if that was stopped. Its runs take several times as long, so it has fewer: seven schemes at one rate,
-three to ten seeds. `easy_vqa` has published pictures, a checkpoint of its own too, and seven schemes: two seeds of two
-rates, then three or six. `geometry_again` and `wordy_again` test what the others suggest, on fresh seeds and from
-another checkpoint with ten schemes, where those that train a part of the tokens have a choice of two rates. A
-checkpoint that is trained again, on another processor say, is another one: a task whose kept runs began with another
-is not gone on with.
+tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is not there. Its
+runs take several times as long, so it has fewer: seven schemes at one rate, three to ten seeds. `easy_vqa` has
+published pictures, a checkpoint of its own too, and nine schemes. `geometry_again` and `wordy_again` test what the
+others suggest, on fresh seeds and from another checkpoint with ten schemes, where those that train a part of the tokens
+have a choice of two rates. A checkpoint that is trained again, on another processor say, is another one: a task whose
+kept runs began with another is not gone on with.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
 rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is

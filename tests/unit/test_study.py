@@ -140,7 +140,7 @@ def test_a_cell_that_fails_leaves_no_file(study, monkeypatch):
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
     """By hand: of geometry 60 + 70 + 10 + 60 cells, of wordy 45 + 6 + 3, of geometry_again 30 + 10, of wordy_again
-    20 + 65 and of easy_vqa 28 + 33 + 6, and before three of them their checkpoints.
+    20 + 65 and of easy_vqa 54 + 65 + 10, and before three of them their checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
@@ -150,10 +150,10 @@ def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys)
         *("wordy's checkpoint", *("wordy",) * 54),
         *("geometry_again",) * 40,
         *("wordy_again's checkpoint", *("wordy_again",) * 85),
-        *("easy_vqa's checkpoint", *("easy_vqa",) * 67),
+        *("easy_vqa's checkpoint", *("easy_vqa",) * 129),
     ]
     assert [asked_by(command) for command in processes.commands] == expected
-    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 40 + 85 + 67
+    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 40 + 85 + 129
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
@@ -182,16 +182,16 @@ def asked_by(command: list[str]) -> str:
 
 
 def test_a_study_that_was_stopped_goes_on(study, processes, monkeypatch, capsys):
-    """Three of the 28 rates on easy-VQA, then the others, then none; the checkpoint is made once."""
+    """Three of the 54 rates on easy-VQA, then the others, then none; the checkpoint is made once."""
     only = ("run", "--task", "easy_vqa", "--only", "rates")
     say(study, monkeypatch, *only, "--cells", "3")
     assert len(processes.commands) == 1 + 3
     say(study, monkeypatch, *only)
-    assert len(processes.commands) == 1 + 28
+    assert len(processes.commands) == 1 + 54
     trained = [tuple(word for word in command if "hydra.run.dir" not in word) for command in processes.commands]
-    assert len(set(trained)) == 29
+    assert len(set(trained)) == 55
     say(study, monkeypatch, *only)
-    assert len(processes.commands) == 29 and "nothing is missing" in capsys.readouterr().out
+    assert len(processes.commands) == 55 and "nothing is missing" in capsys.readouterr().out
 
 
 def test_runs_from_two_checkpoints_are_not_mixed(study, processes, monkeypatch, capsys):
@@ -261,15 +261,15 @@ def test_the_rate_with_the_best_mean_over_seeds_is_chosen(study):
 
 
 def test_a_task_may_run_a_part(study):
-    """Two rates of seven schemes on two seeds; of those that have their rate three seeds, or six."""
+    """Three rates of nine schemes on two seeds; of those that have their rate five seeds, or ten."""
     cells = study.rate_cells("easy_vqa")
-    assert len(cells) == 7 * 2 * 2 and {cell.seed for cell in cells} == {100, 101}
+    assert len(cells) == 9 * 3 * 2 and {cell.seed for cell in cells} == {100, 101}
     for cell in cells:
         if cell.scheme in ("uniform", "anchor_only"):
             write(cell, 0.5)
     main = study.main_cells("easy_vqa")
-    both = [(scheme, seed) for seed in range(3) for scheme in ("uniform", "anchor_only")]
-    assert [(cell.scheme, cell.seed) for cell in main] == [*both, *(("uniform", seed) for seed in (3, 4, 5))]
+    both = [(scheme, seed) for seed in range(5) for scheme in ("uniform", "anchor_only")]
+    assert [(cell.scheme, cell.seed) for cell in main] == [*both, *(("uniform", seed) for seed in range(5, 10))]
     assert study.variant_cells("geometry") == []  # atrl's rate is not chosen
 
 
@@ -295,7 +295,7 @@ def test_some_schemes_may_have_a_choice_of_rates_where_others_have_one(study):
 
 
 def test_uniform_is_also_run_at_the_rate_of_what_might_win(study):
-    """Both at the same rate: nothing to control. At two: six seeds of uniform at the other, and both differences."""
+    """Both at the same rate: nothing to control. At two: ten seeds of uniform at the other, and both differences."""
     for cell in study.rate_cells("easy_vqa"):
         if cell.scheme in ("uniform", "oracle"):
             write(cell, 0.5 + (cell.rate == 2e-4) / 10)
@@ -305,7 +305,7 @@ def test_uniform_is_also_run_at_the_rate_of_what_might_win(study):
             write(cell, 0.5 + (cell.rate == 4e-4) / 10)
     extra = [cell for cell in study.control_cells("easy_vqa") if cell.scheme == "uniform_at_0.0004"]
     assert [(cell.seed, cell.rate, cell.overrides) for cell in extra] == [
-        (seed, 4e-4, ("credit=uniform",)) for seed in range(6)
+        (seed, 4e-4, ("credit=uniform",)) for seed in range(10)
     ]
     for cell in [*study.main_cells("easy_vqa"), *extra]:
         if cell.seed < 2:
