@@ -137,7 +137,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     if parts.run.stage != "sft":
         check_reads(parts.credit)
         check_layers(parts.credit, parts.model)
-        check_engine(parts.rollout.sampler, parts.credit, processes(parts.trainer))
+        check_engine(parts.rollout.sampler, processes(parts.trainer))
         parts.rollout.sampler.check(parts.model.model_type())
     check_devices(parts.trainer)
     check_processes(config, processes(parts.trainer))
@@ -225,6 +225,7 @@ def _quieten_lightning() -> None:
         ".*does not have many workers.*",  # prompts are cheap beside a step
         ".*IterableDataset.*",
         ".*returned a view tensor.*",  # of FSDP's: logits, which nothing changes in place
+        ".*all_gather_into_tensor.* is deprecated.*",  # between vLLM and torch
     ):
         warnings.filterwarnings("ignore", message=message)
 

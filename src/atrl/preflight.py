@@ -32,19 +32,13 @@ def check_devices(settings: TrainerSettings) -> None:
         )
 
 
-def check_engine(sampler: Any, scheme: Any, processes: int) -> None:
+def check_engine(sampler: Any, processes: int) -> None:
     """Raises ValueError, in one line, where the machine or so many `processes` don't suit an engine inside them.
 
     Other samplers pass.
     """
-    if not hasattr(sampler, "check_machine"):
-        return
-    sampler.check_machine(processes)
-    if sampler.tensor_parallel_size > 1 and scheme is not None and scheme.head_search is not None:
-        raise ValueError(
-            "credit.heads=auto needs rollout.sampler.tensor_parallel_size=1: one process alone samples what the heads "
-            "are found with; name the heads, as heads.json of an earlier run lists them"
-        )
+    if hasattr(sampler, "check_machine"):
+        sampler.check_machine(processes)
 
 
 def check_lengths(rollout: RolloutSettings, positions: int | None) -> None:

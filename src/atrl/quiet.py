@@ -29,7 +29,7 @@ QUIET_ENVIRONMENT = {
 }
 """Set likewise, unless the config says ``verbose: true``."""
 
-CHATTY_LIBRARIES = ("datasets", "filelock", "fsspec", "httpx", "lightning", "torch", "urllib3", "wandb")
+CHATTY_LIBRARIES = ("datasets", "filelock", "fsspec", "httpx", "lightning", "matplotlib", "torch", "urllib3", "wandb")
 """Loggers of which the console shows warnings and errors only."""
 
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
 from atrl import parallel
 from atrl.autocast import without_autocast
 from atrl.models.lora import ADAPTER, has_adapters
-from atrl.models.quantization import full_weight
+from atrl.models.quantization import full_weight, full_weight_form
 from atrl.sharding import whole
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from torch import Tensor, nn
+
+
+class ParameterForm(NamedTuple):
+    """What a parameter is but its numbers."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
 
 
 def named_parameters(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -27,11 +36,16 @@ def named_parameters(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     A tied output head is left out: it is the embedding under another name, and samplers tie it themselves.
     """
-    if has_adapters(policy):
-        yield from _without_adapters(policy)
-        return
-    for name, parameter in policy.named_parameters():
-        yield name, whole(parameter.detach())
+    for place in _places(policy):
+        yield place.name, place.tensor()
+
+
+def parameter_forms(policy: nn.Module) -> list[ParameterForm]:
+    """Of each of `named_parameters`, in their order, what can be said without putting it together.
+
+    No other rank is needed for that.
+    """
+    return [ParameterForm(place.name, *place.form()) for place in _places(policy)]
 
 
 def whole_state(policy: nn.Module) -> dict[str, Tensor]:
@@ -50,23 +64,45 @@ def whole_state(policy: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _without_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of `model`, in which peft has wrapped layers, under the names from before it did."""
-    from peft.tuners.lora import LoraLayer
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a parameter is: in `layer`, under the name `key` there. peft has wrapped the layer in `adapter`, if any."""
 
+    name: str
+    layer: nn.Module
+    key: str
+    adapter: LoraLayer | None
+
+    def tensor(self) -> Tensor:
+        """The parameter whole, with its adapter; every rank must ask."""
+        weighs = self.key == "weight"
+        weight = whole(full_weight(self.layer) if weighs else getattr(self.layer, self.key).detach())
+        return _merged(weight, self.adapter) if weighs and self.adapter is not None else weight
+
+    def form(self) -> tuple[torch.dtype, torch.Size]:
+        """Of `tensor`: a divided parameter says the shape of the whole, and an adapter changes neither."""
+        if self.key == "weight":
+            return full_weight_form(self.layer)
+        parameter = getattr(self.layer, self.key)
+        return parameter.dtype, parameter.shape
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    """Of every parameter once, in torch's order, under its name from before peft wrapped layers; adapters have none."""
+    adapted: tuple[type, ...] = ()
+    if has_adapters(model):
+        from peft.tuners.lora import LoraLayer
+
+        adapted = (LoraLayer,)
     seen: set[int] = set()
 
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-        adapter = module if isinstance(module, LoraLayer) else None
-        layer = module if adapter is None else adapter.base_layer
+    def walk(module: nn.Module, name: str) -> Iterator[_Place]:
+        adapter = cast("LoraLayer", module) if isinstance(module, adapted) else None
+        layer = module if adapter is None else cast("nn.Module", adapter.base_layer)
         for key, parameter in layer.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            weight = whole(full_weight(layer) if key == "weight" else parameter.detach())
-            if adapter is not None and key == "weight":
-                weight = _merged(weight, adapter)
-            yield f"{name}.{key}".lstrip("."), weight
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield _Place(f"{name}.{key}".lstrip("."), layer, key, adapter)
         for key, child in layer.named_children():
             yield from walk(child, f"{name}.{key}".lstrip("."))
 

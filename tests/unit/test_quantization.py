@@ -12,7 +12,7 @@ from atrl.export.write import write_model
 from atrl.models.load import PretrainedModel
 from atrl.models.lora import Lora
 from atrl.models.quantization import check_quantization, own_gpu
-from atrl.weight_sync import whole_state
+from atrl.weight_sync import named_parameters, parameter_forms, whole_state
 
 needs_bitsandbytes = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason='bitsandbytes is not installed: pip install -e ".[qlora]"'
@@ -66,6 +66,12 @@ def test_training_and_evaluation_compute_alike_and_so_does_what_is_left(loaded, 
     torch.testing.assert_close(left(input_ids=IDS).logits, training, rtol=0, atol=1e-4)
     plain = PretrainedModel(path="tiny").load(tmp_path).model.eval()
     assert (plain(input_ids=IDS).logits - training).abs().max() > 1  # adapters as large as these can't be overlooked
+
+
+@needs_bitsandbytes
+def test_forms_are_those_of_full_weights(loaded) -> None:
+    expected = [(name, tensor.dtype, tensor.shape) for name, tensor in named_parameters(loaded.model)]
+    assert parameter_forms(loaded.model) == expected
 
 
 @pytest.mark.parametrize(("there", "expected"), [(False, None), (True, {"": 3})])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atrl.models.lora import Lora, without_adapters
-from atrl.weight_sync import named_parameters
+from atrl.weight_sync import named_parameters, parameter_forms
 from tests.unit.ranks import run_ranks
 
 TARGETS = r".*language_model.*\.(q_proj|v_proj|down_proj)|.*visual.*\.qkv"
@@ -95,6 +95,13 @@ def test_without_adapters_the_weights_are_those_that_were_loaded(checkpoint: Pat
         assert_same(dict(named_parameters(policy)), dict(load(checkpoint).named_parameters()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forms_are_those_of_what_comes(checkpoint: Path, dtype) -> None:
+    for policy in (load(checkpoint).to(dtype), adapted(checkpoint, dtype)):
+        expected = [(name, tensor.dtype, tensor.shape) for name, tensor in named_parameters(policy)]
+        assert parameter_forms(policy) == expected
+
+
 def whole_on_each_rank(checkpoint: Path, with_adapters: bool) -> dict:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -106,7 +113,10 @@ def whole_on_each_rank(checkpoint: Path, with_adapters: bool) -> dict:
         fully_shard(layer, mesh=mesh)
     fully_shard(policy, mesh=mesh)
     assert all(isinstance(parameter, DTensor) for parameter in policy.parameters())
+    first = torch.distributed.get_rank() == 0
+    forms = parameter_forms(policy) if first else None  # of one rank alone: it doesn't wait for the other
     found = dict(named_parameters(policy))
+    assert forms is None or forms == [(name, tensor.dtype, tensor.shape) for name, tensor in found.items()]
     assert not any(isinstance(tensor, DTensor) for tensor in found.values())
     return {name: tensor.clone() for name, tensor in found.items()}
 

@@ -17,6 +17,7 @@ from atrl.models.load import BUNDLED
 from atrl.rollout import serve
 from atrl.rollout.weight_transfer import NcclBroadcast, SharedFolder, model_shape, write_weights
 from atrl.rollout.wire import data_url
+from atrl.weight_sync import ParameterForm
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -25,6 +26,10 @@ def parameters() -> list[tuple[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(shape, generator=generator) for shape in [(3, 2), (4,), (2, 2), (5,)]]
     return [(f"layer.{number}", torch.nn.Parameter(tensor)) for number, tensor in enumerate(tensors)]
+
+
+def forms(held: list[tuple[str, torch.Tensor]]) -> list[ParameterForm]:
+    return [ParameterForm(name, tensor.dtype, tensor.shape) for name, tensor in held]
 
 
 class Listener:
@@ -106,48 +111,84 @@ def test_a_folder_that_is_not_there_or_full_is_named(tmp_path: Path, monkeypatch
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_nccl_without_a_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match=r"weight_transfer=nccl needs a CUDA device .* use weight_transfer=folder"):
-        NcclBroadcast().send(parameters(), Listener({}), "float32")
+        NcclBroadcast(forms(parameters())).send(parameters(), Listener({}), "float32")
 
 
 @needs_vllm
 def test_what_nccl_sends_is_declared_as_it_is_iterated() -> None:
     """vLLM sizes the receiving buffers by the one and sends by the other; the group is the trainer and the workers.
 
-    What is sent is on the device that broadcasts, wherever the policy is.
+    What is sent is on the device that broadcasts, wherever the policy is; a second update sends its own.
     """
     from atrl.rollout.vllm_nccl import ParameterSource, trainer_init_info
 
-    source = ParameterSource(device="meta")
-    source.replace(parameters())
+    source = ParameterSource(forms(parameters()), device="meta")
     declared = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
-    assert declared == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source]
-    assert all(tensor.device.type == "meta" for _, tensor in source)
+    for _ in range(2):
+        source.replace(parameters())
+        sent = list(source)
+        assert declared == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sent]
+        assert all(tensor.device.type == "meta" for _, tensor in sent) and list(source) == []
     info = trainer_init_info("10.0.0.1", 1234, workers=4)
     assert (info.world_size, info.rank, info.is_sender, info.backend) == (5, 0, True, "nccl")
 
 
-def test_nothing_is_held_once_it_was_sent_over_nccl(monkeypatch) -> None:
-    """Of a divided policy it would be a copy of the whole, beside the next step's activations."""
-    held: list[int] = []
+class Workers:
+    """Stand for vLLM's workers behind its trainer's engine: what they were told, and what they then received."""
 
-    class Source:
-        parameters = ()
+    def __init__(self, put_together: list[str]) -> None:
+        self.put_together = put_together
+        self.told: list[str] = []
+        self.received: list[torch.Tensor] = []
 
-        def replace(self, parameters) -> None:
-            self.parameters = list(parameters)
+    def start_weight_update(self) -> None:
+        self.told.append("start")
 
-    class Engine:
-        def send_weights(self) -> None:
-            held.append(len(transfer._source.parameters))
+    def update_weights(self, info: dict) -> None:
+        self.told += info["names"]
 
-    def connect(transfer, server) -> Engine:
-        transfer._source = Source()
-        return Engine()
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.told.append("finish")
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream) -> None:
+        self.received.append(tensor.clone())
+        assert len(self.put_together) == len(self.received), "more was put together than was sent"
+
+
+@needs_vllm
+def test_nccl_puts_parameters_together_as_it_sends_them(monkeypatch) -> None:
+    """Of a divided policy all of them would be a copy of the whole. By vLLM's own engine, which checks what it is
+    given against what was declared; only the group of GPUs is replaced."""
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
+
+    from atrl.rollout.vllm_nccl import ParameterSource
+
+    put_together: list[str] = []
+    workers = Workers(put_together)
+
+    def one_by_one(held):
+        for name, tensor in held:
+            put_together.append(name)
+            yield name, tensor.detach()
+
+    def connect(transfer, server):
+        transfer._source = ParameterSource(transfer._forms, device="cpu")
+        engine = NCCLTrainerWeightTransferEngine(client=workers, source=transfer._source, packed=False)
+        engine.model_update_group = workers
+        return engine
 
     monkeypatch.setattr(NcclBroadcast, "_connect", connect)
-    transfer = NcclBroadcast()
-    transfer.send(parameters(), Listener({}), "float32")
-    assert held == [4] and list(transfer._source.parameters) == []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    first, second = parameters(), [(name, tensor.detach() + 1) for name, tensor in parameters()]
+    transfer = NcclBroadcast(forms(first))
+    for sent in (first, second):
+        transfer.send(one_by_one(sent), Listener({}), "float32")
+        assert workers.told == ["start", *(name for name, _ in sent), "finish"]
+        assert all(torch.equal(got, tensor) for got, (_, tensor) in zip(workers.received, sent, strict=True))
+        for kept in (workers.told, workers.received, put_together):
+            kept.clear()
+    with pytest.raises(ValueError, match=r"did not reach http://host:8000 over NCCL .*layer\.9"):
+        transfer.send(one_by_one([*first[:3], ("layer.9", first[3][1])]), Listener({}), "float32")
 
 
 def test_a_picture_keeps_its_pixels_and_nothing_else() -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,9 +20,9 @@ from atrl.data.loader import PromptLoader
 from atrl.evaluation.grounding import blanked
 from atrl.experience import build_experience
 from atrl.rollout.bound import BoundRollouts
-from atrl.sharding import gathered
+from atrl.rollout.dealing import without_pictures
 from atrl.splitting import EvenSplit, TokenBudgetSplit
-from atrl.types import Problem, Prompt
+from atrl.types import Problem, Prompt, RolloutGroup
 
 if TYPE_CHECKING:
     from atrl.data.prompts import PromptBuilder
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from atrl.rollout.base import ResponseSource, Sampling
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 RESPONSES = 32
 SEED = "heads"
@@ -66,57 +68,75 @@ class HeadCalibration:
         return cls(prompts, [builder.build(problem) for problem in blank], folder)
 
     def choose(self, search: HeadSearch, module: PolicyModule) -> Heads:
-        """The heads that the policy of `module` is to be read by, the same on every rank: the first rank finds them.
+        """The heads that the policy of `module` is to be read by, the same on every rank: all must ask.
 
-        `module.rollouts` must be bound. Scores and choice are written to `heads.json`.
+        Each rank samples its share of the responses, and all read all of them, in step, so that a divided policy stays
+        divided. `module.rollouts` must be bound. Scores and choice are written to `heads.json`.
 
         Raises:
             ValueError: as `choose_heads` and `calibrate`.
         """
-        found: Heads | ValueError | None = None
-        with gathered(module.policy):
-            if parallel.rank() == 0:
-                try:
-                    found = self._choose(search, module)
-                except ValueError as error:  # all must stop, or the others would wait for the first for ever
-                    found = error
-        found = parallel.gather(found)[0]
-        if isinstance(found, ValueError):
-            raise found
-        return found
-
-    def _choose(self, search: HeadSearch, module: PolicyModule) -> Heads:
         rollouts = module.rollouts
         assert isinstance(rollouts, BoundRollouts), "no sampler is bound: add the rollout callback to the trainer"
-        sampling = replace(rollouts.sampling, group_size=1)
+        sampling, first = replace(rollouts.sampling, group_size=1), parallel.rank() == 0
         text = module.policy.config.get_text_config()
         key = cache_key(module.policy, search, self.prompts, sampling, blank=self.blank)
         path = cache_folder() / f"{key}.json"
-        scores = load_scores(path, (text.num_hidden_layers, text.num_attention_heads))
-        source = f"the cache ({path}), no response was sampled"
+        shape = (text.num_hidden_layers, text.num_attention_heads)
+        scores = _of_first(load_scores(path, shape) if first else None)
         cached = scores is not None
         if scores is None:
-            scores = self._measure(search, module, rollouts.sampler, sampling)
-            source = f"{len(self.prompts)} responses"
+            scores = _of_first(self._measure(search, module, rollouts.sampler, sampling))
         heads = choose_heads(scores, search.count, layers=search.layers)
+        if first:
+            self._keep(heads, search, scores, path, cached=cached)
+        return heads
+
+    def _keep(
+        self, heads: Heads, search: HeadSearch, scores: Float[Tensor, "layer head"], path: Path, *, cached: bool
+    ) -> None:
         content = {"criterion": search.criterion, "scores": scores.tolist()}
         if not cached:  # and a choice was possible: scores that are all 0 would bar every later run
             store_scores(path, content)
+        source = f"the cache ({path}), no response was sampled" if cached else f"{len(self.prompts)} responses"
         log.info(
             "credit.heads=auto: %d of %d heads by %s from %s: %s",
             len(heads), scores.numel(), search.criterion, source, [list(pair) for pair in heads],
         )  # fmt: skip
         chosen = {"cached": cached, "cache_file": str(path), "chosen": heads, **content}
         (self.folder / "heads.json").write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
-        return heads
 
     def _measure(
         self, search: HeadSearch, module: PolicyModule, sampler: ResponseSource, sampling: Sampling
     ) -> Float[Tensor, "layer head"]:
-        groups = sampler.generate(self.prompts, sampling, seed=SEED)
+        groups = self._sampled(sampler, sampling)
         batch = build_experience(groups, pad_id=module.pad_id, device=module.device, seed=SEED)
         blank = [{name: tensor.to(module.device) for name, tensor in prompt.pixels.items()} for prompt in self.blank]
         settings = module.optimizer_settings
         budget = settings.micro_batch_tokens  # not the run's own split, which may wait for the other ranks
         split = EvenSplit(size=settings.micro_batch_size) if budget is None else TokenBudgetSplit(max_tokens=budget)
         return calibrate(module.policy, batch, search, blank=blank or None, split=split)
+
+    def _sampled(self, sampler: ResponseSource, sampling: Sampling) -> list[RolloutGroup]:
+        """A response to each prompt. Pictures are not sent around: every rank has all prompts.
+
+        Raises:
+            ValueError: on every rank, the sampler's on any.
+        """
+        own: list[RolloutGroup] | ValueError
+        try:
+            groups = sampler.generate(parallel.share(self.prompts), sampling, seed=SEED)
+            own = [without_pictures(group) for group in groups]
+        except ValueError as error:  # all must stop, or the others would wait for this rank for ever
+            own = error
+        drawn: list[RolloutGroup] = []
+        for part in parallel.gather(own):
+            if isinstance(part, ValueError):
+                raise part
+            drawn += part
+        return [replace(group, prompt=prompt) for group, prompt in zip(drawn, self.prompts, strict=True)]
+
+
+def _of_first(found: Item) -> Item:
+    """What the first rank found: numbers of another GPU may have other last bits, and its disk other files."""
+    return parallel.gather(found)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atrl.launch import place
 from atrl.models.families import PROJECTOR, VISION_TOWERS
@@ -72,6 +72,12 @@ def full_weight(layer: nn.Module) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+def full_weight_form(layer: nn.Module) -> tuple[torch.dtype, torch.Size]:
+    """Type and shape of `full_weight`, without working it out."""
+    held: Any = getattr(layer.weight, "quant_state", layer.weight)
+    return held.dtype, held.shape
 
 
 def full_form(model: PreTrainedModel) -> PreTrainedModel:

@@ -51,11 +51,15 @@ def dealt(
     )
 
 
+def without_pictures(group: RolloutGroup) -> RolloutGroup:
+    """`group` as it is sent around: its responses, and of its prompt what needs no picture."""
+    problem = replace(group.prompt.problem, images=(), videos=())
+    return replace(group, prompt=replace(group.prompt, problem=problem, pixels={}, images=(), videos=()))
+
+
 def _without_pictures(scored: Scored) -> Scored:
     group, rewards = scored
-    problem = replace(group.prompt.problem, images=(), videos=())
-    prompt = replace(group.prompt, problem=problem, pixels={}, images=(), videos=())
-    return replace(group, prompt=prompt), rewards
+    return without_pictures(group), rewards
 
 
 def _whole(scored: Scored, again: Callable[[Prompt], Prompt]) -> Scored:

@@ -21,10 +21,10 @@ from atrl.rollout.vllm_sampling import check_temperature
 from atrl.rollout.weight_transfer import NcclBroadcast, SharedFolder, Transfer, WeightTransfer, model_shape
 from atrl.rollout.wire import generate_request, read_rollout
 from atrl.types import Prompt, RolloutGroup
-from atrl.weight_sync import named_parameters
+from atrl.weight_sync import named_parameters, parameter_forms
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 NCCL_OPTION = """--weight-transfer-config '{"backend": "nccl"}'"""
 
@@ -86,9 +86,9 @@ class VllmServerSampler:
             connections=max_concurrent_requests,
         )
         self.wait_seconds = wait_seconds
-        self._transfers: dict[Transfer, Callable[[], WeightTransfer]] = {
-            "folder": lambda: SharedFolder(weights_folder),
-            "nccl": lambda: NcclBroadcast(address),
+        self._transfers: dict[Transfer, Callable[[nn.Module], WeightTransfer]] = {
+            "folder": lambda _: SharedFolder(weights_folder),
+            "nccl": lambda policy: NcclBroadcast(parameter_forms(policy), address),
         }
         self._weight_transfer = weight_transfer
         self._handle: ModelHandle | None = None
@@ -135,7 +135,7 @@ class VllmServerSampler:
         self._run = parallel.gather(secrets.token_hex(8))[0]
         self._taken_over = False
         if parallel.rank() == 0:
-            self._transfer = self._transfers[self._weight_transfer]()
+            self._transfer = self._transfers[self._weight_transfer](handle.model)
         self._handle = handle
         self.update_weights(named_parameters(handle.model), version=0)
 

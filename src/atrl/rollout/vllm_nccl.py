@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,26 +11,29 @@ from vllm.distributed.weight_transfer import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from atrl.rollout.connection import ServerConnection
+from atrl.weight_sync import ParameterForm
 
 
 class ParameterSource(WeightSource):
-    """The parameters of one update; vLLM's engine keeps the source and asks it again for every update.
+    """The parameters of one update after the other; vLLM's engine keeps the source and asks it again for each.
 
     Args:
+        forms: of the parameters, in their order: the workers make room by these before anything is put together.
         device: that broadcasts. Parameters may be elsewhere: before training has begun, the policy is on the CPU.
     """
 
-    def __init__(self, device: str = "cuda") -> None:
+    def __init__(self, forms: Sequence[ParameterForm], device: str = "cuda") -> None:
         self._device = device
-        self._parameters: list[tuple[str, Tensor]] = []
+        self._forms = forms
+        self._parameters: Iterator[tuple[str, Tensor]] = iter(())
 
-    def replace(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
-        """What the next update sends."""
-        self._parameters = list(parameters)
+    def replace(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """What the next update sends, once."""
+        self._parameters = iter(parameters)
 
     def metadata(self) -> list[ParamMeta]:
         """Name, dtype and shape of each, in the order of iteration."""
-        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._parameters]
+        return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._forms]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, tensor.to(self._device)) for name, tensor in self._parameters)

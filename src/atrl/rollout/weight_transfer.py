@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from atrl.rollout.connection import ServerConnection
+    from atrl.weight_sync import ParameterForm
 
 Transfer = Literal["folder", "nccl"]
 
@@ -93,23 +94,26 @@ class NcclBroadcast:
     ``vllm.distributed.weight_transfer`` and the routes of ``vllm.entrypoints.rl``.
 
     Args:
+        forms: of the parameters that will be sent, in their order: the server makes room by these.
         address: of this machine, as the server reaches it; None asks the network for it.
     """
 
-    def __init__(self, address: str | None = None) -> None:
-        self._address = address
+    def __init__(self, forms: Sequence[ParameterForm], address: str | None = None) -> None:
+        self._forms, self._address = forms, address
         self._engine: Any = None
         self._source: Any = None
 
     def send(self, parameters: Iterable[tuple[str, Tensor]], server: ServerConnection, dtype: str) -> None:
-        """Broadcast all parameters at once; the server casts them to its own dtype."""
-        held = list(parameters)
+        """Broadcast, and put parameters together on the way: no more of them are held than fill vLLM's two buffers.
+
+        The server casts them to its own dtype.
+        """
         if self._engine is None:
             self._engine = self._connect(server)
-        self._source.replace(held)
+        self._source.replace(parameters)
         try:
+            _finish_updates()
             self._engine.send_weights()
-            self._source.replace([])  # parameters that were put together for this would stay in memory
         except Exception as error:
             raise ValueError(
                 f"rollout=server: the weights did not reach {server.url} over NCCL ({type(error).__name__}: "
@@ -140,10 +144,18 @@ class NcclBroadcast:
             ) from error
         from atrl.rollout.vllm_nccl import ParameterSource, ServerControl, trainer_init_info
 
-        self._source = ParameterSource()
+        self._source = ParameterSource(self._forms)
         workers = server.get("/get_world_size")["world_size"]
         info = trainer_init_info(self._address or get_ip(), get_open_port(), workers=workers)
         return WeightTransferTrainerFactory.trainer_init(info, client=ServerControl(server), source=self._source)
+
+
+def _finish_updates() -> None:
+    """vLLM reads parameters in streams of its own, which don't wait for an optimizer's step in this one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
 
 
 def write_weights(
