@@ -42,6 +42,8 @@ import study_table
 from study_result import read_run
 from study_tasks import COMMON, CONTROLS, SCHEMES, TASKS, VARIANTS
 
+from atrl.own_code import changed_since, sources_now
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
 CHECKPOINTS = ROOT / "outputs"
@@ -88,15 +90,16 @@ def has_run(cell: Cell) -> bool:
     """Whether its file is there.
 
     Raises:
-        ValueError: if that is of other overrides, as where a scheme of one's own has changed.
+        ValueError: if that is of other overrides or other code, as where a scheme of one's own has changed.
     """
     if not cell.file.is_file():
         return False
-    own = portable(cell.overrides)
-    if json.loads(cell.file.read_text()).get("scheme_overrides", own) != own:  # files of before don't say
-        raise ValueError(
-            f"{cell.file} is of {cell.scheme} with other overrides: choose another name, or move its files"
-        )
+    kept, own = json.loads(cell.file.read_text()), portable(cell.overrides)
+    sources = kept.get("sources", {})
+    changed = ", ".join(changed_since(sources, sources_now(sources)))
+    other = "other overrides" if kept.get("scheme_overrides", own) != own else changed and f"another {changed}"
+    if other:
+        raise ValueError(f"{cell.file} is of {cell.scheme} with {other}: choose another name, or move its files")
     return True
 
 

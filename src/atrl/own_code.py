@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -24,7 +24,13 @@ def own_sources(config: DictConfig) -> dict[str, str]:
     What such a file imports is not looked at.
     """
     files = dict(filter(None, (_own_file(target) for _, target in targets(plain(config, resolve=False)))))
-    return {module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in sorted(files.items())}
+    return {module: _checksum(file) for module, file in sorted(files.items())}
+
+
+def sources_now(modules: Iterable[str]) -> dict[str, str]:
+    """As `own_sources`, of those of `modules` that are there."""
+    files = {module: _file(_spec(module)) for module in modules}
+    return {module: _checksum(file) for module, file in files.items() if file is not None}
 
 
 def changed_since(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -54,10 +60,18 @@ def _own_file(target: str) -> tuple[str, Path] | None:
     if not places or any(_is_brought(Path(place)) for place in places):
         return None
     for count in range(len(names) - 1, 0, -1):
-        spec = _spec(".".join(names[:count]))
-        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-            return spec.name, Path(spec.origin)
+        module = ".".join(names[:count])
+        if (file := _file(_spec(module))) is not None:
+            return module, file
     return None
+
+
+def _file(spec: ModuleSpec | None) -> Path | None:
+    return Path(spec.origin) if spec is not None and spec.origin is not None and Path(spec.origin).is_file() else None
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _spec(module: str) -> ModuleSpec | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from atrl.own_code import changed_since, own_sources, read_sources, write_sources
+from atrl.own_code import changed_since, own_sources, read_sources, sources_now, write_sources
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def test_files_of_ones_own_are_known_by_their_bytes(own: Path) -> None:
     assert changed_since(found, own_sources(config)) == ["mine_alone"]
     assert changed_since(found, {}) == ["mine_alone", "mine_package.inner", "mine_package.mine_alone"]
     assert changed_since({}, found) == []  # a run from before this was written down
+    assert sources_now(found) == own_sources(config) and sources_now(["mine_alone.Scheme", "no_such_module"]) == {}
 
 
 def test_they_are_left_with_the_run(tmp_path: Path) -> None:

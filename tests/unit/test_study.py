@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from atrl.metrics_file import MetricsFile
+from atrl.own_code import sources_now, write_sources
 from tests.report_run import grounding, summary
 from tests.unit.refusals import refusal
 
@@ -108,6 +109,8 @@ def test_what_a_run_measured_without_its_pictures_is_kept(study, tmp_path):
 def test_a_run_without_credit_has_no_anchors(study, tmp_path):
     leave_run(tmp_path / "run", 0.5, anchors=False)
     assert study.read_run(tmp_path / "run")["anchors"] == {}
+    write_sources(tmp_path / "run", {"mine": "ab12"})
+    assert study.read_run(tmp_path / "run")["sources"] == {"mine": "ab12"}
 
 
 def test_a_cell_is_trained_as_its_file_says(study, processes, monkeypatch, tmp_path):
@@ -341,6 +344,20 @@ def test_a_scheme_of_ones_own_is_run_by_the_same_plan(study, processes, monkeypa
         with pytest.raises(SystemExit):
             say(study, monkeypatch, *asked[:-1], f"mine={other}")
         assert "mine_0.0002_100.json is of mine with other overrides: choose another name" in capsys.readouterr().err
+
+
+def test_a_scheme_whose_file_has_changed_is_another(study, processes, monkeypatch, capsys, tmp_path):
+    """Runs of before and after would stand in one row of the table."""
+    (tmp_path / "surprise_scheme.py").write_text("power = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cell = study.rate_cells("geometry", {"mine": ("credit=mine",)})[-1]
+    write(cell, 0.5, sources=sources_now(["surprise_scheme"]))
+    assert study.has_run(cell)
+    (tmp_path / "surprise_scheme.py").write_text("power = 2\n")
+    with pytest.raises(SystemExit):
+        say(study, monkeypatch, "run", "--task", "geometry", "--add", "mine=credit=mine")
+    assert f"{cell.file.name} is of mine with another surprise_scheme: choose" in capsys.readouterr().err
+    assert processes.commands == []
 
 
 @pytest.mark.parametrize(
