@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -58,9 +59,11 @@ SCRIPT = {"p0": [RIGHT, WRONG], "p1": [WRONG, WRONG], "p2": [RIGHT, RIGHT], "p3"
 
 
 def shared_score():
-    """What a rank's sampler was asked for, and the score that it gets."""
+    """What a rank's sampler was asked for, and the score that it gets; pixels that are sent around would not arrive."""
     sampler, reward = Scripted(SCRIPT), WeightedReward(parts={"exact": ExactAnswer()})
-    found = score_together(sampler, numbered_prompts(5), reward, Sampling(group_size=2), seed="s")
+    prompts = [replace(prompt, pixels={"pixel_values": lambda: "can't be pickled"}) for prompt in numbered_prompts(5)]
+    found = score_together(sampler, prompts, reward, Sampling(group_size=2), seed="s")
+    assert all(group.prompt is prompt for group, prompt in zip(found.groups, prompts, strict=True))
     problems = [group.prompt.problem.id for group in found.groups]
     return parallel.rank(), sampler.asked, (found.accuracy, found.ci95, found.samples, found.statuses, problems)
 

@@ -20,7 +20,7 @@ from atrl.data.loader import PromptLoader
 from atrl.evaluation.grounding import blanked
 from atrl.experience import build_experience
 from atrl.rollout.bound import BoundRollouts
-from atrl.rollout.dealing import without_pictures
+from atrl.rollout.dealing import with_prompts, without_pictures
 from atrl.splitting import EvenSplit, TokenBudgetSplit
 from atrl.types import Problem, Prompt, RolloutGroup
 
@@ -134,7 +134,7 @@ class HeadCalibration:
             if isinstance(part, ValueError):
                 raise part
             drawn += part
-        return [replace(group, prompt=prompt) for group, prompt in zip(drawn, self.prompts, strict=True)]
+        return with_prompts(drawn, self.prompts)
 
 
 def _of_first(found: Item) -> Item:

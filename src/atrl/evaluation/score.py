@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atrl import parallel
 from atrl.evaluation.intervals import clustered_interval, wilson_interval
+from atrl.rollout.dealing import with_prompts, without_pictures
 from atrl.types import Prompt, Reward, RolloutGroup, Status
 
 if TYPE_CHECKING:
@@ -57,11 +58,14 @@ def score(
 def score_together(
     sampler: ResponseSource, prompts: Sequence[Prompt], reward: WeightedReward, sampling: Sampling, *, seed: str
 ) -> Score:
-    """The same, each rank answering its share of `prompts`, which may be none; every rank gets the whole score."""
+    """The same, each rank answering its share of `prompts`, which may be none; every rank gets the whole score.
+
+    Every rank has all of `prompts`, so that no picture is sent.
+    """
     _require(prompts)
     own = sampler.generate(parallel.share(prompts), sampling, seed=seed)
-    shares = parallel.gather((own, reward.score(own)))
-    groups = [group for groups, _ in shares for group in groups]
+    shares = parallel.gather(([without_pictures(group) for group in own], reward.score(own)))
+    groups = with_prompts([group for groups, _ in shares for group in groups], prompts)
     return _of(groups, [rewards for _, scored in shares for rewards in scored])
 
 

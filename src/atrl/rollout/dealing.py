@@ -57,6 +57,11 @@ def without_pictures(group: RolloutGroup) -> RolloutGroup:
     return replace(group, prompt=replace(group.prompt, problem=problem, pixels={}, images=(), videos=()))
 
 
+def with_prompts(groups: Sequence[RolloutGroup], prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+    """`groups` that were sent around with the whole `prompts` again, to each its own, in order."""
+    return [replace(group, prompt=prompt) for group, prompt in zip(groups, prompts, strict=True)]
+
+
 def _without_pictures(scored: Scored) -> Scored:
     group, rewards = scored
     return without_pictures(group), rewards
