@@ -176,6 +176,13 @@ def test_one_run_is_a_sweep_too(tmp_path):
     assert "1 finished run in 1 row" in text
 
 
+def test_a_sweep_that_measured_no_accuracy_has_a_page(tmp_path):
+    for number, credit in enumerate(("uniform", "atrl")):
+        write_job(tmp_path / str(number), number=number, credit=credit, accuracy=None)
+    text = write_sweep_report([tmp_path], tmp_path).read_text(encoding="utf-8")
+    assert "2 finished runs in 2 rows" in text and "verdict-title" not in text and 'class="best"' not in text
+
+
 def test_a_sweeps_own_baseline_waits_until_a_run_of_it_has_finished(tmp_path):
     write_job(tmp_path / "0", credit="atrl")
     write_job(tmp_path / "1", credit="none", number=1)
