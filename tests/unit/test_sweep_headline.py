@@ -132,7 +132,28 @@ def test_a_row_alone_and_rows_without_a_common_seed(table, tmp_path):
     assert (alone.crowned, alone.words) == (False, "50.0 %") and alone.row.number == 1
     found = headline(table(uniform=[0.5, 0.5, 0.5], atrl=[None, None, None, 0.9]))
     assert not found.crowned and found.words == "No row can be compared with credit=uniform" and found.row is None
+    assert found.sentences == ["No row shares a measured seed with its baseline."]
     assert headline(make_table([])) is None
+
+
+def test_rows_whose_baseline_has_not_finished_are_said_to_have_none(tmp_path):
+    """Both are of seed 0, so that a seed is shared; what is missing is the run that the second would go by."""
+    for number, (credit, steps) in enumerate((("uniform", 3), ("atrl", 9))):
+        write_job(tmp_path / str(number), number=number, credit=credit, trainer__max_steps=steps)
+    found = headline(make_table(find_runs([tmp_path]), baseline={"credit": "uniform"}))
+    assert found.sentences == ["No row shares a measured seed with its baseline."]
+    for number, seed in enumerate((*range(3), *range(3)), 2):
+        credit, accuracy = ("atrl", 0.47 + 0.01 * seed) if number >= 5 else ("uniform", 0.4)
+        write_job(tmp_path / str(number), number=number, seed=seed + 1, credit=credit, accuracy=accuracy,
+                  trainer__max_steps=3)  # fmt: skip
+    found = headline(make_table(find_runs([tmp_path]), baseline={"credit": "uniform"}))
+    assert found.words == "The highest mean, 50.0 %, has no baseline to be compared with" and found.row.number == 2
+    assert found.sentences == ["Told above credit=uniform, trainer.max_steps=3: row 3."]
+
+
+def test_of_rows_that_are_not_told_the_highest_difference_is_named_though_a_lower_one_is_larger(table):
+    found = headline(table(uniform=[0.5, 0.5], atrl=[0.1, 0.3], four=[0.4, 0.52]))
+    assert found.sentences[0].startswith("The highest difference is −4.0 ± 76.2 points in row 3")
 
 
 def test_problems_are_left_out_where_runs_differ_by_them(table, tmp_path):

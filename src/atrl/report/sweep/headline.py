@@ -59,8 +59,7 @@ def headline(table: Table) -> Headline | None:
         words = f"{rows_in_words(tied).capitalize()} tie at {points(replace(best.after, half=None))} %"
         return Headline("Best held-out accuracy", words, None, False, [told], cautions(table))
     if best not in above:
-        whose = "is a baseline’s" if best.is_baseline else "is not told from its baseline"
-        words = f"The highest mean, {points(best.after)} %, {whose}"
+        words = f"The highest mean, {points(best.after)} %, {_why_not(best)}"
         return Headline("Best held-out accuracy", words, best, False, [told], cautions(table))
     sentences = [f"{_gain(best)} over {baseline_name(table)}, seed by seed{_evidence(best)}."]
     if len(above) > 1:
@@ -73,12 +72,21 @@ def is_told(row: Row) -> bool:
     return row.adjusted is not None and row.adjusted < LEVEL
 
 
+def _why_not(best: Row) -> str:
+    """What keeps the row of the highest mean from being crowned."""
+    if best.is_baseline:
+        return "is a baseline’s"
+    return "has no baseline to be compared with" if best.compared is None else "is not told from its baseline"
+
+
 def _uncompared(table: Table, best: Row, *, alone: bool) -> Headline:
     if alone:
         why = ["There is no other row to compare it with."]
         return Headline("Held-out accuracy", f"{points(best.after)} %", best, False, why, cautions(table))
     words = f"No row can be compared with {baseline_name(table)}"
-    return Headline("Held-out accuracy", words, None, False, ["No seed is shared."], cautions(table))
+    return Headline(
+        "Held-out accuracy", words, None, False, ["No row shares a measured seed with its baseline."], cautions(table)
+    )
 
 
 def _nobody(table: Table, compared: Sequence[Row], below: Sequence[Row]) -> Headline:
@@ -89,7 +97,7 @@ def _nobody(table: Table, compared: Sequence[Row], below: Sequence[Row]) -> Head
         mean = replace(best.compared.difference, half=None)
         sentences = [f"{rows_in_words(tied).capitalize()} tie at {points(mean, sign=True)} points."]
     else:
-        which = "largest difference" if len(compared) > 1 else "difference"
+        which = "highest difference" if len(compared) > 1 else "difference"
         name = f"row {best.number} ({settings_in_words(table, best)})"
         sentences = [f"The {which} is {_gain(best)} in {name}{_evidence(best)}."]
     if below:
