@@ -117,7 +117,7 @@ def paired(differences: Sequence[float]) -> Paired | None:
     t_p = None
     if not found.equal:
         t = abs(found.mean) * math.sqrt(found.count) / statistics.stdev(differences)
-        t_p = 2 * (1 - t_cdf(t, found.count - 1))
+        t_p = max(0.0, 2 * (1 - t_cdf(t, found.count - 1)))  # rounding may leave a cdf just above 1
     sign_p = mcnemar(sum(value > 0 for value in differences), sum(value < 0 for value in differences))
     return Paired(found, t_p, sign_p)
 
