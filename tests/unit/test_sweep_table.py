@@ -275,6 +275,17 @@ def test_commands_of_what_is_missing_have_the_flags_of_their_job_or_their_sweep(
     ]
 
 
+def test_the_command_of_a_run_that_broke_off_outside_a_sweep_has_its_flags(tmp_path):
+    """Such a run leaves no `job.json`, and its command in `command.txt`."""
+    folder = write_job(tmp_path / "0", status="failed")
+    (folder / "job.json").unlink()
+    (folder / "command.txt").write_text("python train.py --config-dir mine credit=atrl seed=0\n")
+    (left,) = pending(find_runs([folder]), None)
+    assert (left.status, left.command) == ("unfinished", "python train.py --config-dir mine credit=atrl seed=0")
+    (folder / ".hydra" / "overrides.yaml").write_text("[]")
+    assert pending(find_runs([folder]), None) == [left]
+
+
 # Heat map and curves.
 
 

@@ -106,7 +106,8 @@ def read_run(folder: Path) -> Run:
         run = RunFolder.read(folder)
         return Run(**common, command=run.command, summary=run.summary, grounding=run.grounding, metrics=run.metrics)
     status = job.get("status", "unfinished")
-    return Run(**common, command=job.get("command"), status=_STATUS.get(status, status), error=job.get("error", ""))
+    command = job.get("command") or _typed(folder / "command.txt")
+    return Run(**common, command=command, status=_STATUS.get(status, status), error=job.get("error", ""))
 
 
 _STATUS = {"running": "unfinished", "stopped": "unfinished"}
@@ -128,6 +129,11 @@ def _yaml(path: Path, empty: Any = ()) -> Any:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         raise ValueError(f"{path} can't be read: {' '.join(str(error).split())}") from None
+
+
+def _typed(path: Path) -> str | None:
+    """The command that a run outside a sweep left before its first step."""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
