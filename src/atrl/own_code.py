@@ -77,7 +77,7 @@ def _checksum(file: Path) -> str:
 def _spec(module: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):  # within a class, or of no package
+    except Exception:  # within a class, of no package, or of a package whose own code fails: looking runs that
         return None
 
 

@@ -45,6 +45,16 @@ def test_files_of_ones_own_are_known_by_their_bytes(own: Path) -> None:
     assert sources_now(found) == own_sources(config) and sources_now(["mine_alone.Scheme", "no_such_module"]) == {}
 
 
+@pytest.mark.parametrize("code", ["broken = undefined\n", "def broken(:\n", "raise SystemError\n"])
+def test_a_package_whose_own_code_fails_is_another_one_and_no_error(own: Path, code: str) -> None:
+    """Looking for a module in it runs that code; what fails is said where the component is checked or made."""
+    config = OmegaConf.create({"credit": {"_target_": "mine_broken.inner.Scheme"}})
+    (own / "mine_broken").mkdir()
+    (own / "mine_broken" / "__init__.py").write_text(code)
+    (own / "mine_broken" / "inner.py").write_text("class Scheme: ...\n")
+    assert changed_since({"mine_broken.inner": "12"}, own_sources(config)) == ["mine_broken.inner"]
+
+
 def test_they_are_left_with_the_run(tmp_path: Path) -> None:
     assert read_sources(tmp_path) == {}
     write_sources(tmp_path, {"a.py": "12"})
