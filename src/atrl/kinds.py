@@ -34,7 +34,7 @@ def items_of(annotation: Any) -> Any:
         items = [items_of(argument) for argument in arguments]
         return next((item for item in items if item is not Any), Any)
     if origin is tuple:
-        return arguments[0] if arguments[-1] is Ellipsis else Any
+        return arguments[0] if arguments[-1:] == (Ellipsis,) else Any
     return arguments[-1] if arguments else Any
 
 

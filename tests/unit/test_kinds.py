@@ -135,6 +135,7 @@ def test_the_kinds_of_an_annotation(annotation, kinds):
         (list[Sums], Sums),
         (tuple[Sums, ...], Sums),
         (tuple[Sums, Numbers], Any),
+        (tuple[()], Any),
         (dict[str, Sums], Sums),
         (dict[str, Sums] | None, Sums),
         (list, Any),
