@@ -142,3 +142,13 @@ def test_a_line_below_the_traceback_of_a_rank_is_its_last_word(tmp_path: Path):
     log = tmp_path / "log"
     log.write_text("[rank0]: KeyError: 'x'\n[rank0]: error: credit=a raised it\n[rank1]: error: credit=a raised it\n")
     assert last_words(log, 0) == ["credit=a raised it"]
+
+
+def test_what_another_rank_says_counts_where_the_first_says_nothing(tmp_path: Path):
+    """torchrun's own summary comes last, and ends in a line of its frame."""
+    log = tmp_path / "log"
+    one = "[rank1]: KeyError: 'x'\n[rank1]: error (process 1): credit=a raised it\n"
+    log.write_text(f"{one}error (process 2): a file is missing\n=====\n")
+    assert last_words(log, 0) == ["credit=a raised it", "a file is missing"]
+    log.write_text(f"{one}error: seed must be 0\n=====\n")
+    assert last_words(log, 0) == ["seed must be 0"]

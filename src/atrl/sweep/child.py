@@ -15,7 +15,7 @@ import psutil
 GRACE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
 """Signals that end a child, and how many seconds it gets after each: a run that is interrupted saves its last step."""
 
-ERROR = re.compile(r"(\[rank\d+\]: )?error: ")
+ERROR = re.compile(r"(?:\[rank\d+\]: )?error(?P<process> \(process \d+\))?: ")
 """What the lines of a program begin with that say what the user can mend (`atrl.cli`); torch puts the rank before those
 below a traceback."""
 
@@ -65,12 +65,13 @@ def stop(child: subprocess.Popen, grace: Sequence[tuple[signal.Signals, float]] 
 def last_words(log: Path, start: int) -> list[str]:
     """What the part of `log` from byte `start` on says of its end: its error lines, or else the last line.
 
-    Every rank of a run says the same; it is given once.
+    Every rank of a run says the same; it is given once. Those of the other ranks count where the first says nothing.
     """
     with log.open("rb") as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().decode("utf-8", errors="replace").splitlines()]
-    errors = [ERROR.sub("", line, count=1) for line in lines if ERROR.match(line)]
+    found = [(match["process"], line[match.end() :]) for line in lines if (match := ERROR.match(line))]
+    errors = [words for process, words in found if process is None] or [words for _, words in found]
     return list(dict.fromkeys(errors)) or [line for line in lines if line][-1:]
 
 
