@@ -91,6 +91,8 @@ def check_component(node: dict[str, Any], path: str, problems: list[str]) -> Non
     except ValueError as error:
         problems.append(f"{join(path, TARGET)}: {error}")
         return _check_nested(arguments, path, problems)
+    if missing := sorted(getattr(factory, "__abstractmethods__", ())):
+        problems.append(f"{join(path, TARGET)}: {node[TARGET]} can't be made: it has no {' and no '.join(missing)}")
     complete = node.get("_partial_") is not True and "_args_" not in node
     check_call(factory, node[TARGET], arguments, path, problems, complete=complete)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -66,6 +67,20 @@ class Scheme:
 
 class Plain:
     def __init__(self, *, size: int = 1, tensor: Tensor[Literal["x"], 3] | None = None) -> None: ...
+
+
+class Unfinished(ABC):
+    @abstractmethod
+    def begin(self) -> None: ...
+
+    @abstractmethod
+    def end(self) -> None: ...
+
+
+class Whole(Unfinished):
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
 
 
 def open_ended(*, size: int = 1, **others: Any) -> None: ...
@@ -223,6 +238,13 @@ def test_references_are_followed_and_broken_ones_reported(problems):
 )
 def test_targets_that_do_not_exist(problems, target, line):
     assert problems({"_target_": target}) == [f"credit._target_: {line}"]
+
+
+def test_a_class_that_lacks_a_method_which_its_base_leaves_open_can_not_be_made(problems):
+    assert problems({"_target_": f"{HERE}.Unfinished"}) == [
+        f"credit._target_: {HERE}.Unfinished can't be made: it has no begin and no end"
+    ]
+    assert problems({"_target_": f"{HERE}.Whole"}) == []
 
 
 def test_no_module_of_pythons_own_and_none_that_is_private_is_suggested(problems, tmp_path, monkeypatch):
