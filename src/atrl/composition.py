@@ -43,18 +43,28 @@ class Composition:
     def key_problem(self, override: Override) -> str | None:
         """A line on an override whose key does not exist; None for one that exists or is being added."""
         key = override.key_or_group
-        if override.is_add() or override.is_force_add() or key in self.keys:
+        if override.is_add() or override.is_force_add() or key in self.keys or self._is_hydras(key):
             return None
         return f"no key {key!r}{self._unlisted(key) or self._with_other_option(key) or self._near(key)}"
 
-    def _unlisted(self, key: str) -> str | None:
-        """How to give an option that a component has and its node leaves at its default."""
+    def _is_hydras(self, key: str) -> bool:
+        """Whether it is a ``_target_`` or its like that is there, which `keys` leaves out."""
+        node, name = self._holder(key)
+        return name.startswith("_") and name in node
+
+    def _holder(self, key: str) -> tuple[dict[Any, Any], str]:
+        """The node that `key` would be in, empty where there is none such, and its name there."""
         node: Any = self._node
         *path, name = key.split(".")
         for part in path:
             node = dict(enumerate(node)) if isinstance(node, list) else node
             node = node.get(int(part) if part.isdecimal() else part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or "_target_" not in node:
+        return node if isinstance(node, dict) else {}, name
+
+    def _unlisted(self, key: str) -> str | None:
+        """How to give an option that a component has and its node leaves at its default."""
+        node, name = self._holder(key)
+        if "_target_" not in node:
             return None
         with suppress(ValueError):
             if name in inspect.signature(locate(node["_target_"])).parameters:

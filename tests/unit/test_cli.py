@@ -220,6 +220,10 @@ def call(program, tmp_path):
 
 MISTAKES = {
     "unknown key": (["trainer.max_step=3"], "no key 'trainer.max_step', did you mean 'trainer.max_steps'?"),
+    "unknown key beside a component's class": (
+        ["credit._target_=parts.Uniform", "trainer.max_step=3"],
+        "no key 'trainer.max_step', did you mean 'trainer.max_steps'?",
+    ),
     "unknown top-level key": (["sead=1"], "no key 'sead', did you mean 'seed'?"),
     "key without its node": (["anchor_ratio=0.3"], "no key 'anchor_ratio', did you mean 'credit.anchor_ratio'?"),
     "key of another option": (
