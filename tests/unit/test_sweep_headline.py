@@ -64,6 +64,14 @@ def test_holms_correction_decides(table):
     assert not found.crowned and "p (Holm) = 0.075" in found.sentences[0]
 
 
+def test_rows_without_a_test_are_no_part_of_holms_correction_as_the_page_says(table, tmp_path):
+    """One row of equal differences and one of a single seed: the third alone is tested, p = 0.0377 as above."""
+    just = [0.6 - 0.02 * 3**0.5, 0.6, 0.6 + 0.02 * 3**0.5]
+    rows = table(uniform=[0.5, 0.5, 0.5], atrl=just, four=[0.51, 0.51, 0.51], two=[0.7]).rows
+    assert [row.adjusted for row in rows] == [None, pytest.approx(0.0377, abs=1e-4), None, None]
+    assert "p (Holm): the same, corrected for the number of rows that have one;" in _page(tmp_path)[1]
+
+
 def test_what_is_told_below_is_said(table):
     found = headline(table(uniform=[0.5, 0.5, 0.5], atrl=[0.39, 0.4, 0.41], four=[0.5, 0.4, 0.6]))
     assert found.words == "No row is told above credit=uniform" and not found.crowned

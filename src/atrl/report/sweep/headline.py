@@ -39,8 +39,8 @@ class Headline:
 def headline(table: Table) -> Headline | None:
     """What `table` says of the best row; None where no accuracy was measured.
 
-    The best is the row with the highest mean, and is crowned where it is alone there and told from its baseline. What
-    the test is corrected for, the number of rows, is also how many the best is chosen from.
+    The best is the row with the highest mean, and is crowned where it is alone there and told from its baseline. The
+    test is corrected for the rows that have one; of others, with a single seed or equal differences, none is told.
     """
     measured = [row for row in table.rows if row.after is not None]
     if not measured:

@@ -34,7 +34,7 @@ class Row:
         seconds: of a run, the mean.
         problems: held-out problems of each run; None where it is not known or differs.
         compared: after, less the baseline's, seed by seed; None for the baseline, and where no seed is shared.
-        adjusted: the t-test's p-value after Holm's correction for the number of rows.
+        adjusted: the t-test's p-value after Holm's correction for the number of rows that have one.
         is_baseline: whether others are compared with it.
         commands: what repeats it.
     """
