@@ -45,9 +45,9 @@ def test_figures_are_readable():
     assert points(Estimate(0.4406, 0.0234, 3)) == "44.1 ± 2.3"
     assert points(Estimate(-0.0123, 0.004, 3), sign=True) == "−1.2 ± 0.4"
     assert points(Estimate(0.0123, None, 1), sign=True) == "+1.2"
-    assert points(None) == "–"
-    assert [probability(p) for p in (None, 0.0004, 0.0321, 0.25, 1.0, 0.999)] == [
-        "–", "< 0.001", "0.032", "0.25", "1", "1",
+    assert points(Estimate(-0.0001, 0.004, 3), sign=True) == "+0.0 ± 0.4" and points(None) == "–"
+    assert [probability(p) for p in (None, 0.0004, 0.0321, 0.25, 1.0, 0.999, 0.0496, 0.0503)] == [
+        "–", "< 0.001", "0.032", "0.25", "1", "1", "0.0496", "0.0503",
     ]  # fmt: skip
 
 

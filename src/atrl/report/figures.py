@@ -50,10 +50,12 @@ def number(value: float | None) -> str:
 
 
 def probability(value: float | None) -> str:
-    """A p-value with two significant digits, and none below a thousandth; a dash for None."""
+    """A p-value with two significant digits, three next to 0.05, and none below a thousandth; a dash for None."""
     if value is None:
         return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.2g}" if value < 0.995 else "1"
+    if value < 0.001 or value >= 0.995:
+        return "< 0.001" if value < 0.001 else "1"
+    return f"{value:.3g}" if 0.045 < value < 0.055 else f"{value:.2g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def verdict(accuracy: Accuracy) -> Verdict:
 
 
 def _of_the_change(interval: tuple[float, float]) -> str:
-    low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in interval)
+    low, high = (f"{100 * end:+z.1f}".replace("-", "−") for end in interval)
     return f"; the 95{THIN_SPACE}% interval of the change is {low} to {high}"
 
 

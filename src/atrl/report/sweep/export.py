@@ -42,7 +42,7 @@ def points(value: Estimate | None, *, sign: bool = False) -> str:
     """An accuracy in per cent as ``44.1 ± 2.3``; the mean alone without an interval, and a dash for None."""
     if value is None:
         return "–"
-    mean = f"{100 * value.mean:{'+' if sign else ''}.1f}".replace("-", "−")
+    mean = f"{100 * value.mean:{'+' if sign else ''}z.1f}".replace("-", "−")
     return mean if value.half is None else f"{mean} ± {100 * value.half:.1f}"
 
 
