@@ -56,7 +56,7 @@ _REWRITES = (
     *_SYNONYMS,
     (_TEXT_MARKS + r"\{ ?([A-Za-z]) ?\}", r"\1"),
     (r"√ ?\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"√ ?([0-9]+|[A-Za-z])", r"\\sqrt{\1}"),
+    (r"√ ?([0-9]+(?:\.[0-9]+)?|[A-Za-z])", r"\\sqrt{\1}"),
     (r"√ ?\{", r"\\sqrt{"),
     (r"\\([dtc]?frac) ?([0-9]) ?([0-9])", r"\\\1{\2}{\3}"),
     (rf"([0-9]+){_DEGREE}([0-9]+) ?{_PRIME}", r"(\1+\\frac{\2}{60})"),
@@ -70,7 +70,10 @@ _RATIO = re.compile(r"[^:]+(?::[^:]+){2,}")
 _POWER = r"(?: ?\^ ?\{? ?[23] ?\}?)?"
 _LENGTH = r"(?:mm|cm|dm|km|m)" + _POWER
 _MARKED_LENGTH = _TEXT_MARKS + rf"\{{{_SPACE}*{_LENGTH} ?\}}{_POWER}"
-_TRAILING_UNIT = re.compile(rf"(?<=[0-9}})i]){_SPACE}*(?:{_LENGTH}|{_MARKED_LENGTH}|[\u4e00-\u9fff]+)$")
+_CLAIMED = "不非没错或以"  # "not", "wrong", "or", "more than": no unit, but for `claims`
+_TRAILING_UNIT = re.compile(
+    rf"(?<=[0-9}})i]){_SPACE}*(?:{_LENGTH}|{_MARKED_LENGTH}|(?:(?![{_CLAIMED}])[\u4e00-\u9fff])+)$"
+)
 
 _METRIC = re.compile(r"(mm|cm|dm|km|m)[^23]*([23])?")
 
