@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atrl.rewards.claims import base, commits, conclusion, contradicts
+from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,12 @@ from atrl.rewards.claims import base, commits, conclusion, contradicts
         "$5$ is not the answer here",
         "5 is wrong here",
         "it is anything but 5",
+        r"5 \text{ is not the right answer}",
+        r"5 \mathrm{\ is\ wrong}",
+        r"\text{not } x = 5",
+        r"x = 5 \text{ (false)}",
+        r"\lnot (x = 5)",
+        "5不对",
     ],
 )
 def test_a_sentence_that_denies_commits_to_nothing(sentence):
@@ -48,6 +54,10 @@ def test_a_sentence_that_denies_commits_to_nothing(sentence):
         "we find x > 5 here",
         "we find $x \\geq 5$ here",
         "it lies in 3 ≤ x ≤ 5",
+        r"5\text{ cm or }6\text{ cm}",
+        r"5\text{ or another value}",
+        "5以上",
+        "3或5",
     ],
 )
 def test_a_sentence_that_leaves_several_values_open_commits_to_none_of_them(sentence):
@@ -66,6 +76,17 @@ def test_a_sentence_that_leaves_several_values_open_commits_to_none_of_them(sent
         "f(1) = 2, f(2) = 4",
         "question 3: the answer is 5",
         "question 3: x = 5 holds",
+        "it is 3 and it is 5",
+        "it is one of 3 and is 5",
+        "it could be 3, the answer is 5",
+        r"5\text{ cm, }6\text{ cm}",
+        r"5\text{ if } n=2, 6\text{ otherwise}",
+        "x=5 x=3",
+        r"x=5 \\ x=3",
+        r"x=5 \; x=3",
+        "x=5 | x=3",
+        r"a=5 \quad b=3",
+        r"x=5 \lor x=3",
     ],
 )
 def test_numbers_of_several_formulas_are_several_values(sentence):
@@ -104,16 +125,40 @@ def test_numbers_of_several_formulas_are_several_values(sentence):
         r"the factor is $\frac{15}{5} = 3$ here",
         "sqrt(25) equals 5, as asked",
         "nothing was said of it",
+        "the sum of 2 and 3 is 5",
+        "The difference between 8 and 3 equals 5.",
+        "in 2010, the value was 5",
+        "on day 3 there were 5 visitors",
+        "the number of those lower than 8 is 5",
+        r"the term is $\frac{3x}{2}$",
+        r"the term is $\frac{12xy}{5}$",
+        "the product is $3xy(2x+1)$",
+        "in all there are $1{,}234$",
+        r"the root is $\sqrt[3]{5}$",
+        r"5\,x^2+3",
+        r"3 \text{ cm} \times 4 \text{ cm} = 12 \text{ cm}^2",
+        r"P = 2 \times 9 \text{ m} = 18 \text{ m}",
+        "90-35",
     ],
 )
 def test_a_sentence_that_asserts_one_value_commits_to_it(sentence):
     assert commits(sentence, "$5$")
 
 
-@pytest.mark.parametrize("gold", ["$(3,5)$", "$x=3,x=5$", r"$4\pm 1$", "$x=3 or x=5$", "$x>5$"])
+@pytest.mark.parametrize("gold", ["$(3,5)$", "$x=3,x=5$", r"$4\pm 1$", "$x=3 or x=5$", "$x>5$", r"$3 \\ 5$"])
 def test_several_values_are_committed_to_where_the_gold_holds_several(gold):
     assert commits("it is 3 or 5", gold)
     assert not commits("it is 3 or 5", "$1,235$")
+    assert not commits("it is 3 or 5", "$1{,}235$")
+
+
+def test_a_difference_is_no_range_where_the_gold_has_a_letter():
+    assert commits("the number is $6-5i$", "$6-5i$")
+    assert not commits("it goes from 6-5 here", "$1$")
+
+
+def test_an_unequal_sign_in_an_answer_is_no_denial():
+    assert commits(r"$x \not= 5$", r"$x \ne 5$")
 
 
 @pytest.mark.parametrize(
@@ -131,10 +176,12 @@ def test_several_values_are_committed_to_where_the_gold_holds_several(gold):
         r"\text{6} = 5",
         "so it is 6=5 here",
         "we see 6 equals 5",
+        "6≡5",
     ],
 )
 def test_plain_numbers_that_are_set_equal_but_differ_contradict_each_other(answer):
     assert contradicts(answer, "$5$")
+    assert contradicts(answer, "$x=5$")
     assert not contradicts(answer, "$6=5$")
 
 
@@ -168,6 +215,8 @@ def test_plain_numbers_that_are_set_equal_but_differ_contradict_each_other(answe
         r"\angle1=60",
         "angle 1=60",
         "the answer is 5",
+        "the sum of 2 and 3 equals 5",
+        "the root of 25 is equal to 5",
     ],
 )
 def test_other_equations_contradict_nothing(answer):
@@ -200,7 +249,25 @@ def test_the_base_of_a_number(answer, subscript):
         ("It is 3. It is 40.", "It is 3. It is 40."),
         ("It is 40. So the answer is (A).", "It is 40. So the answer is (A)."),
         ("the answer is 5", "the answer is 5"),
+        ("The answer is 5 cm, because 3 < 4", "The answer is 5 cm"),
+        ("It is 2. So it is 5 since 4 is even.", "So it is 5"),
+        ("Because 3 < 4, it is 5", "Because 3 < 4, it is 5"),
+        ("It is 5 because 3 < 4. It is 6.", "It is 5 because 3 < 4. It is 6."),
     ],
 )
 def test_a_last_sentence_that_concludes_speaks_for_all(text, last):
     assert conclusion(text) == last
+
+
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        ("The answer to part 3 is 5.", " 5."),
+        ("the answer for $3$ equals $5$", " $5$"),
+        ("the answer in **3** days is 5", " 5"),
+        ("the answer is 5", "the answer is 5"),
+        ("the answer to part 3", "the answer to part 3"),
+    ],
+)
+def test_what_is_read_of_a_sentence_with_numbers_in_its_subject(sentence, said):
+    assert assertion(sentence) == said

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from atrl.rewards import math_worker
 from atrl.rewards.base import Verdict
 from atrl.rewards.bounded import BoundedPart
-from atrl.rewards.claims import base, commits, conclusion, contradicts
+from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts
 from atrl.rewards.extract import final_answer, last_line
 from atrl.rewards.notation import (
     MAX_ANSWER,
@@ -149,11 +149,11 @@ def _compare(gold: str, answer: str) -> Verdict | _Question:
         return _RIGHT
     prose = is_prose(answer) and ("$" in answer or "\\" not in answer)
     read = conclusion(answer) if prose else answer_latex
-    if read is None or (prose and not commits(read, gold_latex)):
+    if read is None or not commits(read, gold_latex):
         return _UNREAD
     if contradicts(read, gold_latex) or base(read) not in {None, base(gold_latex)}:
         return _WRONG
-    return _Question(gold_latex, read, prose)
+    return _Question(gold_latex, assertion(read) if prose else read, prose)
 
 
 def _all_right(verdicts: list[Verdict]) -> Verdict:
