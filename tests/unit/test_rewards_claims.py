@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts
+from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts, said
 
 
 @pytest.mark.parametrize(
@@ -271,3 +271,20 @@ def test_a_last_sentence_that_concludes_speaks_for_all(text, last):
 )
 def test_what_is_read_of_a_sentence_with_numbers_in_its_subject(sentence, said):
     assert assertion(sentence) == said
+
+
+@pytest.mark.parametrize(
+    ("sentence", "formula"),
+    [
+        ("The area is 50π.", r"$50\pi$"),
+        ("Its sides are: $\\sqrt{3}$ cm", r"$\sqrt{3}$"),
+        ("The value that is right is x+1", "$x+1$"),
+        ("The share is 3x%", "$3x$%"),
+        ("The answer is 1,234.", None),
+        ("The answer is 5 cm", None),
+        ("The answer is five", None),
+        ("x = 5 holds here", None),
+    ],
+)
+def test_what_a_sentence_says_that_its_subject_is(sentence, formula):
+    assert said(sentence) == formula

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from atrl.rewards.notation import unmarked
+from atrl.rewards.notation import to_latex, unmarked
 
 _ORDINAL = r"(?:st|nd|rd|th)\b"
 _NUMBER = re.compile(
@@ -59,6 +59,7 @@ _RANGE = re.compile(r"\d[\d.,]*(?:[ckm]m|kg|[°%])?-\d[\d.,]*")
 _SEVERAL = re.compile(rf"[,;&]|\\\\|\\pm\b|±|\b(?:or|and)\b|或|{_APART}|{_INEQUALITY}")
 
 _VERB = re.compile(r"=|\b(?:is|are|was|were|has|have|gives?|makes?|equals)\b", re.IGNORECASE)
+_SAID = re.compile(r".*\b(?:is|are|was|were|equals)\b:?(.+)", re.IGNORECASE | re.DOTALL)
 _ABOUT = re.compile(r"\b((?:of|in|on|at|by|for|to|from|with|than|between|and)(?: +[a-z]+)?) +(?=-?\d)", re.IGNORECASE)
 
 
@@ -98,6 +99,16 @@ def assertion(sentence: str) -> str:
     text = _clean(sentence)
     verb = _VERB.search(sentence)
     return sentence[verb.end() :] if verb and _named(text) != text else sentence
+
+
+def said(sentence: str) -> str | None:
+    r"""What a sentence says that its subject is, as LaTeX: ``$50\pi$`` of "The area is 50π."; None where that is words.
+
+    None for a plain number too, which math-verify finds. Of 50π, 3:4 or (3, 2) its search would take the last number.
+    """
+    found = _SAID.match(_clean(sentence))
+    latex = to_latex(found.group(1)) if found else None
+    return None if latex is None or _WORD.search(latex) or _PLAIN.fullmatch(latex.strip("$%")) else latex
 
 
 def contradicts(answer: str, gold: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from atrl.rewards import math_worker
 from atrl.rewards.base import Verdict
 from atrl.rewards.bounded import BoundedPart
-from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts
+from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts, said
 from atrl.rewards.extract import final_answer, last_line
 from atrl.rewards.notation import (
     MAX_ANSWER,
@@ -153,6 +153,8 @@ def _compare(gold: str, answer: str) -> Verdict | _Question:
         return _UNREAD
     if contradicts(read, gold_latex) or base(read) not in {None, base(gold_latex)}:
         return _WRONG
+    if prose and (latex := said(read)):
+        return _Question(gold_latex, latex, prose=False)
     return _Question(gold_latex, assertion(read) if prose else read, prose)
 
 
