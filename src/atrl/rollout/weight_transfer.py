@@ -104,9 +104,9 @@ class NcclBroadcast:
         self._source: Any = None
 
     def send(self, parameters: Iterable[tuple[str, Tensor]], server: ServerConnection, dtype: str) -> None:
-        """Broadcast, and put parameters together on the way: no more of them are held than fill vLLM's two buffers.
+        """Broadcast, and put parameters together on the way; the server casts them to its own dtype.
 
-        The server casts them to its own dtype.
+        No more are held than fill vLLM's two buffers of 1 GiB and are being packed for the next.
         """
         if self._engine is None:
             self._engine = self._connect(server)
