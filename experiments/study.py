@@ -96,10 +96,13 @@ def has_run(cell: Cell) -> bool:
         return False
     kept, own = json.loads(cell.file.read_text()), portable(cell.overrides)
     sources = kept.get("sources", {})
-    changed = ", ".join(changed_since(sources, sources_now(sources)))
-    other = "other overrides" if kept.get("scheme_overrides", own) != own else changed and f"another {changed}"
-    if other:
-        raise ValueError(f"{cell.file} is of {cell.scheme} with {other}: choose another name, or move its files")
+    differs = [f"another {module}" for module in changed_since(sources, sources_now(sources))]
+    if kept.get("scheme_overrides", own) != own:  # files of before don't say
+        differs.append("other overrides")
+    if differs:
+        raise ValueError(
+            f"{cell.file} is of {cell.scheme} with {' and '.join(differs)}: choose another name, or move its files"
+        )
     return True
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,12 +179,15 @@ def test_nccl_puts_parameters_together_as_it_sends_them(monkeypatch) -> None:
         return engine
 
     monkeypatch.setattr(NcclBroadcast, "_connect", connect)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    stream = SimpleNamespace(synchronize=lambda: workers.told.append("wait"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     first, second = parameters(), [(name, tensor.detach() + 1) for name, tensor in parameters()]
     transfer = NcclBroadcast(forms(first))
     for sent in (first, second):
         transfer.send(one_by_one(sent), Listener({}), "float32")
-        assert workers.told == ["start", *(name for name, _ in sent), "finish"]
+        # First for the optimizer's step, last for what was sent.
+        assert workers.told == ["wait", "start", *(name for name, _ in sent), "finish", "wait"]
         assert all(torch.equal(got, tensor) for got, (_, tensor) in zip(workers.received, sent, strict=True))
         for kept in (workers.told, workers.received, put_together):
             kept.clear()

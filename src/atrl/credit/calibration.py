@@ -74,7 +74,7 @@ class HeadCalibration:
         divided. `module.rollouts` must be bound. Scores and choice are written to `heads.json`.
 
         Raises:
-            ValueError: as `choose_heads` and `calibrate`.
+            ValueError: as `choose_heads`, `calibrate` and the sampler, on every rank.
         """
         rollouts = module.rollouts
         assert isinstance(rollouts, BoundRollouts), "no sampler is bound: add the rollout callback to the trainer"
