@@ -79,6 +79,19 @@ def gather(item: Item) -> list[Item]:
     return found
 
 
+def gather_to_first(item: Item) -> list[Item] | None:
+    """The `item` of every rank, in order of rank, on the first rank; None on the others, which receive nothing.
+
+    Raises:
+        PicklingError, AttributeError, TypeError: as `gather`.
+    """
+    if world_size() == 1:
+        return [item]
+    found: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(item, found)
+    return found
+
+
 def gather_rows(tensor: Float[Tensor, "row *rest"]) -> Float[Tensor, "all_rows *rest"]:
     """The rows of every rank's tensor, in order of rank, on every rank.
 

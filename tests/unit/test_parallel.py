@@ -33,6 +33,7 @@ def exchange() -> dict:
         "share": list(parallel.share(list(range(5)))),
         "sums": parallel.sums([1.0, rank]),
         "gather": parallel.gather({"rank": rank}),
+        "gather_to_first": parallel.gather_to_first({"rank": rank}),
         "rows": parallel.gather_rows(rows).tolist(),
         "mask": parallel.gather_rows((rows > 2).float()).tolist(),
         "weight": layer.weight.grad.tolist(),
@@ -45,6 +46,7 @@ def exchange() -> dict:
 def test_two_ranks():
     first, second = run_ranks(exchange)
     assert first.pop("share") == [0, 1] and second.pop("share") == [2, 3, 4]
+    assert first.pop("gather_to_first") == [{"rank": 0}, {"rank": 1}] and second.pop("gather_to_first") is None
     assert first == second
     assert first["sums"] == [2.0, 1.0] and first["gather"] == [{"rank": 0}, {"rank": 1}]
     assert first["rows"] == [[0, 1, 2, 0], [3, 4, 5, 0], [9, 9, 9, 9]]
@@ -63,7 +65,8 @@ def test_alone_nothing_happens():
     tensor = torch.rand(2, 3)
     assert parallel.rank() == 0 and parallel.world_size() == 1
     assert parallel.share([1, 2, 3]) == [1, 2, 3] and parallel.sums([1, 2]) == [1.0, 2.0]
-    assert parallel.gather("x") == ["x"] and parallel.gather_rows(tensor) is tensor
+    assert parallel.gather("x") == parallel.gather_to_first("x") == ["x"]
+    assert parallel.gather_rows(tensor) is tensor
     layer = nn.Linear(1, 1)
     parallel.add_gradients(layer.parameters())
     assert layer.weight.grad is None

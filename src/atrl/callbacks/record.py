@@ -78,19 +78,18 @@ class RecordCallback(Callback):
         bar["tokens/s"] = rollouts["rollout/tokens_per_second"]
         pl_module.log_dict(bar, prog_bar=True, logger=False, batch_size=1)
         own = step_rows(step, self._tokenizer)
-        rows = [row for rows in parallel.gather(own) for row in rows]
         self.statuses.update(reward.status for group in drawn for reward in group)
-        trained = sum(len(row["tokens"]) for row in rows)
+        trained = int(parallel.sums([sum(len(row["tokens"]) for row in own)])[0])
         self.trained_tokens += trained
         self.generated_tokens += trained + left_out_tokens(step)
         heads = head_maps(pl_module, step) if step.step in self._moments else {}
-        groups = [line for lines in parallel.gather(group_lines(step, own)) for line in lines]
-        if parallel.rank() > 0:
+        shares = parallel.gather_to_first((group_lines(step, own), own))
+        if shares is None:
             return
-        with (self._folder / "groups.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in groups)
-        with (self._folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for number, name in enumerate(("groups.jsonl", "rollouts.jsonl")):
+            with (self._folder / name).open("a", encoding="utf-8") as file:
+                rows = (row for share in shares for row in share[number])
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if step.step in self._moments:
             self._samples.write(step, own, heads, None if pl_module.credit is None else pl_module.credit.scheme)
         for logger in trainer.loggers:

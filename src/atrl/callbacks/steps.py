@@ -24,7 +24,7 @@ class StepFileCallback(Callback):
 
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
         """Write, by the first rank."""
-        shares = parallel.gather(RecordedStep.of(pl_module.last_step))
-        if parallel.rank() == 0:
+        shares = parallel.gather_to_first(RecordedStep.of(pl_module.last_step))
+        if shares is not None:
             facts = {"threads": torch.get_num_threads(), "processes": parallel.world_size()}
             write_step(self._folder, pl_module.last_step.step, RecordedStep.joined(shares), facts)
