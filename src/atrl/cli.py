@@ -24,6 +24,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from atrl import plugins
 from atrl.alarms import AlarmStop
 from atrl.explain import CommandLine, explain, overrides_first, unknown_flag
+from atrl.interrupts import Interrupted
 from atrl.launch import log_apart, main_process, place
 from atrl.quiet import quieten_console, quieten_libraries, set_environment
 from atrl.whose import OwnComponent, blame, is_ours, is_standard_library, own_components
@@ -79,6 +80,10 @@ def _run(program: Callable[[], Any], job: _Job, *, home: Path, config_path: str 
             program()
     except KeyboardInterrupt:
         return _interrupted()
+    except Interrupted as stop:
+        if main_process():
+            _report(str(stop))
+        return _code_of(stop.exit_code)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit of its own
             return _interrupted()
@@ -146,7 +151,10 @@ class _Job:
                 if culprit := blame(unwrapped(error), own):
                     error.add_note(f"{_speaker()}: {culprit}")  # Python prints it below the traceback
                 raise
-            self.reported, self.exit_code = True, getattr(error, "exit_code", EXIT_USER)
+            self.reported, self.exit_code = True, EXIT_USER
+            if isinstance(error, AlarmStop):
+                self.exit_code = _code_of(error.exit_code)
+                message = message if main_process() else ""
             if hydra_config.mode == RunMode.RUN:
                 _report(message)  # not raised: Hydra would print a line of its own
                 return None
@@ -217,7 +225,8 @@ def _report(message: str) -> None:
 
 def _speaker() -> str:
     here = place()
-    return "error" if here.is_first or here.rank is None else f"error (process {here.rank})"
+    number = here.local_rank if here.rank is None else here.rank
+    return "error" if here.is_first else f"error (process {number})"
 
 
 def _plug_in(own_configs: Path) -> None:
@@ -226,6 +235,14 @@ def _plug_in(own_configs: Path) -> None:
     if main_process():
         for complaint in plugins.complaints(own_configs):
             print(f"warning: {complaint}", file=sys.stderr, flush=True)
+
+
+def _code_of(stop: int) -> int:
+    """The exit code `stop` of a run whose processes all end together, for this one.
+
+    The others' is 0: where Lightning started them it kills the first, which may be at its last words, if one fails.
+    """
+    return stop if main_process() else 0
 
 
 def _interrupted() -> int:

@@ -13,6 +13,7 @@ from atrl.callbacks.anchor_credit import AnchorCreditCallback
 from atrl.callbacks.checkpoint import CheckpointCallback
 from atrl.callbacks.evaluate import EvaluateCallback
 from atrl.callbacks.grounding import GroundingCallback
+from atrl.callbacks.interrupt import InterruptCallback
 from atrl.callbacks.progress import StepProgressBar
 from atrl.callbacks.record import RecordCallback
 from atrl.callbacks.rollout import RolloutCallback
@@ -100,7 +101,8 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     # With RL to follow, the RL stage scores the policy on the test split itself.
     held_out = builder.build_all(data.test).prompts if parts.run.stage == "sft" else []
     ends = HeldOutScore(held_out, sampler, sampling, parts.reward, seed=f"{parts.run.seed}/held-out")
-    fit(parts, module, loader, [selection, ends, StepProgressBar()], gradient_clip_val=1.0)
+    callbacks = [InterruptCallback(None), selection, ends, StepProgressBar()]
+    fit(parts, module, loader, callbacks, gradient_clip_val=1.0)
     return WarmUpOutcome(selection.history, time.perf_counter() - start, ends.before, ends.after)
 
 
@@ -148,7 +150,7 @@ def reinforce(
     )
     steps = StepFileCallback(parts.folder) if parts.trainer.record_steps else None
     starting = None if start is None else StartCallback(start, loader)
-    callbacks = [starting, saving, rollout, credit, evaluate, grounding, record, steps]
+    callbacks = [starting, saving, InterruptCallback(saving), rollout, credit, evaluate, grounding, record, steps]
     bound = [entry for entry in callbacks if entry is not None]
     fit(parts, module, loader, [*bound, *watchers, *parts.callbacks, StepProgressBar()])
     return TrainingOutcome(

@@ -118,8 +118,17 @@ class CheckpointCallback(Callback):
         last = self._root / f"step_{self._saved:06d}"
         return last if last.is_dir() else None
 
+    def is_untouched(self) -> bool:
+        """Whether policy and optimizer are as the last step left them that came to its end."""
+        return self._finished_step() == self._at_rest[0]
+
     def rescue(self) -> str:
-        """Save the last finished step if it isn't yet; what is saved then, in a few words.
+        """As `save_alone`, in a few words."""
+        saved = self.save_alone()
+        return "no finished step could be saved" if saved is None else f"{saved} is saved"
+
+    def save_alone(self) -> Path | None:
+        """Save the last finished step if it isn't yet; where the last is that is saved, None where none is.
 
         No rank waits for another here: those may be gone, or hang. So of a sharded policy nothing can be saved.
         """
@@ -129,7 +138,7 @@ class CheckpointCallback(Callback):
                 if done is not None and done > self._saved and not is_sharded(module.policy):
                     self._write(self._trainer, module, still=lambda: self._finished_step() == done)
         last = self._root / f"step_{self._saved:06d}"
-        return f"{last} is saved" if last.is_dir() else "no finished step could be saved"
+        return last if last.is_dir() else None
 
     def _announce(self, cause: str) -> None:
         log.error("the run breaks off: %s", " ".join(cause.split()))

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import psutil
 
-GRACE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
-"""Signals that end a child, and how many seconds it gets after each: a run that is interrupted saves its last step."""
+GRACE = ((signal.SIGINT, 600.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0))
+"""Signals that end a child, and how many seconds it gets after each: a run that is interrupted finishes and saves its
+step.
+"""
 
 ERROR = re.compile(r"(?:\[rank\d+\]: )?error(?P<process> \(process \d+\))?: ")
 """What the lines of a program begin with that say what the user can mend (`atrl.cli`); torch puts the rank before those
