@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from atrl.config import COMPONENTS, check_config, read_section
 from atrl.launch import check_launch, main_process, place
 from atrl.preflight import (
+    check_attention,
     check_devices,
     check_engine,
     check_layers,
@@ -136,6 +137,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
     check_lengths(parts.rollout, parts.model.positions())
     if parts.run.stage != "sft":
         check_reads(parts.credit)
+        check_attention(parts.credit, parts.model)
         check_layers(parts.credit, parts.model)
         check_engine(parts.rollout.sampler, processes(parts.trainer))
         parts.rollout.sampler.check(parts.model.model_type())

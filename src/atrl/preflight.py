@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from atrl.data.generated import examples
-from atrl.models.families import WITH_VIDEO
+from atrl.models.families import WITH_VIDEO, check_readable
 
 if TYPE_CHECKING:
     from atrl.credit.base import CreditScheme
@@ -96,6 +96,16 @@ def check_reads(scheme: CreditScheme | None) -> None:
                 f"credit={factor.name} compares rollouts and reads layers, which one scheme can't: let one read and "
                 "another compare, and multiply them (atrl.credit.product.ProductCredit)"
             )
+
+
+def check_attention(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:
+    """Raises ValueError, in one line, where `scheme` reads layers and the model's can't be read.
+
+    Only the configuration of the model is read, and only where a scheme reads.
+    """
+    for factor in factors_of(scheme):
+        if factor.head_search is not None or factor.requests:
+            check_readable(model.text_type(), f"credit={factor.name}")
 
 
 def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:

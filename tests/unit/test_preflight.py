@@ -21,8 +21,10 @@ from atrl.data.moving_markers import MovingMarkersProblems
 from atrl.evaluation.settings import EvaluateSettings
 from atrl.models.families import positions_of
 from atrl.models.load import PretrainedModel, ScratchModel
+from atrl.models.smollm2 import SmolLM2Model
 from atrl.pipeline import processes
 from atrl.preflight import (
+    check_attention,
     check_devices,
     check_engine,
     check_layers,
@@ -84,6 +86,36 @@ def test_layers_and_heads_that_exist(scheme, model):
 def test_layers_and_heads_that_do_not(scheme, line):
     with pytest.raises(ValueError, match=f"^{line}"):
         check_layers(scheme, TINY)
+
+
+READING = {"attention": AtrlCredit(), "heads to find": AtrlCredit(heads="auto"), "one factor": product(KawhiCredit())}
+
+
+@pytest.mark.parametrize("scheme", READING.values(), ids=READING)
+def test_a_language_half_that_no_scheme_can_read(scheme, tmp_path):
+    """InternVL has been published with gpt-oss. Nothing but the configuration is there."""
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("internvl", text_config={"model_type": "gpt_oss"}).save_pretrained(tmp_path)
+    model = PretrainedModel(path=str(tmp_path))
+    line = r"^credit=\w+ can't read a language half of type gpt_oss, because its softmax has a learned sink .*: use"
+    with pytest.raises(ValueError, match=line):
+        check_attention(scheme, model)
+    for other in (None, EntropyCredit(), product(EntropyCredit())):
+        assert refusal(check_attention, other, model) is None
+    assert refusal(check_attention, scheme, TINY) is None
+
+
+def test_a_run_ends_before_such_a_model_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(ScratchModel, "text_type", lambda self: "gpt_oss")
+    config = compose_config(tmp_path, "model=scratch", "stage=rl", "credit=atrl", "rollout=transformers")
+    with pytest.raises(ValueError, match=r"^credit=atrl can't read a language half of type gpt_oss"):
+        pipeline.instantiate_parts(config, tmp_path)
+
+
+def test_the_language_half_is_named_by_the_configuration():
+    text = TINY.load(None).model.config.get_text_config()
+    assert {model.text_type() for model in (TINY, ScratchModel(), SmolLM2Model())} == {text.model_type}
 
 
 def test_the_shape_is_that_of_the_model():

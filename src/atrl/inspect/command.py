@@ -103,7 +103,7 @@ def check(problem: Problem, model: Any, rollout: Any, schemes: dict[str, Any]) -
     Raises:
         ValueError: for what can be known to be wrong before a model loads.
     """
-    from atrl.preflight import check_layers, check_reading, check_videos_taken, within_positions
+    from atrl.preflight import check_attention, check_layers, check_reading, check_videos_taken, within_positions
 
     model.check()
     rollout = within_positions(rollout, model, quiet=True)
@@ -111,6 +111,7 @@ def check(problem: Problem, model: Any, rollout: Any, schemes: dict[str, Any]) -
     check_videos_taken([problem], model.model_type(), rollout.sampler)
     for name, scheme in schemes.items():
         check_single(name, scheme)
+        check_attention(scheme, model)
         check_layers(scheme, model)
         check_reading(scheme, [problem])
     return rollout

@@ -29,6 +29,28 @@ WITHOUT_VLLM: Mapping[str, str] = {
 }
 """Families that train with rollouts by transformers alone."""
 
+_SINK = "its softmax has a learned sink beside the tokens"
+_CHOICE = "its layers choose which tokens each of them looks at"
+UNREADABLE: Mapping[str, str] = {
+    "axk2": _CHOICE,
+    "deepseek_v32": _CHOICE,
+    "deepseek_v4": _SINK,
+    "diffllama": "its attention is the difference of two softmaxes",
+    "doge": _CHOICE,
+    "glm5_next_text": _CHOICE,
+    "glm_moe_dsa": _CHOICE,
+    "gpt_oss": _SINK,
+    "granite_swa": _SINK,
+    "granitemoe_swa": _SINK,
+    "hrm_text": "its layers run several times in a pass",
+    "hy_v4": _SINK,
+    "llama4_text": "its layers cut the sequence into chunks",
+    "mimo_v2_flash": _SINK,
+    "minimax_m3_vl_text": _CHOICE,
+    "mllama_text_model": "its pictures go through cross-attention and not into the sequence",
+}
+"""Types of language halves, which LLaVA and InternVL take of any kind, whose layers the probe can't read, and why."""
+
 WITH_VIDEO: tuple[str, ...] = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 """Families whose videos are tokens of their own kind. Others take frames as pictures, which a problem can list."""
 
@@ -66,6 +88,15 @@ def check_family(config: PretrainedConfig, source: str) -> None:
         raise ValueError(
             f"{source}: a LLaVA with the vision tower {encoder} can't be trained, because its pictures may differ in "
             f"size from prompt to prompt: use one with {' or '.join(_ENCODERS)}"
+        )
+
+
+def check_readable(text_type: str, reader: str) -> None:
+    """Raises ValueError, in one line, where `reader` can't read the layers of a language half of type `text_type`."""
+    if text_type in UNREADABLE:
+        raise ValueError(
+            f"{reader} can't read a language half of type {text_type}, because {UNREADABLE[text_type]}: use "
+            "credit=none or credit=entropy, or another model"
         )
 
 

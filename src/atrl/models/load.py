@@ -89,6 +89,10 @@ class PretrainedModel:
         """transformers' name of the family; of the configuration alone."""
         return self._config().model_type
 
+    def text_type(self) -> str:
+        """transformers' name of the language half; of the configuration alone."""
+        return self._config().get_text_config().model_type
+
     def load(self, work_folder: Path) -> LoadedModel:
         """Model and processor; `work_folder` is not needed here.
 
@@ -202,6 +206,10 @@ class ScratchModel:
     def model_type(self) -> str:
         """transformers' name of the family."""
         return "qwen2_5_vl"
+
+    def text_type(self) -> str:
+        """transformers' name of the language half."""
+        return "qwen2_5_vl_text"
 
     def weights_folder(self) -> None:
         """None: there are no weights before `load` builds them."""

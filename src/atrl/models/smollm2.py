@@ -69,6 +69,10 @@ class SmolLM2Model:
         """transformers' name of the family."""
         return self.configuration()["model_type"]
 
+    def text_type(self) -> str:
+        """transformers' name of the language half."""
+        return self.configuration()["text_config"]["model_type"]
+
     def weights_folder(self) -> None:
         """None: there is no checkpoint before `load` builds it."""
 
