@@ -392,7 +392,7 @@ def test_several_requests_are_read_in_one_pass(policy, batch):
 
 
 def test_a_model_without_the_interface_is_noticed(batch):
-    config = SimpleNamespace(image_token_id=7, _attn_implementation="sdpa", sub_configs={})
+    config = SimpleNamespace(image_token_id=7, model_type="none", _attn_implementation="sdpa", sub_configs={})
     config.get_text_config = lambda: config
     model = SimpleNamespace(config=config, set_attn_implementation=lambda names: None, training=False)
     with AttentionProbe(model, [FULL]).capture(batch) as recorder:

@@ -126,13 +126,13 @@ def regions_of(inputs) -> Regions:
 OTHERS = [qwen3_vl, llava_mistral, gemma3, intern_vl]
 
 
-def drawn(family):
+def drawn(family, by: float = 2):
     """A model whose attention is not nearly even, which the usual initialisation makes it, and inputs."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, inputs = family()
         for parameter in model.parameters():
-            parameter.data.mul_(2)
+            parameter.data.mul_(by)
     return model, inputs
 
 

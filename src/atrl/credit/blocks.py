@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from atrl.credit.regions import Regions
@@ -151,17 +151,19 @@ class Block:
         if self.softcap is not None:
             scores = (scores / self.softcap).tanh_().mul_(self.softcap)
         # A row that belongs to padding may be allowed nothing, and then reads everything: it is masked in the end.
-        scores += self._bias(self.regions.rows[:, part], key.shape[2])[:, None]
+        hidden = hidden_columns(self.regions.of_tokens(part), key.shape[2], self.sliding_window)
+        scores += (hidden.float() * torch.finfo(torch.float32).min)[:, None]
         return scores.softmax(-1)
 
-    def _bias(self, rows: Int[Tensor, "response token"], columns: int) -> Float[Tensor, "response token column"]:
-        """0 where a row may look, and a number below any score where it may not."""
-        column = torch.arange(columns, device=rows.device)[None, None, :]
-        hidden = (column > rows[:, :, None]) | (column < self.regions.start[:, None, None])
-        if self.sliding_window is not None:
-            hidden |= column <= rows[:, :, None] - self.sliding_window
-        hidden |= ~self.regions.visible[self.regions.source][:, None, :]
-        return hidden.float() * torch.finfo(torch.float32).min
+
+def hidden_columns(regions: Regions, columns: int, window: int | None) -> Bool[Tensor, "response token column"]:
+    """Where the rows of `regions` may not look: behind themselves, before their window or sequence, at padding."""
+    rows = regions.rows[:, :, None]
+    column = torch.arange(columns, device=rows.device)[None, None, :]
+    hidden = (column > rows) | (column < regions.start[:, None, None])
+    if window is not None:
+        hidden |= column <= rows - window
+    return hidden | ~regions.visible[regions.source][:, None, :]
 
 
 def exceed_a_chunk(layers: Iterable[Block]) -> bool:

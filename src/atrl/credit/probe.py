@@ -8,7 +8,7 @@ Hidden states are shown to readers by forward hooks.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -18,9 +18,11 @@ import torch
 
 from atrl.autocast import without_autocast
 from atrl.credit.base import Reader, Request
+from atrl.credit.masks import MaskCheck, check_options
 from atrl.credit.picture_columns import picture_columns
 from atrl.credit.regions import Regions, Row, padded_regions, visual_token_ids
 from atrl.models.attention import kept_logsumexp, register_attention, set_text_attention, text_attention
+from atrl.models.families import check_readable
 from atrl.models.prompt_states import prompts_alone
 from atrl.timing import WorkClock
 from atrl.types import Experience
@@ -35,11 +37,16 @@ class AttentionProbe:
     """Taps the attention of `model`'s language half for as long as a `capture` is open.
 
     Args:
-        model: any transformers vision-language model whose attention goes through the attention interface.
+        model: any transformers vision-language model whose attention goes through the attention interface and is
+            causal, with sliding windows or without. In others the pass that is read ends in an error (`masks.py`).
         requests: what to read.
+
+    Raises:
+        ValueError: for a language half whose attention is known not to be what readers suppose.
     """
 
     def __init__(self, model: PreTrainedModel, requests: Sequence[Request]) -> None:
+        check_readable(model.config.get_text_config().model_type, "the attention probe")
         self._model, self._requests = model, tuple(dict.fromkeys(requests))
         self._kernel = text_attention(model)
         self._image_token_ids = visual_token_ids(model.config)
@@ -73,7 +80,8 @@ class AttentionProbe:
             request: request.reader(self._model, regions[getattr(request, "row", "predicting")])
             for request in (self._requests if requests is None else requests)
         }
-        recorder = Recorder(readers, layers_run_again=self._model.training and self._model.is_gradient_checkpointing)
+        again = self._model.training and self._model.is_gradient_checkpointing
+        recorder = Recorder(readers, regions=tuple(regions.values()), layers_run_again=again)
         token = _RECORDER.set(recorder)
         try:
             with ExitStack() as hooks:
@@ -86,10 +94,16 @@ class AttentionProbe:
 
 
 class Recorder:
-    """Hands what passes by to the readers that want it. `layers_run_again` says that activations are checkpointed."""
+    """Hands what passes by to the readers that want it, and checks that the masks of `regions` are as they suppose.
 
-    def __init__(self, readers: dict[Request, Reader], *, layers_run_again: bool = False) -> None:
+    `layers_run_again` says that activations are checkpointed.
+    """
+
+    def __init__(
+        self, readers: dict[Request, Reader], *, regions: Sequence[Regions] = (), layers_run_again: bool = False
+    ) -> None:
         self._readers, self.layers_run_again = readers, layers_run_again
+        self._masks = MaskCheck(regions)
         self._attentive = [reader for reader in readers.values() if hasattr(reader, "read_attention")]
         self._clock = WorkClock()
 
@@ -104,16 +118,29 @@ class Recorder:
         return self._clock.seconds + sum(getattr(reader, "seconds", 0.0) for reader in self._readers.values())
 
     @torch.no_grad()
-    def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, **options) -> None:
-        """Queries and keys of one layer, as they come; `options` say in which type the kernel sees them."""
+    def read(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, *, mask: Mapping[str, Any], **options: Any
+    ) -> None:
+        """Queries and keys of one layer, as they come; `options` say in which type the kernel sees them.
+
+        `mask` is what `MaskCheck.compare` wants to know of the layer's mask.
+        """
+        if not self._attentive:
+            return
         # Without autocast, or products would be taken in bfloat16.
         with self._clock.running(query.device), without_autocast():
+            self._masks.compare(layer, query, key, **mask, window=options.get("sliding_window"))
             for reader in self._attentive:
                 reader.read_attention(layer, query.detach(), key.detach(), **options)
 
     @torch.no_grad()
     def results(self) -> dict[Hashable, Any]:
-        """By request, what its reader found."""
+        """By request, what its reader found.
+
+        Raises:
+            AssertionError: if a layer was read whose rows look elsewhere than readers suppose.
+        """
+        self._masks.finish()
         with without_autocast():  # some of it is worked out now
             return {request: reader.result() for request, reader in self._readers.items()}
 
@@ -126,7 +153,7 @@ def _register_tap(kernel: str) -> str:
         output = function(layer, query, key, value, attention_mask, **options)
         recorder = None if prompts_alone() else _RECORDER.get()
         if recorder is not None:
-            assert options.get("s_aux") is None, "the attention probe can't read kernels with learned sinks (s_aux)"
+            check_options(module.layer_idx, options)
             softcap = None if kernel == "sdpa" else options.get("softcap")  # torch's kernels have none
             whole = options.get("sliding_window") is None and softcap is None
             kept = kept_logsumexp(output[0]) if whole and not recorder.layers_run_again else None
@@ -134,6 +161,7 @@ def _register_tap(kernel: str) -> str:
                 module.layer_idx,
                 query,
                 key,
+                mask=_mask_of(kernel, module, attention_mask, options.get("is_causal")),
                 dtype=_autocast_dtype(query),
                 logsumexp=kept,
                 scaling=options.get("scaling") or query.shape[-1] ** -0.5,
@@ -143,6 +171,13 @@ def _register_tap(kernel: str) -> str:
         return output
 
     return register_attention(f"atrl_probe_{kernel}", tapped, masks_of=kernel)
+
+
+def _mask_of(kernel: str, module: torch.nn.Module, mask: Any, causal: bool | None) -> dict[str, Any]:
+    """Where a layer's rows may look, as transformers' kernels take it: without a mask, eager attention looks everywhere
+    and sdpa goes by what it is told or else by the layer."""
+    by_itself = kernel != "eager" and bool(getattr(module, "is_causal", True) if causal is None else causal)
+    return {"mask": mask, "written": kernel in ("eager", "sdpa"), "causal": by_itself}
 
 
 def _autocast_dtype(states: torch.Tensor) -> torch.dtype | None:
