@@ -176,7 +176,15 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
         ValueError: if it can't be found, or is of a run with other settings, or of adapters to another model; the
             run's files are then as they were.
     """
-    from atrl.resume import ABANDONED, check_same_base, check_same_run, find_checkpoint, keep_until, set_aside_later
+    from atrl.resume import (
+        ABANDONED,
+        check_same_base,
+        check_same_run,
+        find_checkpoint,
+        is_finished,
+        keep_until,
+        set_aside_later,
+    )
 
     start = find_checkpoint(parts.run.resume, parts.folder)
     if start is not None:
@@ -185,7 +193,9 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
         if base is not None:
             check_same_base(start, base)
     if parts.run.resume is not None and main_process():
-        keep_until(parts.folder, 0 if start is None else start.step)
+        done, last = 0 if start is None else start.step, parts.trainer.max_steps
+        ends_again = start is not None and done >= last and not is_finished(parts.folder, start, last)
+        keep_until(parts.folder, done, ends_again=ends_again)
         later = [] if start is None else set_aside_later(parts.folder, start)
         if later:
             print(f"{', '.join(later)}: set aside in checkpoints/{ABANDONED}, since their steps are done again")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from atrl.types import Problem
 
 WARM_UP_METRICS = ("loss/sft", "eval/selection_accuracy")
+AT_THE_END = "eval/picture_true"
+"""In the rows of `metrics.csv` that a run logs once more after its last step."""
 RECORDS = ("metrics.csv", "rollouts.jsonl", "checkpoints", "summary.json")
 """What a run leaves in its folder as it goes."""
 LEFT = ("model", "summary.json", "report.html")
@@ -162,9 +164,12 @@ def set_aside_later(folder: Path, start: Checkpoint) -> list[str]:
     return later
 
 
-def keep_until(folder: Path, steps: int) -> None:
-    """Cut the run's files back to what its first `steps` training steps wrote; what came after is done again."""
-    _keep_lines(folder / "metrics.csv", _row_filter(steps))
+def keep_until(folder: Path, steps: int, *, ends_again: bool = False) -> None:
+    """Cut the run's files back to what its first `steps` training steps wrote; what came after is done again.
+
+    With `ends_again` these are all, and what was logged after the last of them goes as well.
+    """
+    _keep_lines(folder / "metrics.csv", _row_filter(steps, ends_again))
     for name in ("rollouts.jsonl", "samples.jsonl", "groups.jsonl", "density.jsonl"):
         _keep_lines(folder / name, lambda line: _step_of(line) <= steps)
 
@@ -180,7 +185,7 @@ def _trained(settings: Mapping[str, Any]) -> str:
     return f"adapters of rank {rank} on {modules}"
 
 
-def _row_filter(steps: int) -> Callable[[str], bool]:
+def _row_filter(steps: int, ends_again: bool) -> Callable[[str], bool]:
     """Whether a line of `metrics.csv` stays: the header, and rows of steps, which are counted from 0.
 
     A warm-up before them counts its own steps in the same column, and is over once there is a checkpoint.
@@ -195,7 +200,9 @@ def _row_filter(steps: int) -> Callable[[str], bool]:
         row = dict(zip(columns, cells, strict=False))  # a killed run may have left less of its last row
         if steps and any(row.get(name) for name in WARM_UP_METRICS):
             return True
-        return row.get("step", "").isdecimal() and int(row["step"]) < steps
+        if not row.get("step", "").isdecimal() or int(row["step"]) >= steps:
+            return False
+        return not (ends_again and int(row["step"]) == steps - 1 and row.get(AT_THE_END))
 
     return keep
 

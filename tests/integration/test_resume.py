@@ -126,6 +126,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole: Path, tmp_path: Path, step
     assert all(DAY_S < taken < 2 * DAY_S for taken in seconds.values()), seconds
 
 
+def test_one_that_is_killed_in_its_report_logs_its_last_evaluation_once(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    shutil.copytree(whole, folder, symlinks=True)
+    (folder / "report.html").unlink()
+    finish(folder)
+    assert_same_bits(folder, whole)
+    finish(folder)  # nothing is left to do, and nothing is cut
+    assert metrics_of(folder) == metrics_of(whole)
+
+
 def test_so_does_one_that_trains_adapters(adapted: Path, tmp_path: Path) -> None:
     """Adapters alone are kept, moved before the kill and after it; what they add is in the merged model."""
     folder = tmp_path / "killed"
