@@ -7,7 +7,6 @@ import pytest
 from atrl.rewards.notation import (
     Kind,
     blanks,
-    choice_letter,
     given_blanks,
     is_prose,
     kind_of,
@@ -48,38 +47,6 @@ from atrl.rewards.notation import (
 )
 def test_kind_of_gold(gold, kind):
     assert kind_of(gold) is kind
-
-
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("B", "B"),
-        ("b", "B"),
-        ("(B)", "B"),
-        ("B.", "B"),
-        ("B. 12 cm", "B"),
-        ("B) 12 cm", "B"),
-        ("(b)", "B"),
-        ("(C) a square", "C"),
-        ("A: yes", "A"),
-        (r"\text{B}", "B"),
-        (r"\text{(B)}", "B"),
-        (r"\textbf{B. } 12", "B"),
-        ("$B$", "B"),
-        ("**B**", "B"),
-        ("Answer: B", "B"),
-        ("the answer is B.", "B"),
-        ("Option C", "C"),
-        ("A triangle", None),
-        ("Because", None),
-        ("12 cm", None),
-        ("K", None),
-        ("A, B", None),
-        ("", None),
-    ],
-)
-def test_choice_letter(answer, letter):
-    assert choice_letter(answer) == letter
 
 
 @pytest.mark.parametrize(

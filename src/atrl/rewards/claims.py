@@ -82,9 +82,9 @@ def commits(answer: str, gold: str) -> bool:
     said twice is one; what stands left of a formula's last equals sign is no value of its own; nor are ordinals
     and the numbers of names (``x_1``, ``∠2``) and of what a sentence is about ("the sum of 2 and 3 is 5").
     """
-    text = _plain(answer)
-    if _DENIAL.search(text):
+    if denies(answer):
         return False
+    text = _plain(answer)
     if _SEVERAL.search(re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3})", "", gold)):
         return True
     formulas = _formulas(text)
@@ -92,6 +92,11 @@ def commits(answer: str, gold: str) -> bool:
     ranged = any("=" not in formula and _RANGE.fullmatch(_value(formula)) for formula in formulas)
     difference = not _WORD.search(text) or re.search(r"(?<![\\A-Za-z])[A-Za-z]", gold)  # 9-4 alone, or 5-2x
     return len(values) <= 1 and not (ranged and not difference) and not _OPEN.search(text)
+
+
+def denies(answer: str) -> bool:
+    """Whether there is a word or sign in `answer` that denies."""
+    return bool(_DENIAL.search(_plain(answer)))
 
 
 def assertion(sentence: str) -> str:

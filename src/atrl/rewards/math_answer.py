@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from atrl.rewards import math_worker
 from atrl.rewards.base import Verdict
 from atrl.rewards.bounded import BoundedPart
+from atrl.rewards.choices import choice_letter
 from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts, said
 from atrl.rewards.extract import final_answer, last_line
 from atrl.rewards.notation import (
@@ -16,7 +17,6 @@ from atrl.rewards.notation import (
     Kind,
     as_text,
     blanks,
-    choice_letter,
     given_blanks,
     is_prose,
     kind_of,

@@ -29,8 +29,7 @@ _TEXT = re.compile(_TEXT_MARKS + r"\{([^{}]*)\}")
 _MATH_MARKS = re.compile(r"\\\\|\\[()\[\]$]|\$")
 _CALLED = re.compile(r"^(?:(?:the|final|correct|option|choice|answer|is)\b ?:? ?)+", re.IGNORECASE)
 
-_LETTER = re.compile(r"\(? ?([A-J]) ?\)? ?[.:]?")
-_LED_BY_LETTER = re.compile(r"(?:\( ?([A-J]) ?\)|([A-J]) ?[.:)])(?=\s|$)")
+LETTER = re.compile(r"[(\[{]? ?([A-J]) ?[)\]}]? ?[.:]?")
 _RELATIONS = {">", "<", "=", r"\le", r"\ge", r"\ne"}
 _NOT_IN_WORDS = re.compile(r"[0-9\\$^_=+*/<>|{}]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -113,7 +112,7 @@ def kind_of(gold: str) -> Kind:
     and at least two letters in a row (``x`` is mathematics); a lone relation sign counts as a word.
     """
     bare = as_text(gold)
-    if _LETTER.fullmatch(bare):
+    if LETTER.fullmatch(bare):
         return Kind.LETTER
     if bare in _RELATIONS:
         return Kind.WORDS
@@ -138,15 +137,6 @@ def unmarked(answer: str) -> str:
 def same_words(gold: str, answer: str) -> bool:
     """Whether two answers are the same text, up to `exact.normalise` and marks of formulas and text."""
     return normalise(as_text(gold)) == normalise(as_text(answer))
-
-
-def choice_letter(answer: str) -> str | None:
-    r"""The letter of ``B``, ``(B)``, ``b``, ``B. 12 cm``, ``\text{B}``, ``Answer: B``; None without one."""
-    text = _CALLED.sub("", as_text(answer))
-    if alone := _LETTER.fullmatch(text.upper()):
-        return alone.group(1)
-    led = _LED_BY_LETTER.match(text)
-    return (led.group(1) or led.group(2)) if led else None
 
 
 def is_prose(answer: str) -> bool:

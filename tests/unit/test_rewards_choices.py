@@ -1,0 +1,76 @@
+"""Which letter an answer names."""
+
+from __future__ import annotations
+
+import pytest
+
+from atrl.rewards.choices import choice_letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        ("(B)", "B"),
+        ("B.", "B"),
+        ("B. 12 cm", "B"),
+        ("B) 12 cm", "B"),
+        ("(b)", "B"),
+        ("(C) a square", "C"),
+        ("A: yes", "A"),
+        (r"\text{B}", "B"),
+        (r"\text{(B)}", "B"),
+        (r"\textbf{B. } 12", "B"),
+        ("$B$", "B"),
+        ("**B**", "B"),
+        ("Answer: B", "B"),
+        ("the answer is B.", "B"),
+        ("Option C", "C"),
+        ("[B]", "B"),
+        ("B, 12 cm", "B"),
+        ("B - 12 cm", "B"),
+        (r"\textbf{(B)}\ 12", "B"),
+        ("I choose B", "B"),
+        ("B is correct", "B"),
+        ("Therefore, the answer is B.", "B"),
+        ("So the answer is (B) 12 cm.", "B"),
+        ("The correct answer is option B.", "B"),
+        ("By the figure, the answer is B because AB is longer.", "B"),
+        ("The angle at A is 30, so the answer is C.", "C"),
+        ("The next is the letter H, which is option (E).", "E"),
+        ("A. 12 or 13", "A"),
+        ("D. None of A, B and C", "D"),
+        ("(B) it is a square or a circle", "B"),
+        ("By the figure. Answer: B", "B"),
+        ("D) Cannot be determined", "D"),
+        ("The answer is (A). Option B has 5 edges. So it is option A.", "A"),
+        ("A triangle", None),
+        ("Because", None),
+        ("12 cm", None),
+        ("K", None),
+        ("A, B", None),
+        ("A or B", None),
+        ("A. Or B", None),
+        ("(A) (B)", None),
+        ("(A) or (B)", None),
+        ("A. 1 B. 2 C. 3", None),
+        ("A: 1, B: 2", None),
+        ("A: no, it is B", None),
+        ("The answer is (A) or (B).", None),
+        ("The answer is either A or B", None),
+        ("The answer could be B.", None),
+        ("If x > 0 the answer is A", None),
+        ("The answer is A. No, the answer is B.", None),
+        ("not B", None),
+        ("(B) is wrong", None),
+        ("(B) is wrong, (C) is right", None),
+        ("The answer is not (B).", None),
+        ("Not A, so the answer is B", None),
+        ("B is not the answer", None),
+        ("The answer is a square", None),
+        ("", None),
+    ],
+)
+def test_choice_letter(answer, letter):
+    assert choice_letter(answer) == letter
