@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts, said
+from atrl.rewards.claims import base, claim, commits, conclusion, contradicts, says, worded
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,8 @@ def test_a_sentence_that_leaves_several_values_open_commits_to_none_of_them(sent
         "it is one of 3 and is 5",
         "it could be 3, the answer is 5",
         r"5\text{ cm, }6\text{ cm}",
+        "5 hundred",
+        r"it is 5 \text{ million} in all",
         r"5\text{ if } n=2, 6\text{ otherwise}",
         "x=5 x=3",
         r"x=5 \\ x=3",
@@ -174,6 +176,8 @@ def test_an_unequal_sign_in_an_answer_is_no_denial():
         "6.0=5",
         "(6=5)",
         r"\text{6} = 5",
+        "6 cm = 5 cm",
+        r"6 \text{ m/s} = 5 \text{ m/s}",
         "so it is 6=5 here",
         "we see 6 equals 5",
         "6≡5",
@@ -208,6 +212,7 @@ def test_plain_numbers_that_are_set_equal_but_differ_contradict_each_other(answe
         "6 : 3 = 2",
         "3 <= 5",
         "1/3=0.33",
+        "5 m/s = 18 km/h",
         r"5.2\approx 5",
         "x_1 = 5",
         r"x_{\text{12}} = 5",
@@ -262,29 +267,28 @@ def test_a_last_sentence_that_concludes_speaks_for_all(text, last):
 @pytest.mark.parametrize(
     ("sentence", "said"),
     [
-        ("The answer to part 3 is 5.", " 5."),
-        ("the answer for $3$ equals $5$", " $5$"),
-        ("the answer in **3** days is 5", " 5"),
-        ("the answer is 5", "the answer is 5"),
+        ("The answer to part 3 is 5.", "5."),
+        ("the answer for $3$ equals $5$", "$5$"),
+        ("the answer in **3** days is 5", "5"),
+        ("the polygon has 5 sides", "5 sides"),
+        ("it is 5, as all of them have it", "5, as all of them have it"),
+        ("The area is 50π.", r"50\pi ."),
+        ("Its sides are: $\\sqrt{3}$ cm", r"$\sqrt{3}$ cm"),
+        (r"\text{The area is } 50\pi", r"50\pi"),
+        ("The value that is right is x+1", "x+1"),
+        ("5 is the answer", "5 is the answer"),
+        ("The answer is five", "The answer is five"),
         ("the answer to part 3", "the answer to part 3"),
+        ("x = 5 holds here", "x = 5 holds here"),
     ],
 )
-def test_what_is_read_of_a_sentence_with_numbers_in_its_subject(sentence, said):
-    assert assertion(sentence) == said
+def test_what_a_sentence_claims_stands_behind_its_last_verb_with_a_number_or_formula(sentence, said):
+    assert claim(sentence).strip() == said
 
 
-@pytest.mark.parametrize(
-    ("sentence", "formula"),
-    [
-        ("The area is 50π.", r"$50\pi$"),
-        ("Its sides are: $\\sqrt{3}$ cm", r"$\sqrt{3}$"),
-        ("The value that is right is x+1", "$x+1$"),
-        ("The share is 3x%", "$3x$%"),
-        ("The answer is 1,234.", None),
-        ("The answer is 5 cm", None),
-        ("The answer is five", None),
-        ("x = 5 holds here", None),
-    ],
-)
-def test_what_a_sentence_says_that_its_subject_is(sentence, formula):
-    assert said(sentence) == formula
+def test_a_verb_makes_a_sentence_and_words_are_no_formula():
+    assert says("x is 5")
+    assert not says("x = 5")
+    assert worded("5 cm at most")
+    assert worded("(B). 60")
+    assert not worded(r"$\sin AB + \sqrt{3}.$")

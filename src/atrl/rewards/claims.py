@@ -5,8 +5,9 @@ whatever stands on its left, drops a subscript and, in a formula, what stands in
 it. Three rules come before it, for sentences and formulas:
 
 - What denies ("not", "except", "rule out", "other than 5"), leaves several values open ("3 or 4", "between 3 and 5",
-  "0-5", "x > 5") or holds numbers that are not of one formula gives no answer (`commits`).
-- Plain numbers that an answer sets equal must be equal: ``6=5`` says nothing (`contradicts`).
+  "0-5", "x > 5"), multiplies it by a word ("5 hundred") or holds numbers that are not of one formula gives no answer
+  (`commits`).
+- Plain numbers of one unit, or of none, that an answer sets equal must be equal: ``6=5`` says nothing (`contradicts`).
 - A number in a base (``12_{3}``) is that number only where the gold is written with the same base (`base`).
 
 They go by words and signs, not by meaning, so "not 3, but 5" is lost as well, and a denial in German is none. They
@@ -19,7 +20,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from atrl.rewards.notation import to_latex, unmarked
+from atrl.rewards.notation import BOLD, unmarked
+from atrl.rewards.units import SCALE, split_unit
 
 _ORDINAL = r"(?:st|nd|rd|th)\b"
 _NUMBER = re.compile(
@@ -30,7 +32,7 @@ _PLAIN = re.compile(r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 _BASE = re.compile(r"(?<![\w^.])\(?\d[\d,.]*\)? ?_ ?(\{[^{}]*\}|\w)")
 
 _SIGN = re.compile(r"[-+*/^=≈≡√_]|\\[A-Za-z]|^[A-Za-z]*[)}\]]*[({]|^ ?:")
-_UNIT = re.compile(r"^[)}]* ?[A-Za-z]+(?=[)}]*[({]|[\s)}]*[-+*/^=≈\\])")  # or variables, as in 3xy(x+2)
+_UNIT = re.compile(r"^(?: ?\\pi)?[)}]* ?[A-Za-z]+(?=[)}]*[({]|[\s)}]*[-+*/^=≈\\])")  # or variables, as in 3xy(x+2)
 _APART = r"\\(?:q?quad|lor|vee|cup)\b"
 _NEXT = re.compile(r"[\s|]+(?![ghmsJLNVW]\b)(?:[A-Za-z](?:_\w+)?|[A-Z]+)\s*=")  # not a unit
 _BEFORE = re.compile(r"(?:\\[A-Za-z]+ ?\S*|\S*\s*[-+*/^√=]\s*|\S+)$")
@@ -51,6 +53,7 @@ _INEQUALITY = r"(?:<|(?<![-=])>|\\(?:le|ge|ne|lt|gt|leq|geq|neq)\b|\\not ?=|!=)=
 _OPEN = re.compile(
     rf"{_INEQUALITY} ?-?[.\d]|\d ?{_INEQUALITY}"
     r"|\bbetween\b(?: \w+ and\b)?[^\w,]*\d"
+    rf"|\d\W* {SCALE}"
     r"|\d[^\w\s]*(?: [A-Za-z]+)?,? or\b(?! so\b)|\bor(?: \\?[A-Za-z]+)?[^\w,]*\d"
     r"|或|以[上下内外]",
     re.IGNORECASE,
@@ -59,7 +62,7 @@ _RANGE = re.compile(r"\d[\d.,]*(?:[ckm]m|kg|[°%])?-\d[\d.,]*")
 _SEVERAL = re.compile(rf"[,;&]|\\\\|\\pm\b|±|\b(?:or|and)\b|或|{_APART}|{_INEQUALITY}")
 
 _VERB = re.compile(r"=|\b(?:is|are|was|were|has|have|gives?|makes?|equals)\b", re.IGNORECASE)
-_SAID = re.compile(r".*\b(?:is|are|was|were|equals)\b:?(.+)", re.IGNORECASE | re.DOTALL)
+_SAYS = re.compile(r"\b(?:is|are|was|were|has|have|gives?|makes?|equals)\b:?", re.IGNORECASE)
 _ABOUT = re.compile(r"\b((?:of|in|on|at|by|for|to|from|with|than|between|and)(?: +[a-z]+)?) +(?=-?\d)", re.IGNORECASE)
 
 
@@ -99,27 +102,31 @@ def denies(answer: str) -> bool:
     return bool(_DENIAL.search(_plain(answer)))
 
 
-def assertion(sentence: str) -> str:
-    """What follows the verb, where numbers of the subject are none of the answer; otherwise all of `sentence`."""
-    text = _clean(sentence)
-    verb = _VERB.search(sentence)
-    return sentence[verb.end() :] if verb and _named(text) != text else sentence
+def says(text: str) -> bool:
+    """Whether there is a verb in `text`, which makes a sentence of it."""
+    return bool(_SAYS.search(text))
 
 
-def said(sentence: str) -> str | None:
-    r"""What a sentence says that its subject is, as LaTeX: ``$50\pi$`` of "The area is 50π."; None where that is words.
+def claim(sentence: str) -> str:
+    """What stands behind the last verb that a number or a formula follows; all of `sentence` without one.
 
-    None for a plain number too, which math-verify finds. Of 50π, 3:4 or (3, 2) its search would take the last number.
+    So the numbers of what a sentence is about are none of its answer, and of "The area is 50π." the formula is left, of
+    which math-verify's search would take a number.
     """
-    found = _SAID.match(_clean(sentence))
-    latex = to_latex(found.group(1)) if found else None
-    return None if latex is None or _WORD.search(latex) or _PLAIN.fullmatch(latex.strip("$%")) else latex
+    text = sentence if "$" in sentence else _clean(sentence)
+    said = [text[verb.end() :] for verb in _SAYS.finditer(text)]
+    told = (part for part in reversed(said) if re.search(r"\d" if worded(part) else r"\w", part))
+    return next(told, text)
+
+
+def worded(text: str) -> bool:
+    """Whether there are words or the end of a sentence in `text`, and not only formulas."""
+    return bool(_WORD.search(text) or re.search(r"[.!?] ", text))
 
 
 def contradicts(answer: str, gold: str) -> bool:
-    """Whether a formula in `answer` sets unequal plain numbers equal, unless `gold` does so too."""
-    false, expected = (any(map(_is_false, _formulas(_plain(text)))) for text in (answer, gold))
-    return false and not expected
+    """Whether a formula in `answer` sets unequal numbers of one unit, or of none, equal, unless `gold` does so too."""
+    return _is_contradictory(_plain(answer)) and not _is_contradictory(_plain(gold))
 
 
 def base(answer: str) -> str | None:
@@ -137,7 +144,7 @@ def _plain(answer: str) -> str:
 
 def _clean(answer: str) -> str:
     answer = re.sub(r"(?<!\\)\\[,;:! ]|~", " ", re.sub(r"\{,\}|,\\!", ",", answer))
-    return re.sub(r"</?[a-z]+>|(?<!\d)\*\*|\*\*(?!\d)", " ", unmarked(answer)).replace("’", "'")
+    return re.sub(rf"</?[a-z]+>|{BOLD.pattern}", " ", unmarked(answer)).replace("’", "'")
 
 
 def _named(text: str) -> str:
@@ -178,9 +185,12 @@ def _value(formula: str) -> str:
     return str(_number(value)) if _PLAIN.fullmatch(value) else value
 
 
-def _is_false(formula: str) -> bool:
-    sides = map(_bare, _EQUAL.split(formula))
-    return len({_number(side) for side in sides if _PLAIN.fullmatch(side)}) > 1
+def _is_contradictory(text: str) -> bool:
+    measured = [split_unit(side.strip(" .")) for side in _EQUAL.split(text)]
+    units = {unit for _, unit in measured} - {None}
+    equal = [_EQUAL.split(formula) for formula in _formulas(text)]
+    equal += [[number for number, of in measured if of == unit] for unit in units]
+    return any(len({_number(side) for side in map(_bare, sides) if _PLAIN.fullmatch(side)}) > 1 for sides in equal)
 
 
 def _bare(side: str) -> str:

@@ -10,20 +10,23 @@ from atrl.rewards import math_worker
 from atrl.rewards.base import Verdict
 from atrl.rewards.bounded import BoundedPart
 from atrl.rewards.choices import choice_letter
-from atrl.rewards.claims import assertion, base, commits, conclusion, contradicts, said
+from atrl.rewards.claims import base, claim, commits, conclusion, contradicts, denies, says, worded
 from atrl.rewards.extract import final_answer, last_line
+from atrl.rewards.formula import read, to_latex
 from atrl.rewards.notation import (
     MAX_ANSWER,
+    TEXT,
     Kind,
     as_text,
     blanks,
     given_blanks,
     is_prose,
     kind_of,
-    metric_unit,
     same_words,
-    to_latex,
+    spell_mixed,
+    unmarked,
 )
+from atrl.rewards.units import has_variable, last_unit
 
 if TYPE_CHECKING:
     from atrl.types import Problem
@@ -48,9 +51,10 @@ class MathAnswer(BoundedPart):
     """1 where the extracted answer equals the gold, else 0.
 
     A gold answer is a multiple-choice letter, words or mathematics (`notation.Kind`). Mathematics is compared
-    by math-verify (https://github.com/huggingface/Math-Verify) in worker processes; an answer that breaks
-    their limits counts as unparseable, and so does a sentence that asserts no one value (`claims`). Several
-    blanks (a gold of several lines) are right when each is, in order.
+    by math-verify (https://github.com/huggingface/Math-Verify) in worker processes, without its unit, which must
+    be the gold's where both have one (`units`); an answer that breaks their limits counts as unparseable, and so
+    does one that asserts no one value (`claims`). Several blanks (a gold of several lines) are right when each
+    is, in order.
 
     Args:
         weight: factor of this part in the reward.
@@ -140,22 +144,40 @@ def _compare(gold: str, answer: str) -> Verdict | _Question:
         return _RIGHT if letter == choice_letter(gold) else _WRONG
     if kind is Kind.WORDS:
         return _RIGHT if same_words(gold, answer) else _WRONG
-    gold_latex, answer_latex = to_latex(gold), to_latex(answer)
+    return _compare_maths(gold, answer)
+
+
+def _compare_maths(gold: str, answer: str) -> Verdict | _Question:
+    gold_latex, gold_unit = read(gold)
     if gold_latex is None:
         return _UNREAD
-    if len({metric_unit(gold), metric_unit(answer)} - {None}) > 1:  # 5 m is not 5 cm, and 5 is either
-        return _WRONG
-    if gold_latex == answer_latex:
+    if as_text(gold) == as_text(answer):
         return _RIGHT
-    prose = is_prose(answer) and ("$" in answer or "\\" not in answer)
-    read = conclusion(answer) if prose else answer_latex
-    if read is None or not commits(read, gold_latex):
+    sentence, latex, unit = _reading(spell_mixed(answer), has_variable(gold_latex))
+    asserted = sentence or latex
+    if asserted is None or denies(sentence or answer) or not commits(asserted, gold_latex):
         return _UNREAD
-    if contradicts(read, gold_latex) or base(read) not in {None, base(gold_latex)}:
+    if len({gold_unit, unit} - {None}) > 1:  # 5 m is not 5 cm, and 5 is either
         return _WRONG
-    if prose and (latex := said(read)):
-        return _Question(gold_latex, latex, prose=False)
-    return _Question(gold_latex, assertion(read) if prose else read, prose)
+    if any(contradicts(text, gold_latex) for text in (asserted, sentence or answer)):
+        return _WRONG
+    if base(asserted) not in {None, base(gold_latex)}:
+        return _WRONG
+    if latex is None:
+        return _Question(gold_latex, claim(asserted), prose=True)
+    return _RIGHT if latex == gold_latex else _Question(gold_latex, latex, prose=False)
+
+
+def _reading(answer: str, letters: bool) -> tuple[str | None, str | None, str | None]:
+    """The sentence that an answer is, if it is one; its formula, if it can be told apart from words; and its unit."""
+    sentence = conclusion(answer) if is_prose(answer) or says(answer) else None
+    if sentence:
+        latex, unit = read(claim(sentence), letters)
+        if latex and not worded(latex):
+            return sentence, latex, unit
+        if "$" in answer or "\\" not in TEXT.sub(r"\1", answer):  # or math-verify's search would find no formula
+            return sentence, None, last_unit(unmarked(sentence))
+    return None, *read(answer, letters)
 
 
 def _all_right(verdicts: list[Verdict]) -> Verdict:

@@ -7,6 +7,7 @@ in C. Here it may take as long as it likes: the process is killed from outside.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -54,10 +55,15 @@ def judge_whole(response: str, gold: str) -> tuple[bool, bool]:
 
 @lru_cache(maxsize=64)
 def _read(latex: str) -> tuple[Any, ...]:
-    """Only as LaTeX: math-verify's other reader would pick a lone number out of a broken formula."""
+    """Only as LaTeX: math-verify's other reader would pick a lone number out of a broken formula.
+
+    Its list of units drops the "t" of 5t and all text at the end: `formula.read` has taken off those that are units.
+    """
     from math_verify import LatexExtractionConfig, parse
 
-    return tuple(parse(latex, [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None))
+    config = LatexExtractionConfig()
+    config = replace(config, normalization_config=replace(config.normalization_config, units=False))
+    return tuple(parse(latex, [config], fallback_mode="no_fallback", parsing_timeout=None))
 
 
 def _search(text: str) -> tuple[Any, ...]:

@@ -1,8 +1,6 @@
-r"""How answers are written: multiple-choice letters, words and mathematics, which is made clean LaTeX.
+"""How answers are written: multiple-choice letters, words and mathematics, and the marks in them.
 
-Where math-verify can't parse a formula it falls back to a number within: ``8√{3}`` is 8 to it; and ``1 2`` is
-1 + 2. So answers are first rewritten by the rules of this file, and what can't be read stays unread. Nothing
-here sees more than `MAX_ANSWER` characters of a response, which bounds the time of the regular expressions.
+Nothing here sees more than `MAX_ANSWER` characters of a response, which bounds the time of the regular expressions.
 """
 
 from __future__ import annotations
@@ -24,12 +22,15 @@ class Kind(StrEnum):
     MATHS = "maths"  # by math-verify
 
 
-_TEXT_MARKS = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*"
-_TEXT = re.compile(_TEXT_MARKS + r"\{([^{}]*)\}")
-_MATH_MARKS = re.compile(r"\\\\|\\[()\[\]$]|\$")
-_CALLED = re.compile(r"^(?:(?:the|final|correct|option|choice|answer|is)\b ?:? ?)+", re.IGNORECASE)
+TEXT_MARKS = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*"
+TEXT = re.compile(TEXT_MARKS + r"\{([^{}]*)\}")
+MATH_MARKS = re.compile(r"\\\\|\\[()\[\]$]|\$")
+BOLD = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\[{\\-]|\.\d)")
+"""Bold face of Markdown; other double stars are powers."""
 
 LETTER = re.compile(r"[(\[{]? ?([A-J]) ?[)\]}]? ?[.:]?")
+SPACE = r"(?:\s|(?<!\\)\\[,;:! ]|~)"
+_MIXED = re.compile(rf"(?<![\w.,/^)}}\]])(?<![0-9] )([0-9]+){SPACE}+([0-9]{{1,2}})/([0-9]+)(?![0-9/])")
 _RELATIONS = {">", "<", "=", r"\le", r"\ge", r"\ne"}
 _NOT_IN_WORDS = re.compile(r"[0-9\\$^_=+*/<>|{}]")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -37,44 +38,19 @@ _PROSE_WORDS = 3
 
 _SIGNS = str.maketrans({
     "−": "-", "–": "-", "，": ",", "：": ":", "；": ";", "（": "(", "）": ")", "′": "'",
-    "²": "^{2}", "³": "^{3}",
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ",
     "π": r"\pi ", "∞": r"\infty ", "∅": r"\emptyset ", "∠": r"\angle ",
 })  # fmt: skip
-_SYNONYMS = (
+_FRACTIONS = str.maketrans({"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4"})
+_RAISED = re.compile("⁻?[⁰¹²³⁴-⁹]+")
+_LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+SYNONYMS = (
     (r"\\leq\b", r"\\le"),
     (r"\\geq\b", r"\\ge"),
     (r"\\neq\b", r"\\ne"),
     (r"\\lt\b", "<"),
     (r"\\gt\b", ">"),
 )
-
-_DEGREE = r" ?(?:\{ ?\})? ?(?:\^ ?\{? ?\\circ\b ?\}?|\\degree\b|°) ?"
-_PRIME = r"(?:'|\^ ?\{? ?\\prime\b ?\}?)"
-_REWRITES = (
-    *_SYNONYMS,
-    (_TEXT_MARKS + r"\{ ?([A-Za-z]) ?\}", r"\1"),
-    (r"√ ?\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"√ ?([0-9]+(?:\.[0-9]+)?|[A-Za-z])", r"\\sqrt{\1}"),
-    (r"√ ?\{", r"\\sqrt{"),
-    (r"\\([dtc]?frac) ?([0-9]) ?([0-9])", r"\\\1{\2}{\3}"),
-    (rf"([0-9]+){_DEGREE}([0-9]+) ?{_PRIME}", r"(\1+\\frac{\2}{60})"),
-    (_DEGREE, " "),
-)
-_SPACE = r"(?:\s|\\[,;:! ]|~)"
-_THOUSANDS = re.compile(rf"(?<![0-9.,])[0-9]{{1,3}}(?:{_SPACE}[0-9]{{3}})+(?![0-9])")
-_SIDE_BY_SIDE = re.compile(rf"[0-9]{_SPACE}+[0-9]")
-_RATIO = re.compile(r"[^:]+(?::[^:]+){2,}")
-
-_POWER = r"(?: ?\^ ?\{? ?[23] ?\}?)?"
-_LENGTH = r"(?:mm|cm|dm|km|m)" + _POWER
-_MARKED_LENGTH = _TEXT_MARKS + rf"\{{{_SPACE}*{_LENGTH} ?\}}{_POWER}"
-_CLAIMED = "不非没错或以"  # "not", "wrong", "or", "more than": no unit, but for `claims`
-_TRAILING_UNIT = re.compile(
-    rf"(?<=[0-9}})i]){_SPACE}*(?:{_LENGTH}|{_MARKED_LENGTH}|(?:(?![{_CLAIMED}])[\u4e00-\u9fff])+)$"
-)
-
-_METRIC = re.compile(r"(mm|cm|dm|km|m)[^23]*([23])?")
 
 _BLANKS = re.compile(r"\n|(?<=\$)\s+(?=\$)")
 _BLANKS_GIVEN = re.compile(
@@ -117,21 +93,21 @@ def kind_of(gold: str) -> Kind:
     if bare in _RELATIONS:
         return Kind.WORDS
     worded = bool(_WORD.search(bare)) or not re.search("[A-Za-z]", bare)
-    formula = "$" in gold and not _TEXT.search(gold)
+    formula = "$" in gold and not TEXT.search(gold)
     return Kind.WORDS if worded and not formula and not _NOT_IN_WORDS.search(bare) else Kind.MATHS
 
 
 def as_text(answer: str) -> str:
     r"""`answer` without marks of formulas and text: ``$\text{Yes}$`` is ``Yes``, ``≥`` is ``\ge``."""
-    text = _TEXT.sub(r"\1", _MATH_MARKS.sub(_keep_line_break, " ".join(answer.split()))).replace("*", " ")
-    for pattern, replacement in _SYNONYMS:
+    text = TEXT.sub(r"\1", MATH_MARKS.sub(keep_line_break, " ".join(answer.split()))).replace("*", " ")
+    for pattern, replacement in SYNONYMS:
         text = re.sub(pattern, replacement, text)
-    return " ".join(_spell_signs(text).split()).removesuffix(".").strip()
+    return " ".join(spell_signs(text).split()).removesuffix(".").strip()
 
 
 def unmarked(answer: str) -> str:
     """`answer` with a space for each mark of a formula, text without its marks, and signs as commands."""
-    return _spell_signs(_TEXT.sub(r" \1 ", _MATH_MARKS.sub(" ", answer)))
+    return spell_signs(TEXT.sub(r" \1 ", MATH_MARKS.sub(" ", answer)))
 
 
 def same_words(gold: str, answer: str) -> bool:
@@ -141,56 +117,24 @@ def same_words(gold: str, answer: str) -> bool:
 
 def is_prose(answer: str) -> bool:
     """Whether `answer` is a sentence with the answer somewhere in it, rather than the answer."""
-    return len(_WORD.findall(_TEXT.sub(r"\1", answer))) >= _PROSE_WORDS
+    return len(_WORD.findall(TEXT.sub(r"\1", answer))) >= _PROSE_WORDS
 
 
-def to_latex(answer: str) -> str | None:
-    r"""`answer` as one LaTeX formula in dollars, or None if it has none that means what it looks like.
+def spell_mixed(text: str) -> str:
+    """`text` with mixed numbers as sums: ``(2+1/2)`` for ``2 1/2`` and ``2½``, but ``2 3/2`` is none."""
 
-    Marks around formulas, a final period, degree signs (minutes become a fraction) and a unit of length, area
-    or volume at the end go; Unicode signs become commands; ``1 234`` is 1234, but other numbers side by side
-    are no formula; a ratio of three or more terms is a tuple; a percent sign at the end stays outside of the
-    dollars, where math-verify knows it.
-    """
-    text = _rewritten(answer)
-    percent = re.search(r"\\?%$", text)
-    text = text[: percent.start()].strip() if percent else text
-    text = _number_and_unit(text)[0]
-    if not text or _SIDE_BY_SIDE.search(text):
-        return None
-    if _RATIO.fullmatch(text):
-        text = f"({text.replace(':', ',')})"
-    return f"${text}$%" if percent else f"${text}$"
+    def total(number: re.Match[str]) -> str:
+        whole, over, under = number.groups()
+        return f"({whole}+{over}/{under})" if int(over) < int(under) else number.group()
+
+    return _MIXED.sub(total, text.translate(_FRACTIONS))
 
 
-def metric_unit(answer: str) -> str | None:
-    """The unit of length, area or volume at the end of `answer`, as ``cm^2``; None without one that is metric."""
-    unit = re.sub(r"\\[A-Za-z]+", "", _number_and_unit(_rewritten(answer))[1])
-    found = _METRIC.search(unit)
-    return f"{found.group(1)}^{found.group(2) or 1}" if found else None
-
-
-def _rewritten(answer: str) -> str:
-    text = _spell_signs(_MATH_MARKS.sub(_keep_line_break, " ".join(answer.split())))
-    for pattern, replacement in _REWRITES:
-        text = re.sub(pattern, replacement, text)
-    text = _THOUSANDS.sub(lambda number: re.sub("[^0-9]", "", number.group()), text)
-    return _CALLED.sub("", " ".join(text.split())).removesuffix(".").strip()
-
-
-def _number_and_unit(text: str) -> tuple[str, str]:
-    """What stands before a unit at the end, and the unit; all of it where letters before make a formula of it."""
-    number = _TRAILING_UNIT.sub("", text)
-    return (text, "") if _has_variable(number) else (number, text[len(number) :])
-
-
-def _spell_signs(text: str) -> str:
+def spell_signs(text: str) -> str:
+    """`text` with signs as commands, and raised digits as powers."""
+    text = _RAISED.sub(lambda digits: f"^{{{digits.group().translate(_LOWERED)}}}", text)
     return text.translate(_SIGNS)
 
 
-def _has_variable(latex: str) -> bool:
-    return bool(re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", latex)))
-
-
-def _keep_line_break(mark: re.Match[str]) -> str:
+def keep_line_break(mark: re.Match[str]) -> str:
     return mark.group() if mark.group() == r"\\" else ""
