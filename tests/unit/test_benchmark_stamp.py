@@ -113,6 +113,7 @@ def test_so_is_the_rule_by_which_it_judged():
         "float_rounding": 6,
         "cpu_seconds": 2.0,
         "memory_gib": 1.0,
+        "edition": 2,
     }
     for part in (
         MathAnswer(require_boxed=False),
@@ -135,6 +136,8 @@ class NearAnswer(ExactAnswer):
 
 def test_the_rule_of_a_part_of_ones_own():
     assert NearAnswer(by=0.2).rule() == {"class": f"{__name__}.NearAnswer", "by": 0.2}
+    changed = type("NearAnswer", (NearAnswer,), {"edition": 3, "__module__": __name__})
+    assert changed(by=0.2).rule() == {"class": f"{__name__}.NearAnswer", "by": 0.2, "edition": 3}
     assert NearAnswer(by=Path("x")).rule()["by"] == repr(Path("x"))  # a stamp is JSON
 
 

@@ -31,6 +31,8 @@ class RewardPart(ABC):
 
     name: ClassVar[str]
     is_answer: ClassVar[bool] = False
+    edition: ClassVar[int] = 1
+    """Of the rule: one more wherever a text may be judged otherwise than before, so that results can be told apart."""
 
     def __init__(self, *, weight: float) -> None:
         if not math.isfinite(weight):
@@ -53,7 +55,7 @@ class RewardPart(ABC):
             raise ValueError(describe_fault(problem, fault))
 
     def rule(self) -> dict[str, Any]:
-        """What its verdicts depend on, for an evaluation's stamp: its class, and the constructor's arguments.
+        """What its verdicts depend on, for an evaluation's stamp: its class and edition, and the constructor's arguments.
 
         Those that it keeps under their names, or these with a "_" in front; not `weight` and `workers`, which change no
         verdict. A part whose verdicts depend on more says so in its own `rule`. What JSON can't hold is its `repr`.
@@ -62,6 +64,8 @@ class RewardPart(ABC):
         names = [name for name in inspect.signature(type(self)).parameters if name not in _NO_RULE]
         arguments = {name: kept[key] for name in names for key in (name, f"_{name}") if key in kept}
         rule = {"class": f"{type(self).__module__}.{type(self).__qualname__}", **arguments}
+        if self.edition > 1:  # or the stamps of before, which name none, would be of another rule
+            rule["edition"] = self.edition
         return json.loads(json.dumps(rule, default=repr))
 
     def close(self) -> None:  # noqa: B027  most parts hold nothing

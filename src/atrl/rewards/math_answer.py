@@ -68,6 +68,7 @@ class MathAnswer(BoundedPart):
 
     name = "math"
     is_answer = True
+    edition = 2
 
     def __init__(
         self,
