@@ -55,7 +55,7 @@ class RewardPart(ABC):
             raise ValueError(describe_fault(problem, fault))
 
     def rule(self) -> dict[str, Any]:
-        """What its verdicts depend on, for an evaluation's stamp: its class and edition, and the constructor's arguments.
+        """What its verdicts depend on, for an evaluation's stamp: its class, its edition, the constructor's arguments.
 
         Those that it keeps under their names, or these with a "_" in front; not `weight` and `workers`, which change no
         verdict. A part whose verdicts depend on more says so in its own `rule`. What JSON can't hold is its `repr`.
