@@ -198,6 +198,27 @@ def test_masks_that_are_not(regions, case, settings):
         compared(regions, masks[case], **settings)
 
 
+def test_a_mask_is_looked_at_where_no_pass_was_longer(regions):
+    """Of each layer, and apart where there is none: sdpa goes by the layer there, and not by what a mask says."""
+    longest: dict[tuple[int, bool], int] = {}
+    wrong, right = torch.ones(2, 1, 30, 30, dtype=torch.bool), causal_mask(regions)
+
+    def passes(layer: int, mask) -> bool:
+        check, key = MaskCheck([regions], longest), torch.zeros(2, 2, 30, 8)
+        check.compare(layer, torch.zeros(2, 4, 30, 8), key, mask=mask, written=True, causal=False, window=None)
+        try:
+            check.finish()
+        except AssertionError:
+            return False
+        return True
+
+    assert not passes(0, wrong) and longest == {}  # what is wrong is not taken for looked at
+    assert passes(0, right) and longest == {(0, False): 30} and passes(0, wrong)
+    assert not passes(1, wrong) and not passes(0, None)
+    longest[0, False] = 29
+    assert not passes(0, wrong)
+
+
 def test_keys_of_something_else_than_the_sequence(regions):
     """Pictures by cross-attention: numbers of columns would name other things than tokens."""
     check, query = MaskCheck([regions]), torch.zeros(2, 4, 30, 8)

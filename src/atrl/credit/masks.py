@@ -39,15 +39,19 @@ def check_options(layer: int, options: Mapping[str, Any]) -> None:
 class MaskCheck:
     """Of one forward pass; what a GPU finds is waited for once, in `finish`.
 
-    The first and the last row of each response are looked at, which costs next to nothing: a window, a chunk or a
-    prompt that is seen as a whole shows there.
+    The first and the last row of each response are looked at: a window, a chunk or a prompt that is seen as a whole
+    shows there. And they are looked at where no pass has been longer, with a mask or without: that is where a rule
+    begins to show, and what a mask is made of does not change from pass to pass.
 
     Args:
         regions: where the rows are that are read.
+        longest: columns that a pass before had at most, by layer and whether there was a mask; this pass's are added.
     """
 
-    def __init__(self, regions: Sequence[Regions]) -> None:
-        self._regions = [_ends(own) for own in regions if own.rows.numel()]
+    def __init__(self, regions: Sequence[Regions], longest: dict[tuple[int, bool], int] | None = None) -> None:
+        self._regions = [own for own in regions if own.rows.numel()]
+        self._longest = {} if longest is None else longest
+        self._lengths: dict[tuple[int, bool], int] = {}
         self._seen: list[tuple[Tensor | None, int | None]] = []
         self._found: dict[int, Bool[Tensor, ""]] = {}
 
@@ -82,10 +86,14 @@ class MaskCheck:
                 f"batch {tokens} tokens in each of {rows}, as where pictures come in by cross-attention: use "
                 "credit=none, or another model"
             )
-        if not written or any(mask is other and window == own for other, own in self._seen):
+        kind = layer, mask is None
+        if not written or columns <= self._longest.get(kind, 0):
+            return
+        self._lengths[kind] = columns
+        if any(mask is other and window == own for other, own in self._seen):
             return
         self._seen.append((mask, window))
-        for regions in self._regions:
+        for regions in map(_ends, self._regions):
             asked = (regions.rows - (columns - query.shape[2])).clamp_min(0)
             seen = _looked_at(mask, regions.source, asked, columns, causal=causal and query.shape[2] > 1)
             hidden = hidden_columns(regions, columns, window)[:, :, None]
@@ -100,6 +108,7 @@ class MaskCheck:
             f"the attention probe can't read layer {wrong[0]}: its mask is not that of causal attention, with a "
             "sliding window or without, so that what it reads would be wrong: use credit=none, or another model"
         )
+        self._longest.update(self._lengths)
 
 
 def _ends(regions: Regions) -> Regions:

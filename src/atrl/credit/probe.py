@@ -49,6 +49,7 @@ class AttentionProbe:
         check_readable(model.config.get_text_config().model_type, "the attention probe")
         self._model, self._requests = model, tuple(dict.fromkeys(requests))
         self._kernel = text_attention(model)
+        self._longest: dict[tuple[int, bool], int] = {}
         self._image_token_ids = visual_token_ids(model.config)
         set_text_attention(model, _register_tap(self._kernel))
 
@@ -81,7 +82,8 @@ class AttentionProbe:
             for request in (self._requests if requests is None else requests)
         }
         again = self._model.training and self._model.is_gradient_checkpointing
-        recorder = Recorder(readers, regions=tuple(regions.values()), layers_run_again=again)
+        masks = MaskCheck(tuple(regions.values()), self._longest)
+        recorder = Recorder(readers, masks=masks, layers_run_again=again)
         token = _RECORDER.set(recorder)
         try:
             with ExitStack() as hooks:
@@ -94,16 +96,16 @@ class AttentionProbe:
 
 
 class Recorder:
-    """Hands what passes by to the readers that want it, and checks that the masks of `regions` are as they suppose.
+    """Hands what passes by to the readers that want it, and has `masks` check that layers look where they suppose.
 
     `layers_run_again` says that activations are checkpointed.
     """
 
     def __init__(
-        self, readers: dict[Request, Reader], *, regions: Sequence[Regions] = (), layers_run_again: bool = False
+        self, readers: dict[Request, Reader], *, masks: MaskCheck | None = None, layers_run_again: bool = False
     ) -> None:
         self._readers, self.layers_run_again = readers, layers_run_again
-        self._masks = MaskCheck(regions)
+        self._masks = masks or MaskCheck(())
         self._attentive = [reader for reader in readers.values() if hasattr(reader, "read_attention")]
         self._clock = WorkClock()
 
