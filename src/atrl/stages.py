@@ -262,6 +262,9 @@ def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Seq
     settings = parts.trainer
     if settings.activation_checkpointing:
         module.policy.gradient_checkpointing_enable({"use_reentrant": False})
+        # Reentrant checkpoints alone need it. Frozen vision towers, which run once in a step, would have a graph by it,
+        # and the second micro-batch with a picture would go back through what the first one has freed.
+        module.policy.disable_input_require_grads()
     module.sharding = sharding_of(settings)
     trainer = Trainer(
         accelerator=settings.accelerator,

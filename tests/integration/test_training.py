@@ -213,6 +213,18 @@ def test_activations_that_are_computed_again_are_the_same(train) -> None:
         assert one.metrics == other.metrics and torch.equal(one.credit.weights, other.credit.weights)
 
 
+@pytest.mark.parametrize(
+    "frozen", [("model/lora=language",), ("model.freeze_vision=true", "model.freeze_projector=true")]
+)
+def test_micro_batches_share_a_frozen_tower_with_activations_that_are_computed_again(train, frozen) -> None:
+    """Two of them have the same picture, which goes through the tower once, without a graph."""
+    held, again = Watch(), Watch()
+    options = (TRANSFORMERS, *frozen, "optimizer.micro_batch_size=2", "trainer.evaluate_samples=0")
+    train(*options, watch=held, name="held")
+    train(*options, "trainer.activation_checkpointing=true", watch=again, name="again")
+    assert [record.metrics for record in held.records] == [record.metrics for record in again.records]
+
+
 def test_shuffled_advantages_say_nothing_of_their_rollouts(train) -> None:
     watch = Watch()
     train(
