@@ -20,6 +20,7 @@ from atrl.preflight import (
     check_engine,
     check_layers,
     check_lengths,
+    check_pictures,
     check_reading,
     check_reads,
     check_videos_taken,
@@ -253,8 +254,8 @@ def load_data(parts: Parts) -> Data:
     """Load the problems and make sure that every picture, video and answer can be read.
 
     Raises:
-        ValueError: if one can't be, naming it; if a split that is needed is empty; if credit needs what they don't say;
-            if they have videos that model or sampler don't take.
+        ValueError: if one can't be, naming it; if a split that is needed is empty; if credit needs what they don't say
+            or show; if they have videos that model or sampler don't take.
     """
     from atrl.data.images import check_images
     from atrl.data.videos import check_videos
@@ -274,4 +275,5 @@ def load_data(parts: Parts) -> Data:
         check_videos_taken(problems, parts.model.model_type(), parts.rollout.sampler)
     if parts.run.stage != "sft":
         check_reading(parts.credit, splits["train"])
+        check_pictures(parts.credit, splits["train"])
     return Data(**splits, baseline=parts.source.baseline())

@@ -143,6 +143,20 @@ def check_reading(scheme: Any, problems: Sequence[Problem]) -> None:
         raise ValueError("credit=oracle needs problems with a reading rule, and these have none: try data=geometry")
 
 
+def check_pictures(scheme: CreditScheme | None, problems: Sequence[Problem]) -> None:
+    """Raises ValueError, in one line, where heads are told apart by pictures and none of the problems has one.
+
+    Else the run would find out after its model is loaded, and has answered as many problems as heads are judged by.
+    """
+    if scheme is None or scheme.head_search is None:
+        return
+    if not any(problem.images or problem.videos for problem in examples(problems)):
+        raise ValueError(
+            "credit.heads=auto finds heads by what they look at in pictures, and these problems have none: set "
+            "credit.heads=null or name the heads"
+        )
+
+
 def check_videos_taken(problems: Sequence[Problem], model_type: str, sampler: Any) -> None:
     """Raises ValueError, in one line, where one of the problems has a video and model or sampler take none."""
     first = next((problem.id for problem in examples(problems) if problem.videos), None)

@@ -125,7 +125,7 @@ def test_the_sampler_is_ready_whatever_the_order_of_the_callbacks(train, monkeyp
 def test_a_policy_that_is_shown_no_picture_is_told(train, tmp_path) -> None:
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(json.dumps({"problem": f"{n} + 1", "answer": str(n + 1)}) + "\n" for n in range(4)))
-    with pytest.raises(ValueError, match=r"^credit\.heads=auto found no head that looks at a picture"):
+    with pytest.raises(ValueError, match=r"^credit\.heads=auto finds heads by what they look at in pictures"):
         train(*AUTO, "data=jsonl", f"data.path={data}", "data.images_column=null", "trainer.evaluate_samples=0")
 
 

@@ -29,6 +29,7 @@ from atrl.preflight import (
     check_engine,
     check_layers,
     check_lengths,
+    check_pictures,
     check_reading,
     check_videos_taken,
     within_positions,
@@ -168,6 +169,18 @@ def test_oracle_needs_a_reading_rule():
         check_reading(scheme, [*without, known[0]])
         with pytest.raises(ValueError, match=r"^credit=oracle needs problems with a reading rule"):
             check_reading(scheme, without)
+
+
+def test_heads_are_found_on_problems_with_pictures():
+    text = [Problem(id="p", question="?", answer="4", images=())]
+    pictured = GeometryProblems().load("train")
+    for scheme in (None, EntropyCredit(), AtrlCredit(), AtrlCredit(heads=((0, 1),))):
+        check_pictures(scheme, text)
+    for scheme in (AtrlCredit(heads="auto"), product(EntropyCredit(), AtrlCredit(heads="auto"))):
+        check_pictures(scheme, pictured)
+        check_pictures(scheme, [*text, pictured[0]])
+        with pytest.raises(ValueError, match=r"^credit\.heads=auto finds heads by .*set credit\.heads=null"):
+            check_pictures(scheme, text)
 
 
 @pytest.mark.parametrize(
