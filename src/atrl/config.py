@@ -22,6 +22,7 @@ from atrl.models.checks import (
     adapters_have_a_base,
     adapters_leave_a_reference,
     dropout_is_not_deterministic,
+    dropout_leaves_no_ratio,
     quantized_weights_stay,
 )
 from atrl.plan.settings import PlannerSettings
@@ -165,6 +166,7 @@ CHECKS: tuple[Check, ...] = (
     adapters_have_a_base,
     adapters_leave_a_reference,
     dropout_is_not_deterministic,
+    dropout_leaves_no_ratio,
     quantized_weights_stay,
     processes_have_work,
     sharded_ranks_work_alike,

@@ -24,6 +24,10 @@ REFUSED = {
         (LORA, "model.lora.dropout=0.1", "trainer.deterministic=true", "rollout=transformers"),
         r"model\.lora\.dropout must be 0 with trainer\.deterministic=true, got 0\.1",
     ),
+    "dropout between two updates": (
+        (LORA, "model.lora.dropout=0.1", "algorithm.updates_per_batch=2"),
+        r"model\.lora\.dropout must be 0 with algorithm\.updates_per_batch=2, got 0\.1",
+    ),
     "4 bits without adapters": (("model.quantization=nf4",), r"model\.quantization=nf4 leaves nothing to train"),
     "4 bits divided": (
         (LORA, "model.quantization=nf4", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"),
@@ -35,6 +39,7 @@ TAKEN = {
     "adapters and a reference": (LORA, "algorithm.kl_coefficient=0.1"),
     "a warm-up without a reference": (LORA, "stage=sft_rl"),
     "dropout": (LORA, "model.lora.dropout=0.1"),
+    "dropout in a warm-up alone": (LORA, "model.lora.dropout=0.1", "algorithm.updates_per_batch=2", "stage=sft"),
     "adapters on 4 bits": (LORA, "model.quantization=nf4"),
     "adapters divided": (LORA, "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"),
     "a frozen part": ("model.freeze_vision=true", "model.freeze_projector=true"),

@@ -36,6 +36,17 @@ def dropout_is_not_deterministic(config: DictConfig) -> str | None:
     return f"model.lora.dropout must be 0 with trainer.deterministic=true, got {dropout}: it depends on the batch"
 
 
+def dropout_leaves_no_ratio(config: DictConfig) -> str | None:
+    """Ratios would compare what is dropped by two draws, and be clipped for it before the policy has moved."""
+    dropout, updates = (OmegaConf.select(config, key) for key in ("model.lora.dropout", "algorithm.updates_per_batch"))
+    if not dropout or (updates or 1) == 1 or OmegaConf.select(config, "stage") == "sft":
+        return None
+    return (
+        f"model.lora.dropout must be 0 with algorithm.updates_per_batch={updates}, got {dropout}: ratios to the old "
+        "log-probs would be of what was dropped; or set updates_per_batch to 1"
+    )
+
+
 def quantized_weights_stay(config: DictConfig) -> str | None:
     """Weights in 4 bits take no gradient, and can't be divided among ranks."""
     kind = OmegaConf.select(config, "model.quantization")
