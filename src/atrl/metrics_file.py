@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 
 class MetricsFile(CSVLogger):
@@ -24,8 +25,9 @@ class MetricsFile(CSVLogger):
         """Nothing: `config.yaml` has them."""
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """What writes the file; made when it is first used."""
+        """What writes the file; made when it is first used. On ranks but the first, which alone writes, a dummy."""
         file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
         if self._experiment is not None or not (self._goes_on and file.is_file()):
             return super().experiment

@@ -234,6 +234,21 @@ def test_the_metrics_file_goes_on(tmp_path: Path) -> None:
     assert log({"a": 4.0}, 0, None) == "a,step\n4.0,0\n"
 
 
+def test_a_rank_that_writes_no_metrics_leaves_the_file_to_the_first(tmp_path: Path, monkeypatch) -> None:
+    """Which puts it in place of the old one meanwhile: read then, it is not there or half of it is."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from atrl.metrics_file import MetricsFile
+
+    file = tmp_path / "metrics.csv"
+    file.write_text("a,step\n1.0,0\n")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    logger = MetricsFile(str(tmp_path), resume="auto", name="", version="")
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("it was read"))
+    logger.experiment.log_metrics({"a": 2.0}, step=1)
+    assert file.read_bytes() == b"a,step\n1.0,0\n"
+
+
 def test_a_run_that_goes_on_is_the_same_run_on_wandb(tmp_path: Path) -> None:
     from atrl.tracking import _run_id
 
