@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -21,9 +23,16 @@ SOURCES = "sources.json"
 def own_sources(config: DictConfig) -> dict[str, str]:
     """By module, the SHA-256 of each file that a ``_target_`` of `config` lies in and that no installed package has.
 
-    What such a file imports is not looked at.
+    Those that such a file imports are with it, as far as its import statements say, wherever in it they stand.
     """
-    files = dict(filter(None, (_own_file(target) for _, target in targets(plain(config, resolve=False)))))
+    files: dict[str, Path] = {}
+    open_names = [target for _, target in targets(plain(config, resolve=False))]
+    while open_names:
+        found = _own_file(open_names.pop())
+        if found is not None and found[0] not in files:
+            module, file = found
+            files[module] = file
+            open_names += _imports(module, file)
     return {module: _checksum(file) for module, file in sorted(files.items())}
 
 
@@ -50,6 +59,22 @@ def read_sources(folder: Path) -> dict[str, str]:
     """What `write_sources` left in `folder`."""
     file = folder / SOURCES
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _imports(module: str, file: Path) -> Iterator[str]:
+    """What the statements of `file` import, as dotted names of something within a module."""
+    package = module if file.stem == "__init__" else module.rpartition(".")[0]
+    try:
+        statements = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):  # said where the component is checked or made
+        return
+    for node in statements:
+        if isinstance(node, ast.Import):
+            yield from (f"{alias.name}.*" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            with suppress(ImportError):  # more dots than there are packages
+                place = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                yield from (f"{place}.{alias.name}.*" for alias in node.names)
 
 
 def _own_file(target: str) -> tuple[str, Path] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine_package" / "__init__.py").touch()
     (tmp_path / "mine_package" / "mine_alone.py").write_text("class Judge: ...\n")  # of the same name
     (tmp_path / "mine_package" / "inner.py").write_text("class Outer:\n    class Part: ...\n")
+    for name in [name for name in sys.modules if name.startswith("mine_")]:  # another test's
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     return tmp_path
@@ -43,6 +46,31 @@ def test_files_of_ones_own_are_known_by_their_bytes(own: Path) -> None:
     assert changed_since(found, {}) == ["mine_alone", "mine_package.inner", "mine_package.mine_alone"]
     assert changed_since({}, found) == []  # a run from before this was written down
     assert sources_now(found) == own_sources(config) and sources_now(["mine_alone.Scheme", "no_such_module"]) == {}
+
+
+def test_so_is_what_they_import_of_ones_own(own: Path) -> None:
+    """From there too, round in circles, and within functions. Of a name that is no module, where it would stand."""
+    package = own / "mine_package"
+    (package / "deep").mkdir()
+    sources = {
+        own / "mine_top.py": "import json, torch.nn\nimport mine_package.used as used\nclass Scheme: ...\n",
+        package / "used.py": "from . import beside\nfrom .deep.far import thing as other\n",
+        package / "beside.py": "import mine_top\ndef f():\n    from mine_alone import Scheme\n",
+        package / "deep" / "far.py": "from ..nothing import x\nfrom ..faulty import y\nfrom .... import z\n",
+        package / "faulty.py": "def broken(:\n",
+    }
+    for file, text in sources.items():
+        file.write_text(text)
+    importlib.invalidate_caches()
+    config = OmegaConf.create({"credit": {"_target_": "mine_top.Scheme"}})
+    found = own_sources(config)
+    assert list(found) == [
+        *("mine_alone", "mine_package", "mine_package.beside", "mine_package.deep.far"),
+        *("mine_package.faulty", "mine_package.used", "mine_top"),
+    ]
+    far = package / "deep" / "far.py"
+    far.write_text(far.read_text() + "thing = 2\n")
+    assert changed_since(found, own_sources(config)) == ["mine_package.deep.far"]
 
 
 @pytest.mark.parametrize("code", ["broken = undefined\n", "def broken(:\n", "raise SystemError\n"])
