@@ -72,6 +72,7 @@ class Rotate(Callback):
         self._scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
         self._tokenizer, self._model = loaded.processor.tokenizer, loaded.model
         self._schemes, self._names = schemes, tuple(schemes)
+        self._probes: dict[str, AttentionProbe] = {}  # kept, as in a run: what masks they have looked at is known
         self.taken = Taken(*({name: [] for name in schemes} for _ in fields(Taken)))
 
     def on_fit_start(self, trainer, pl_module) -> None:
@@ -84,11 +85,18 @@ class Rotate(Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = 0.0
         scheme = self._schemes[self._name]
-        self._probe = None if scheme is None else AttentionProbe(self._model, scheme.requests)
+        self._probe = None if scheme is None else self._attached(scheme)
         pl_module.credit = scheme and BoundCredit(scheme, self._probe, self._scale, self._tokenizer)
         pl_module.timer.lap()
         wait_for_device()
         self._start = time.perf_counter()
+
+    def _attached(self, scheme: AtrlCredit) -> AttentionProbe:
+        if self._name in self._probes:
+            self._probes[self._name].attach()
+        else:
+            self._probes[self._name] = AttentionProbe(self._model, scheme.requests)
+        return self._probes[self._name]
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         wait_for_device()

@@ -275,6 +275,7 @@ def test_a_training_pass_in_mixed_precision_is_read_in_float32(policy, batch, mo
 
 
 def test_only_the_language_half_is_tapped_and_detach_restores_it(policy, batch):
+    """Until it is attached again."""
     text, vision = policy.config.text_config, policy.config.vision_config
     probe = AttentionProbe(policy, [FULL])
     assert text._attn_implementation != "sdpa" and vision._attn_implementation == "sdpa"
@@ -284,6 +285,10 @@ def test_only_the_language_half_is_tapped_and_detach_restores_it(policy, batch):
         response_logits(policy, batch)
     with pytest.raises(AssertionError, match="saw no layer"):
         recorder.results()
+    probe.attach()
+    with torch.no_grad(), probe.capture(batch) as recorder:
+        response_logits(policy, batch)
+    assert torch.equal(recorder.results()[FULL].mass, read(policy, batch, FULL).mass)
 
 
 @pytest.mark.parametrize("elements", [1, 300, 2000, 9000])

@@ -51,7 +51,11 @@ class AttentionProbe:
         self._kernel = text_attention(model)
         self._longest: dict[tuple[int, bool], int] = {}
         self._image_token_ids = visual_token_ids(model.config)
-        set_text_attention(model, _register_tap(self._kernel))
+        self.attach()
+
+    def attach(self) -> None:
+        """Tap the model's kernel; done at the beginning, and again after `detach`."""
+        set_text_attention(self._model, _register_tap(self._kernel))
 
     def detach(self) -> None:
         """Give the model its own kernel back."""
