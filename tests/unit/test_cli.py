@@ -28,8 +28,10 @@ PROGRAM = """
     from dataclasses import dataclass
     from pathlib import Path
 
+    from atrl.alarms import AlarmStop
     from atrl.cli import run
     from atrl.config import check_config
+    from atrl.interrupts import Interrupted
     from atrl.sections import RunSettings
 
 
@@ -59,6 +61,14 @@ PROGRAM = """
 
     def interrupted(config):
         raise KeyboardInterrupt
+
+
+    def told_to_end(config):
+        raise Interrupted(15)
+
+
+    def alarmed(config):
+        raise AlarmStop("step 3: too hot")
 
 
     def library_error(config):
@@ -357,6 +367,18 @@ def test_yaml_that_can_not_be_read_is_named(call):
 def test_ctrl_c_is_one_line_and_exit_code_130(call, action):
     done = call(f"trainer.action={action}")
     assert (done.stderr, done.returncode) == ("error: interrupted by Ctrl-C\n", 128 + signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("action", "line", "code"),
+    [("told_to_end", "interrupted by SIGTERM", 143), ("alarmed", "step 3: too hot", 3)],
+)
+def test_of_processes_that_end_together_the_first_alone_says_why(call, action, line, code):
+    """The others succeed: Lightning kills the first where one of those that it started fails."""
+    done = call(f"trainer.action={action}")
+    assert (done.stderr, done.returncode) == (f"error: {line}\n", code)
+    other = call(f"trainer.action={action}", LOCAL_RANK="1")
+    assert (other.stderr, other.returncode) == ("", 0)
 
 
 @pytest.mark.parametrize(

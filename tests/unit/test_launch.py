@@ -101,3 +101,7 @@ def test_an_error_says_which_process_it_is_of(monkeypatch, capsys) -> None:
     started(monkeypatch, rank=0)
     cli._report("too long")
     assert capsys.readouterr().err == "error: too long\n"
+    # One of those that Lightning starts, which know no more:
+    started(monkeypatch, launcher="Lightning", local_rank=2, rank=None, world_size=None)
+    cli._report("too long")
+    assert capsys.readouterr().err == "error (process 2): too long\n"

@@ -134,10 +134,13 @@ def causal_mask(regions, window: int | None = None) -> torch.Tensor:
     return ((gap >= 0) & (gap < (window or 1000)))[None, None] & regions.visible[:, None, None]
 
 
-def compared(regions, mask, *, written=True, causal=True, window=None, queries: int = 30) -> None:
-    check, key = MaskCheck([regions]), torch.zeros(2, 2, 30, 8)
+def compared(regions, mask, *, written=True, causal=True, window=None, queries: int = 30) -> int:
+    """Columns of the mask of layer 5 that were looked at, and found as supposed."""
+    longest: dict[tuple[int, bool], int] = {}
+    check, key = MaskCheck([regions], longest), torch.zeros(2, 2, 30, 8)
     check.compare(5, torch.zeros(2, 4, queries, 8), key, mask=mask, written=written, causal=causal, window=window)
     check.finish()
+    return longest.get((5, mask is None), 0)
 
 
 @pytest.fixture
@@ -153,26 +156,27 @@ def test_masks_that_are_as_supposed(regions, window):
     mask = causal_mask(regions, window)
     added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     for own in (mask, added, mask.expand(-1, 4, -1, -1)):
-        compared(regions, own, window=window)
-        compared(regions, own[:, :, -16:], window=window, queries=16)
+        assert compared(regions, own, window=window) == 30
+        assert compared(regions, own[:, :, -16:], window=window, queries=16) == 30
     unpadded = replace(regions, visible=torch.ones(2, 30, dtype=torch.bool))
-    compared(unpadded, causal_mask(unpadded)[:1])
-    compared(unpadded, None)
+    assert compared(unpadded, causal_mask(unpadded)[:1]) == compared(unpadded, None) == 30
     for unwritten in (None, regions.visible, object()):  # as FlashAttention has it, and FlexAttention
-        compared(regions, unwritten, written=False, window=window)
+        assert compared(regions, unwritten, written=False, window=window) == 0
 
 
 def test_a_single_query_sees_all_that_is_there_without_a_mask(regions):
     last = replace(regions, rows=regions.rows[:, :1] * 0 + 29, row_mask=regions.row_mask[:, :1])
     last = replace(last, visible=torch.ones(2, 30, dtype=torch.bool))
-    compared(last, None, queries=1)
+    assert compared(last, None, queries=1) == 30
+    with pytest.raises(AssertionError, match="layer 5"):  # of two, the first one must not see the second
+        compared(replace(last, rows=last.rows - 1), None, causal=False, queries=2)
 
 
 def test_padding_that_is_not_read_may_look_anywhere(regions):
     mask = causal_mask(regions)
     mask[:, :, 23:] = True
     short = replace(regions, row_mask=regions.rows < 23)
-    compared(short, mask)
+    assert compared(short, mask) == 30
     with pytest.raises(AssertionError, match="layer 5"):
         compared(regions, mask)
 

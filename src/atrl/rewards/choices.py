@@ -36,7 +36,7 @@ _OTHERS = (
     re.compile(r"^\W*(?:(?i:or|and|nor)\b\W*)?([A-J])(?: ?[.:)]|$)"),
 )
 _LISTED = re.compile(r"^\W*(?:(?i:or|and|nor)\b\W*)?[A-J]\b")
-_SPOKEN_OF = re.compile(r"^,? ?(?:is|was|can|could|would|might|may|must|isn|wasn|can|couldn|wouldn)\b")
+_SPOKEN_OF = re.compile(r"^,? ?(?:is|was|can|could|would|might|may|must|isn|wasn|couldn|wouldn)\b")
 
 
 def choice_letter(answer: str) -> str | None:
