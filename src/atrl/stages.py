@@ -32,7 +32,7 @@ from atrl.pipeline import Data, Parts, main_process, processes
 from atrl.prompt_module import PromptModule
 from atrl.sft import HeldOutScore, SelectBest, SupervisedModule, TargetLoader
 from atrl.splitting import EvenSplit, GroupSplit, Split, TokenBudgetSplit
-from atrl.strategy import EndsAlone, precision_of, sharding_of, strategy_of
+from atrl.strategy import EndsAlone, EveryStep, precision_of, sharding_of, strategy_of
 from atrl.versions import git_revision, versions
 
 if TYPE_CHECKING:
@@ -285,6 +285,7 @@ def fit(parts: Parts, module: PromptModule, loader: PromptLoader, callbacks: Seq
         deterministic="warn" if settings.deterministic and settings.accelerator != "cpu" else None,
         **options,
     )
+    trainer.fit_loop.epoch_loop = EveryStep.of(trainer)
     if not len(loader):  # a run that was killed after its last step
         trainer.fit_loop = EndsAlone.of(trainer)
     if main_process():

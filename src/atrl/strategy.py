@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from atrl.sharding import Sharding
@@ -80,6 +81,28 @@ class ReplicatedStrategy(DDPStrategy):
 
         for parameter in self.lightning_module.parameters():
             broadcast(parameter.data, src=0)
+
+
+class EveryStep(_TrainingEpochLoop):
+    """Lightning's steps, but a StopIteration that leaves one is an error: Lightning takes it for the end of the data,
+    and would end the run there without a word."""
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> EveryStep:
+        """In the place of the loop that `trainer` has."""
+        loop = trainer.fit_loop.epoch_loop
+        return cls(trainer, min_steps=loop.min_steps, max_steps=loop.max_steps)
+
+    def advance(self, data_fetcher: Any) -> None:
+        """One step.
+
+        Raises:
+            RuntimeError: if a StopIteration comes out of it.
+        """
+        try:
+            super().advance(data_fetcher)
+        except StopIteration as error:
+            raise RuntimeError("a training step raised StopIteration, as next() does of nothing: see above") from error
 
 
 class EndsAlone(_FitLoop):

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from atrl.credit.weights import choose_anchors, perceptual_load
 from tests.integration.test_training import Watch
+from tests.unit.families import FAMILIES
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -65,3 +67,27 @@ def test_a_report_leaves_out_what_a_scheme_does_not_have(train, credit: str) -> 
     assert sample["clusters"] is None  # they need response edges, or there are none
     assert (sample["heads"] is None) == (credit != "atrl_by_attention")
     assert (run.folder / "density.jsonl").is_file() == (credit == "atrl_by_attention")
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "internvl"])
+def test_pictures_without_a_grid_of_patches_are_shown_without_attention(train, tmp_path: Path, family: str) -> None:
+    """Where on them a token is, isn't known. Every step is trained and recorded all the same."""
+    Image.linear_gradient("L").resize((60, 30)).convert("RGB").save(tmp_path / "wide.png")
+    lines = [
+        {"id": f"p{number}", "problem": "What is <image>?", "answer": "x", "images": ["wide.png"]}
+        for number in range(8)
+    ]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "model").mkdir()
+    run = train(
+        "model=pretrained", f"model.path={FAMILIES[family](tmp_path / 'model')}", "rollout=transformers",
+        "data=jsonl", f"data.path={tmp_path / 'problems.jsonl'}", "rollout.max_response_tokens=8",
+        "trainer.evaluate_samples=0",
+    )  # fmt: skip
+    assert run.trained.module.steps_done == 2
+    samples = lines_of(run.folder / "samples.jsonl")
+    assert {sample["step"] for sample in samples} == {1, 2}
+    for sample in samples:
+        assert (run.folder / sample["images"][0]).is_file()
+        assert sample["attention"] is sample["attended"] is sample["heads"] is None
+    assert any(any(sample["anchors"]) and sample["clusters"] for sample in samples)

@@ -463,3 +463,15 @@ def test_a_run_that_breaks_off_within_an_update_saves_nothing_halfway(train, mon
     with pytest.raises(RuntimeError, match="in the middle"):
         train(*options, "trainer.checkpoint_every=1", name="saved")
     assert "step_000001 is saved" in caplog.text
+
+
+def test_a_stop_iteration_in_a_step_does_not_end_a_run_without_a_word(train) -> None:
+    """Lightning takes it for the end of the data."""
+
+    class Exhausted(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            next(iter(()))
+
+    with pytest.raises(RuntimeError, match="a training step raised StopIteration") as caught:
+        train(TRANSFORMERS, "trainer.evaluate_samples=0", watch=Exhausted())
+    assert isinstance(caught.value.__cause__, StopIteration)

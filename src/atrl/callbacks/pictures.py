@@ -36,15 +36,18 @@ def shown_pictures(prompt: Prompt) -> list[Shown]:
 
 def attention_on(
     prompt: Prompt, pixels: Mapping[str, Tensor], peak: Float[Tensor, "token image"], merge_size: int
-) -> list[Float[Tensor, "token row column"]]:
+) -> list[Float[Tensor, "token row column"]] | None:
     """`peak`, the mass of each token on each image or video token, laid out over each of `shown_pictures`.
 
-    Frames of one temporal patch share its tokens, and so show the same.
+    Frames of one temporal patch share its tokens, and so show the same. None without pictures, and of processors that
+    give no grids of patches: theirs crop pictures or cut them into tiles, and no token has a known place.
 
     Args:
         pixels: the processor's tensors, for the shapes.
         merge_size: patches per token along one side.
     """
+    if not any(name.endswith("_grid_thw") for name in pixels):
+        return None
     grids = {kind: iter(pixels.get(f"{kind}_grid_thw", ())) for kind in ("image", "video")}
     videos = iter(prompt.videos)
     maps, start = [], 0

@@ -81,12 +81,10 @@ class SampleWriter:
         return names
 
     def _maps(self, step: StepRecord, number: int, mass: Float[Tensor, "map image"]) -> list[Tensor] | None:
-        """[picture] [map, row, column] of `mass` on a rollout's image tokens; None without pictures."""
-        pixels = step.experience.pixels[number]
-        if not pixels:
-            return None
+        """[picture] [map, row, column] of `mass` on a rollout's image tokens; None where `attention_on` has none."""
         size = len(step.groups[0].rollouts)
-        return attention_on(step.groups[number // size].prompt, pixels, mass, self._merge_size)
+        prompt, pixels = step.groups[number // size].prompt, step.experience.pixels[number]
+        return attention_on(prompt, pixels, mass, self._merge_size)
 
     def _attention(self, step: StepRecord, number: int, weights: list[float]) -> dict[str, Any]:
         """Per picture a list [token][row][column] of the largest mass that any head puts there, and whose tokens."""

@@ -153,10 +153,8 @@ def _by_picture(group: RolloutGroup, capture: AttentionCapture) -> Float[Tensor,
 
 
 def _maps(group: RolloutGroup, peak: Float[Tensor, "token image"], processor) -> list[Tensor] | None:
-    pixels = group.prompt.pixels
-    if not any(name.endswith("grid_thw") for name in pixels):
-        return None
-    return attention_on(group.prompt, pixels, peak, getattr(processor.image_processor, "merge_size", 1))
+    merge_size = getattr(processor.image_processor, "merge_size", 1)
+    return attention_on(group.prompt, group.prompt.pixels, peak, merge_size)
 
 
 def by_token(values: Tensor | None, digits: int = 5) -> list | None:
