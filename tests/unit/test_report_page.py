@@ -131,6 +131,28 @@ def test_a_videos_frames_are_shown_as_a_strip(tmp_path):
     assert [attributes["viewbox"] for attributes in maps] == ["0 0 1 1", "0 0 3 1", "0 0 1 1"]
 
 
+def test_the_pictures_of_a_conversation_keep_their_numbers(tmp_path):
+    """The question's own is the second: the first belongs to what was said before, which is shown too."""
+    from PIL import Image
+
+    (tmp_path / "summary.json").write_text(json.dumps(summary(steps=1)))
+    for name in ("a", "b"):
+        Image.new("RGB", (20, 20), "teal").save(tmp_path / f"{name}.png")
+    said = [{"role": "user", "text": "Is <image> red?"}, {"role": "assistant", "text": "It is <grey>."}]
+    row = {
+        "step": 1, "problem": "p", "question": "And what of <image>?", "history": said, "gold": "1", "response": "a",
+        "tokens": ["a"], "weights": [1], "advantage": 0.5, "reward": 1.0, "parts": {}, "status": "right",
+        "images": ["a.png", "b.png"],
+    }  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    question = re.search(r'<p class="question">(.*?)</p>', text, re.DOTALL).group(1)
+    assert question == (
+        'user: Is<span class="mark">picture 1</span>red?\nassistant: It is &lt;grey&gt;.\nuser: And what of'
+        '<span class="mark">picture 2</span>?'
+    )
+
+
 def test_report_is_deterministic(run_dir, page_text):
     assert write_report(run_dir).read_text(encoding="utf-8") == page_text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ def write_page(
     common: dict[str, Any] = {
         "problem": problem.id,
         "question": problem.question,
+        **({"history": [asdict(turn) for turn in problem.history]} if problem.history else {}),
         "gold": problem.answer,
         "tokens": list(tokens),
         "images": images,

@@ -45,7 +45,7 @@ class Card:
 
     sample: Response
     question: list[str]
-    """The text around the pictures and videos: one piece more than there are marks."""
+    """The text around the pictures and videos, with what was said before: one piece more than there are marks."""
     gold: str
     problem: str
     parts: list[tuple[str, str]]
@@ -114,7 +114,7 @@ def _card(sample: Response, top: float, run_dir: Path) -> Card:
     ]
     return Card(
         sample=sample,
-        question=[printable(piece).strip() for piece in _MARK.split(sample.question)],
+        question=[printable(piece).strip() for piece in _MARK.split(asked(sample))],
         gold=printable(sample.gold),
         problem=printable(sample.problem),
         parts=[(printable(name), number(value)) for name, value in sample.parts.items()],
@@ -130,6 +130,14 @@ def _token(sample: Response, i: int, top: float) -> Token:
     # A token that shows nothing (a line break, half a character) still needs something to point at.
     text = printable(sample.tokens[i]).replace("\n", "↵\n") or "∅"
     return Token(text, tint(sample.weights[i], top), " ".join(marks))
+
+
+def asked(sample: Response) -> str:
+    """The question, behind the conversation that it goes on with."""
+    if not sample.history:
+        return sample.question
+    turns = [*((turn.role, turn.text) for turn in sample.history), ("user", sample.question)]
+    return "\n".join(f"{role}: {text}" for role, text in turns)
 
 
 def scale_top(weights: Sequence[float]) -> float:

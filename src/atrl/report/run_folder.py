@@ -128,6 +128,13 @@ class Grounding(Record):
     after: Controlled
 
 
+class Said(Record):
+    """Something said before the question."""
+
+    role: str
+    text: str
+
+
 class Response(Record):
     """A response token by token. What the model wrote in it is hostile input."""
 
@@ -145,8 +152,10 @@ class Response(Record):
     """[token] in nats."""
     parts: dict[str, float] = Field(default_factory=dict)
     """Of its reward, where it has one."""
+    history: list[Said] = Field(default_factory=list)
+    """What the question goes on with."""
     images: list[str]
-    """Files, relative to the folder, in the order of the marks in the question."""
+    """Files, relative to the folder, in the order of the marks in `history` and then the question."""
     timestamps: list[list[FiniteFloat] | None] | None = None
     """[image] of a video's strip when each frame is, in seconds; None for a picture."""
     attention: list[Any] | None = None
