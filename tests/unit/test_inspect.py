@@ -259,3 +259,15 @@ def test_the_page_holds_every_scheme_and_nothing_hostile(group, loaded, tmp_path
     assert record["schemes"]["atrl"]["anchors"] == found[0].anchors.tolist()
     assert page.count("attention on picture 1 <b>") == 2
     np.testing.assert_allclose(record["pictures"], found[0].pictures, rtol=0, atol=1e-5)
+
+
+def test_a_long_answer_is_in_the_page_once(group, loaded, tmp_path, monkeypatch):
+    """What the script adds when a reader unfolds it is there already."""
+    from atrl.inspect.page import write_page
+
+    monkeypatch.setattr("atrl.report.cards.LONG_RESPONSE", 5)
+    found = weigh({"uniform": UniformCredit()}, group, loaded, temperature=1.0, seed=0)
+    page = write_page(tmp_path, group, list(map(str, range(12))), found, checkpoint="tiny", drawn=False).read_text()
+    (data,) = json.loads(re.search(r'id="rollout-data">(.*?)</script>', page)[1])
+    response = re.search(r'<div class="response long".*?</div>', page)[0]
+    assert response.count("<span") + len(data["folded"]) == 12

@@ -44,7 +44,7 @@ def write_inspection(folder: Path, inspection: Inspection) -> Path:
         named=list(zip(map(printable, inspection.responses), cards, inspection.shares, strict=True)),
         scale_top=scale_top([weight for response in responses for weight in response.weights]),
         unit_tint=UNIT_TINT,
-        card_data=[card.data() for card in cards],
+        card_data=[card.data() | {"folded": []} for card in cards],  # pointing in step needs all tokens in the page
         style=Markup("\n".join((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "inspection.css"))),
         scripts=[Markup(script) for script in scripts],
         script_hashes=[script_hash(script) for script in scripts],
