@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -136,6 +137,37 @@ def test_pointer_and_keyboard_switch_the_heat_map(report, tmp_path):
     assert seen["head"]["cells"] == [0] * 15 + [1] and seen["other_head"]["cells"] == [1, 0] * 8
     assert seen["no_head"]["cells"] == overview["cells"]
     assert seen["before_unfolding"] == 400
+
+
+HEADS_PROBE = """
+const seen = [...document.querySelectorAll("details.heads")].map((heads) => {
+  heads.open = true;
+  heads.dispatchEvent(new Event("toggle"));
+  return [...heads.querySelectorAll("canvas")].map((canvas) => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return [canvas.width, canvas.height, [...data].filter((_, i) => i % 4 === 3)];
+  });
+});
+document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: JSON.stringify(seen) }));
+"""
+
+
+def test_a_heads_small_map_shows_all_pictures(tmp_path):
+    """Side by side: a head that looks at the second alone is not blank."""
+    run = write_run(tmp_path / "run", steps=40, samples=0)
+    (sample, *_) = (json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines() if "photo" in line)
+    cells = bytes([255, 0, 0, 0, 0, 0, 128, 255])
+    sample["heads"] = {
+        "layers": 1, "heads": 2, "grids": [[1, 2], [2, 1]], "peaks": [0.1, 0.2],
+        "levels": base64.b64encode(cells).decode(),
+    }  # fmt: skip
+    (run / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", write_report(run).read_text())
+    (tmp_path / "probed.html").write_text(text.replace("</body>", f"<script>{HEADS_PROBE}</script></body>"))
+    document, console = browse(tmp_path / "probed.html", tmp_path / "profile")
+    assert console == []
+    ((first, second),) = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', document, re.DOTALL)[1]))
+    assert first == [4, 2, [255, 0, 0, 0, 0, 0, 0, 0]] and second == [4, 2, [0, 0, 0, 128, 0, 0, 0, 255]]
 
 
 LARGE_PROBE = """

@@ -182,13 +182,19 @@
     const name = `layer ${Math.floor(head / heads.heads)}, head ${head % heads.heads}`;
     button.title = `${name}: up to ${heads.peaks[head]}`;
     button.setAttribute("aria-label", button.title);
-    const [rows, columns] = heads.grids[0];
-    const canvas = Object.assign(document.createElement("canvas"), { width: columns, height: rows });
-    const pixels = new ImageData(columns, rows);
-    for (let i = 0; i < rows * columns; i += 1) {
-      pixels.data.set([214, 0, 108, heads.bytes[head * heads.cells + i]], 4 * i);
+    // All pictures side by side, a cell apart.
+    const width = heads.grids.reduce((sum, [, columns]) => sum + columns, heads.grids.length - 1);
+    const height = Math.max(...heads.grids.map(([rows]) => rows));
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
+    let start = head * heads.cells;
+    let left = 0;
+    for (const [rows, columns] of heads.grids) {
+      const pixels = new ImageData(columns, rows);
+      for (let i = 0; i < rows * columns; i += 1) pixels.data.set([214, 0, 108, heads.bytes[start + i]], 4 * i);
+      canvas.getContext("2d").putImageData(pixels, left, 0);
+      start += rows * columns;
+      left += columns + 1;
     }
-    canvas.getContext("2d").putImageData(pixels, 0, 0);
     button.append(canvas);
     return button;
   }
