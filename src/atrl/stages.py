@@ -93,13 +93,17 @@ def warm_up(parts: Parts, data: Data, loaded: LoadedModel) -> WarmUpOutcome:
     sampler.start(handle)
     sampling = held_out_sampling(parts.rollout.sampling, samples=1)
     selection = SelectBest(
-        builder.build_all(data.selection).prompts, sampler, sampling, parts.reward, every=parts.sft.evaluate_every
+        builder.build_held_out(data.selection, "selection").prompts,
+        sampler,
+        sampling,
+        parts.reward,
+        every=parts.sft.evaluate_every,
     )
     loader = TargetLoader(
         data.train, builder, batch_size=parts.sft.batch_size, steps=parts.sft.steps, seed=parts.run.seed
     )
     # With RL to follow, the RL stage scores the policy on the test split itself.
-    held_out = builder.build_all(data.test).prompts if parts.run.stage == "sft" else []
+    held_out = builder.build_held_out(data.test, "test").prompts if parts.run.stage == "sft" else []
     ends = HeldOutScore(held_out, sampler, sampling, parts.reward, seed=f"{parts.run.seed}/held-out")
     callbacks = [InterruptCallback(None), selection, ends, StepProgressBar()]
     fit(parts, module, loader, callbacks, gradient_clip_val=1.0)
@@ -133,7 +137,7 @@ def reinforce(
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
     handle = parts.rollout.handle(loaded, [*examples(data.train), *examples(data.test)])
     credit = None if parts.credit is None else credit_callback(parts, data, loaded, builder)
-    held_out = builder.build_all(data.test)
+    held_out = builder.build_held_out(data.test, "test")
     evaluate, grounding = evaluation_callbacks(parts, held_out.prompts, builder)
     saving = CheckpointCallback(
         parts.folder,

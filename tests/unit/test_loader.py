@@ -65,5 +65,7 @@ def test_a_taken_prompt_is_built_again_without_moving_on(loader):
 
 def test_data_of_which_nothing_fits_is_refused(processor):
     builder = PromptBuilder(processor=processor, max_prompt_tokens=3)
-    with pytest.raises(ValueError, match=r"rollout\.max_prompt_tokens=3"):
+    shortest = min(len(builder.build(problem).token_ids) for problem in PROBLEMS)
+    message = rf"rollout\.max_prompt_tokens=3: .* found 0, and the shortest of the others has {shortest} tokens: raise"
+    with pytest.raises(ValueError, match=message):
         PromptLoader(PROBLEMS, builder, batch_size=2, steps=1, seed=0).take(1)

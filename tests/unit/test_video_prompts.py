@@ -140,6 +140,19 @@ def test_video_tokens_count_for_the_limit_on_length(processor, builder):
     assert replace(builder, max_prompt_tokens=length - 1).build_all([long]).dropped == ["p7"]
 
 
+def test_held_out_videos_of_which_none_fits_are_refused(processor, builder):
+    """One line says by how much, and what to do about it."""
+    long = [problem("<video>", clip(8)), problem("<video>", clip(16))]
+    length = len(builder.build(long[0]).token_ids)
+    assert replace(builder, max_prompt_tokens=length).build_held_out(long, "test").dropped == ["p7"]
+    message = (
+        rf"no problem of the test split fits into rollout\.max_prompt_tokens={length - 1}, the shortest has {length} "
+        r"tokens: raise .* fewer frames of a video \(rollout\.video_frames\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        replace(builder, max_prompt_tokens=length - 1).build_held_out(long, "test")
+
+
 # Qwen3-VL
 
 
@@ -168,7 +181,7 @@ def test_qwen3_vl_unevenly_spaced_frames_have_their_own_times(three, tmp_path):
 def test_what_the_processor_refuses_names_the_problem(three):
     with pytest.raises(ValueError, match="problem p7: the model's processor refuses it: t:1 must be larger") as caught:
         PromptBuilder(processor=three).build(problem("<video>", clip(1)))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("leave the problem out")
 
 
 def test_all_problems_of_the_other_tests_build(processor, three):

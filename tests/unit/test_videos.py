@@ -217,11 +217,11 @@ def test_missing_and_empty_files(tmp_path):
 def test_what_is_no_video(tmp_path):
     (tmp_path / "text.mp4").write_text("not a video\n" * 100)
     assert_refused(
-        tmp_path / "text.mp4", r"problem p1: video .*text\.mp4 can't be read: it is no sound file of mov, mp4"
+        tmp_path / "text.mp4", r"problem p1: video .*text\.mp4 can't be read: it is no intact file of mov, mp4"
     )
-    assert_refused(b"\0" * 5000, "problem p1: a video in the data itself can't be read: it is no sound file")
+    assert_refused(b"\0" * 5000, "problem p1: a video in the data itself can't be read: it is no intact file")
     grey(1).save(tmp_path / "picture.png")
-    assert_refused(tmp_path / "picture.png", "can't be read: it is no sound file")
+    assert_refused(tmp_path / "picture.png", "can't be read: it is no intact file")
 
 
 def test_a_file_that_was_cut_off(tmp_path):
@@ -264,7 +264,7 @@ def test_a_playlist_can_not_name_other_files(tmp_path):
     (tmp_path / "list.ffconcat").write_text("ffconcat version 1.0\nfile secret.mp4\n")
     with av.open(str(tmp_path / "list.ffconcat")) as container:  # libav itself would follow it
         assert container.streams.video
-    assert_refused(tmp_path / "list.ffconcat", "can't be read: it is no sound file")
+    assert_refused(tmp_path / "list.ffconcat", "can't be read: it is no intact file")
 
 
 def test_a_frame_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):

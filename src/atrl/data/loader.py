@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from atrl import parallel
-from atrl.data.prompts import PromptBuilder
+from atrl.data.prompts import SHORTEN, PromptBuilder
 from atrl.types import Problem, Prompt
 
 
@@ -53,17 +53,19 @@ class PromptLoader:
             ValueError: if a whole pass over the data finds fewer.
         """
         batch: list[Prompt] = []
+        lengths: list[int] = []
         tried = 0
         while len(batch) < count:
             if tried > len(self._problems) + count:
                 raise ValueError(
                     f"hardly any prompt fits into rollout.max_prompt_tokens={self._builder.max_prompt_tokens}: a whole "
-                    f"pass over the data found {len(batch)}, the shortest dropped ids are {sorted(self.dropped)[:3]}; "
-                    "raise the limit or lower the model's image size"
+                    f"pass over the data found {len(batch)}, and the shortest of the others has {min(lengths)} tokens: "
+                    f"{SHORTEN}"
                 )
             epoch, place = self._cursor // len(self._problems), self._cursor
             built = self._builder.build_all([self._problem(place)])
             self.dropped.update(built.dropped)
+            lengths += built.lengths
             batch += [replace(prompt, epoch=epoch, place=place) for prompt in built.prompts]
             self._cursor += 1
             tried += 1

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 _MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
+SHORTEN = "raise the limit, lower the model's image size, or show fewer frames of a video (rollout.video_frames)"
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """What a processor returns of the text; all else belongs to pictures and videos."""
 
@@ -78,7 +79,10 @@ class PromptBuilder:
             return self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
         except ValueError as error:  # a shape that the model can't take
             reason = " ".join(str(error).split())
-            raise ValueError(f"problem {problem_id}: the model's processor refuses it: {reason}") from error
+            raise ValueError(
+                f"problem {problem_id}: the model's processor refuses it: {reason}; change its pictures or videos, or "
+                "leave the problem out"
+            ) from error
 
     def build_all(self, problems: Iterable[Problem]) -> PromptBatch:
         """The prompts that fit, and the ids of the problems that do not."""
@@ -87,8 +91,23 @@ class PromptBuilder:
             prompt = self.build(problem)
             if len(prompt.token_ids) > self.max_prompt_tokens:
                 batch.dropped.append(problem.id)
+                batch.lengths.append(len(prompt.token_ids))
             else:
                 batch.prompts.append(prompt)
+        return batch
+
+    def build_held_out(self, problems: Sequence[Problem], split: str) -> PromptBatch:
+        """`build_all` for problems of `split`, by which a policy is scored.
+
+        Raises:
+            ValueError: if none fits.
+        """
+        batch = self.build_all(problems)
+        if problems and not batch.prompts:
+            raise ValueError(
+                f"no problem of the {split} split fits into rollout.max_prompt_tokens={self.max_prompt_tokens}, the "
+                f"shortest has {min(batch.lengths)} tokens: {SHORTEN}"
+            )
         return batch
 
     def _chat_text(self, problem: Problem) -> str:
@@ -165,6 +184,8 @@ class PromptBatch:
 
     prompts: list[Prompt] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each that was dropped."""
 
 
 def resizing(processor: ProcessorMixin) -> dict[str, dict[str, dict[str, int]]]:

@@ -198,7 +198,7 @@ def _unreadable(where: str, problem_id: str, error: Exception) -> ValueError:
 
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):  # the latter: of another format
-        reason = f"it is no sound file of {', '.join(FORMATS)}; convert or restore it"
+        reason = f"it is no intact file of {', '.join(FORMATS)}; convert or restore it"
     elif isinstance(error, av.error.FFmpegError):
         reason = f"{reason}; save it again, or leave the problem out"
     return ValueError(f"problem {problem_id}: {where} can't be read: {reason}")

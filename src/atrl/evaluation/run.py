@@ -75,7 +75,7 @@ def _answer(
         torch.set_num_threads(settings.threads)
     loaded = model.load(folder)
     builder = rollout.prompt_builder(loaded, model.instruction)
-    built = builder.build_all(problems)
+    built = builder.build_held_out(problems, "test")
     controls = None
     if settings.grounding is not False:
         controls = build_controls(built.prompts[: settings.grounding_problems], builder, seed=settings.seed)
