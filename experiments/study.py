@@ -47,9 +47,12 @@ from atrl.own_code import changed_since, sources_now
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
 CHECKPOINTS = ROOT / "outputs"
+NOT_COMPARED = {"seed", "optimizer.learning_rate", "trainer.grounding_samples"}
+"""Of a kept cell's settings: its file's name says the first two, and the third changes only what is measured."""
 Schemes = Mapping[str, tuple[str, ...]]
 """By name, the overrides that choose a scheme."""
 NONE: Schemes = {}
+IN_ORDER = (*SCHEMES, *CONTROLS, *VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,18 @@ def has_run(cell: Cell) -> bool:
     """Whether its file is there.
 
     Raises:
-        ValueError: if that is of other overrides or other code, as where a scheme of one's own has changed.
+        ValueError: if that is of other overrides or other code, as where a scheme of one's own or the task has changed.
     """
     if not cell.file.is_file():
         return False
-    kept, own = json.loads(cell.file.read_text()), portable(cell.overrides)
+    kept, own, settings = json.loads(cell.file.read_text()), portable(cell.overrides), portable(cell.settings)
     sources = kept.get("sources", {})
     differs = [f"another {module}" for module in changed_since(sources, sources_now(sources))]
     if kept.get("scheme_overrides", own) != own:  # files of before don't say
         differs.append("other overrides")
+    else:
+        others = {word.partition("=")[0] for word in {*kept.get("overrides", settings)} ^ {*settings}}
+        differs += [f"another {key}" for key in sorted(others - NOT_COMPARED)]
     if differs:
         raise ValueError(
             f"{cell.file} is of {cell.scheme} with {' and '.join(differs)}: choose another name, or move its files"
@@ -236,9 +242,9 @@ def run_cell(cell: Cell) -> str:
     return f"{cell.scheme} {cell.rate:g} seed {cell.seed}: {result['accuracy']['after']:.3f}"
 
 
-def table(task: str, folder: Path | None = None) -> str:
-    """Markdown of everything of a task that has run so far; of another `folder` of results, if one is named."""
-    return study_table.table((folder or RESULTS) / task, (*SCHEMES, *CONTROLS, *VARIANTS))
+def table(task: str) -> str:
+    """Markdown of everything of a task that has run so far."""
+    return study_table.table(RESULTS / task, IN_ORDER)
 
 
 def positive(text: str) -> int:
@@ -255,7 +261,7 @@ def own_scheme(text: str) -> tuple[str, tuple[str, ...]]:
         raise argparse.ArgumentTypeError(
             f"must be NAME='OVERRIDES', as mine='credit=mine credit.power=2', got {text!r}"
         )
-    if name in (*SCHEMES, *CONTROLS, *VARIANTS) or name.startswith("uniform"):
+    if name in IN_ORDER or name.startswith("uniform"):
         raise argparse.ArgumentTypeError(f"{name} is a name of the study's own: choose another")
     return name, tuple(shlex.split(overrides))
 
@@ -299,16 +305,15 @@ def main() -> None:
         command.add_argument("--task", choices=list(TASKS), help="one task alone (default: all, in this order)")
     arguments = parser.parse_args()
     tasks = list(TASKS) if arguments.task is None else [arguments.task]
-    if arguments.command == "run":
-        try:
+    try:
+        if arguments.command == "run":
             run_missing(
                 tasks, jobs=arguments.jobs, cells=arguments.cells, only=arguments.only, added=dict(arguments.add)
             )
-        except ValueError as error:
-            parser.error(str(error))
-    else:
-        shown = {task: table(task, arguments.folder) for task in tasks}
-        print("\n\n".join(text if len(tasks) == 1 else f"## {task}\n\n{text}" for task, text in shown.items()))
+        else:
+            print(study_table.tables(arguments.folder or RESULTS, tasks, IN_ORDER))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

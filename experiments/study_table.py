@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from atrl.report.sweep.statistics import estimate
@@ -24,6 +24,19 @@ MEASURED_SOMETIMES = {
 """Columns of accuracies that a task's runs may not have: of greedy answers, and without the right picture."""
 Runs = dict[int, dict]
 """What was kept of each run of a scheme, by seed."""
+
+
+def tables(folder: Path, tasks: Sequence[str], schemes: Sequence[str]) -> str:
+    """The table of each of `tasks` that has a run in `folder`, under its name where several are asked for.
+
+    Raises:
+        ValueError: if none has.
+    """
+    found = [task for task in tasks if read(folder / task)]
+    if not found:
+        raise ValueError(f"{folder} has no runs of {' or '.join(tasks)}: name another folder or task")
+    head = "" if len(tasks) == 1 else "## {}\n\n"
+    return "\n\n".join(head.format(task) + table(folder / task, schemes) for task in found)
 
 
 def table(folder: Path, schemes: Iterable[str]) -> str:
@@ -51,12 +64,21 @@ def table(folder: Path, schemes: Iterable[str]) -> str:
 
 
 def read(folder: Path) -> dict[str, Runs]:
-    """By scheme, the runs that the table is of."""
+    """By scheme, the runs that the table is of.
+
+    Raises:
+        ValueError: if those of a scheme are of several learning rates, as where another was chosen later.
+    """
     found: dict[str, Runs] = {}
     for phase in PHASES:
         for file in sorted((folder / phase).glob("*.json")):
             result = json.loads(file.read_text())
-            found.setdefault(result["scheme"], {})[result["seed"]] = result
+            runs, scheme, rate = found.setdefault(result["scheme"], {}), result["scheme"], result["learning_rate"]
+            for other in {run["learning_rate"] for run in runs.values()} - {rate}:
+                raise ValueError(
+                    f"{file.parent} has runs of {scheme} at rates {other:g} and {rate:g}: move those of one away"
+                )
+            runs[result["seed"]] = result
     return found
 
 

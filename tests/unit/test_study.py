@@ -360,6 +360,31 @@ def test_a_scheme_whose_file_has_changed_is_another(study, processes, monkeypatc
     assert processes.commands == []
 
 
+def test_a_cell_of_another_plan_is_not_taken_for_this_ones(study, processes, monkeypatch, capsys):
+    """A task whose steps were changed is another; what is only measured is not, nor what files of before don't say."""
+    cell = study.rate_cells("geometry")[0]
+    study.run_cell(cell)
+    kept = json.loads(cell.file.read_text())
+    for change in (
+        lambda words: words,
+        lambda words: [word.replace("grounding_samples=512", "grounding_samples=0") for word in words],
+        lambda words: [word for word in words if not word.startswith(("seed=", "optimizer.learning_rate="))],
+    ):
+        cell.file.write_text(json.dumps(kept | {"overrides": change(kept["overrides"])}))
+        assert study.has_run(cell)
+    for change in (
+        lambda words: [word.replace("trainer.max_steps=60", "trainer.max_steps=30") for word in words],
+        lambda words: [word for word in words if word != "trainer.max_steps=60"],
+        lambda words: [*words, "trainer.max_steps=61"],
+    ):
+        cell.file.write_text(json.dumps(kept | {"overrides": change(kept["overrides"])}))
+        with pytest.raises(SystemExit):
+            say(study, monkeypatch, "run", "--task", "geometry")
+        complaint = capsys.readouterr().err
+        assert f"{cell.file.name} is of uniform with another trainer.max_steps: choose another name" in complaint
+    assert len(processes.commands) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -410,6 +435,27 @@ def test_the_table_shows_accuracies_that_were_measured_sometimes(study):
     assert head[-3:] == ["greedy", "pictures blanked", "another's picture"]
     assert [cell.split(" ±")[0] for cell in row[-3:]] == ["0.700", "0.250", "0.200"] and len(row) == len(head)
     assert not any(name in study.table("geometry") for name in ("greedy", "picture"))
+
+
+def test_the_table_mixes_no_rates(study, monkeypatch, capsys):
+    """As where another rate was chosen later: of a seed that has both, one would hide the other."""
+    for rate, seed in ((2e-4, 0), (4e-4, 0), (4e-4, 1)):
+        write(study.Cell("geometry", "main", "atrl", seed, rate, ()), 0.5)
+    with pytest.raises(SystemExit):
+        say(study, monkeypatch, "table", "--task", "geometry")
+    complaint = capsys.readouterr().err
+    assert f"{study.RESULTS / 'geometry' / 'main'} has runs of atrl at rates 0.0002 and 0.0004: move" in complaint
+
+
+def test_a_table_of_nothing_is_refused(study, monkeypatch, capsys, tmp_path):
+    """Of a folder that is misspelt, say; of several tasks those are left out that have no run."""
+    write(study.Cell("wordy", "main", "uniform", 0, 4e-4, ()), 0.5)
+    say(study, monkeypatch, "table")
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")] == ["## wordy"]
+    for words, folder in ((("--folder", str(tmp_path / "none")), "none"), (("--task", "geometry"), "study")):
+        with pytest.raises(SystemExit):
+            say(study, monkeypatch, "table", *words)
+        assert f"{tmp_path / folder} has no runs of geometry" in capsys.readouterr().err
 
 
 def test_every_override_composes(study):
