@@ -35,7 +35,12 @@ def test_clustered_by_hand():
 
 def test_clustered_is_cut_to_shares():
     assert clustered_interval([0.0, 1.0]) == (0.0, 1.0)
-    assert clustered_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+
+
+def test_equal_shares_prove_nothing():
+    """Several samples of each of ten problems, all wrong, half right or all right: Wilson's of ten, as above."""
+    for share, expected in ((0.0, (0.0, 0.2775328)), (0.5, (0.2365931, 0.7634069)), (1.0, (0.7224672, 1.0))):
+        assert clustered_interval([share] * 10) == pytest.approx(expected, abs=1e-6)
 
 
 def test_clustered_needs_two_problems():

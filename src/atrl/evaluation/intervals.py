@@ -8,7 +8,7 @@ from collections.abc import Sequence
 _Z95 = 1.959963984540054
 
 
-def wilson_interval(right: int, samples: int) -> tuple[float, float]:
+def wilson_interval(right: float, samples: int) -> tuple[float, float]:
     """The Wilson score interval of a share, for independent samples.
 
     ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` with z = 1.96; E. B. Wilson, JASA 22 (1927).
@@ -29,7 +29,8 @@ def clustered_interval(shares: Sequence[float]) -> tuple[float, float]:
 
     Samples of one problem are not independent, so the problems are what is counted: mean ± 1.96·s/√n with the
     standard deviation s between problems (Miller, "Adding error bars to evals", arXiv 2411.00640, section 2.2),
-    cut to [0, 1].
+    cut to [0, 1]. Where all are the same the formula gives an interval without width, as if another problem could bring
+    nothing else; they get the Wilson interval of as many independent samples as there are problems.
 
     Raises:
         ValueError: with fewer than two problems.
@@ -38,6 +39,8 @@ def clustered_interval(shares: Sequence[float]) -> tuple[float, float]:
     if count < 2:
         raise ValueError(f"an interval over problems needs at least 2 of them, got {count}: score more problems")
     mean = sum(shares) / count
+    if min(shares) == max(shares):
+        return wilson_interval(shares[0] * count, count)
     variance = sum((share - mean) ** 2 for share in shares) / (count - 1)
     half = _Z95 * math.sqrt(variance / count)
     return max(0.0, mean - half), min(1.0, mean + half)
