@@ -158,6 +158,20 @@ def test_the_same_picture_under_another_question_is_no_partner(tmp_path):
         assert {numbers(changed)[0] for changed in swap.problems[:2]} == {1, 2}
 
 
+def test_of_several_pictures_none_stays_if_possible():
+    """a and b have the same two in another order, c one of them: each gets d's, e's or f's, which have none."""
+    pairs = {"a": (1, 2), "b": (2, 1), "c": (2, 3), "d": (4, 5), "e": (6, 7), "f": (8, 9)}
+    problems = [problem(name, *map(picture, pair), answer=name) for name, pair in pairs.items()]
+    for seed in range(20):
+        swap = swapped(problems, seed)
+        assert len(swap.problems) == 6
+        assert all(set(numbers(one)).isdisjoint(pairs[one.id]) for one in swap.problems)
+    two = swapped(problems[:2], 0)  # the same pictures in another order are no other ones
+    assert two.problems == [] and two.left_out == ["a", "b"]
+    three = swapped(problems[:3], 0)  # one of two that stays is better than both
+    assert {one.id for one in three.problems} >= {"c"} and len(three.left_out) == 1
+
+
 def test_a_problem_without_a_partner_is_left_out_and_named(tmp_path):
     assert swapped([], 0).problems == []
     assert swapped([problem("alone", picture(0))], 0).left_out == ["alone"]

@@ -43,7 +43,7 @@ SIDES = {
 }
 """What the same problems are shown, by the names that figures have."""
 
-_SAME_PICTURES, _SAME_ANSWER, _OTHER_QUESTION = 100, 4, 1
+_SAME_PICTURES, _SHARED_PICTURE, _SAME_ANSWER, _OTHER_QUESTION = 100, 12, 4, 1
 """What is wrong with a partner. Two of the lesser faults together weigh less than one of the next worse."""
 
 
@@ -95,11 +95,11 @@ def blanked(problems: Iterable[Problem], sampler: FrameSampler) -> list[Problem]
 def swapped(problems: Sequence[Problem], seed: int) -> Swap:
     """Every problem with the pictures and videos of another that has as many of each; sizes may differ.
 
-    A partner's pictures must differ from the problem's own: a data set may ask several questions of one picture. Its
-    gold answer should differ too, because a swap that keeps the answer proves nothing; where one answer is that of
-    more than half of the problems some must keep it, and they are named. Among such partners those with the same
-    question come first: only there is it certain that a different gold answer is a different answer to *this*
-    question.
+    A partner's pictures must differ from the problem's own, in whatever order: a data set may ask several questions of
+    one picture. Of several none should stay. Its gold answer should differ too, because a swap that keeps the answer
+    proves nothing; where one answer is that of more than half of the problems some must keep it, and they are named.
+    Among such partners those with the same question come first: only there is it certain that a different gold answer
+    is a different answer to *this* question.
 
     Args:
         problems: with unique ids.
@@ -172,21 +172,23 @@ def _partners(problems: Sequence[Problem], rng: random.Random) -> dict[int, int]
     From a random cycle through all, partners are exchanged in pairs for as long as that mends a fault. Where no
     exchange gives a problem different pictures any more, all others hold those already: no pairing leaves out fewer.
     """
-    pictures, answers, questions = (
-        _numbered([of(problem) for problem in problems])
-        for of in (picture_digests, _answer, lambda problem: problem.question)
-    )
+    digests = [sorted(picture_digests(problem)) for problem in problems]
+    pictures = _numbered([tuple(own) for own in digests])
+    answers, questions = (_numbered([of(problem) for problem in problems]) for of in (_answer, lambda p: p.question))
+    # Two problems of one picture each share all of them or none.
+    shared = _shared(digests) if len(digests[0]) > 1 else None
     everyone = np.arange(len(problems))
     order = rng.sample(range(len(problems)), len(problems))
     partner = np.empty_like(everyone)
     partner[order] = np.roll(order, 1)
 
     def faults(problem, other):
-        return (
+        found = (
             _SAME_PICTURES * (pictures[problem] == pictures[other])
             + _SAME_ANSWER * (answers[problem] == answers[other])
             + _OTHER_QUESTION * (questions[problem] != questions[other])
         )
+        return found if shared is None else found + _SHARED_PICTURE * shared[problem, other]
 
     mended = True
     while mended:
@@ -199,6 +201,14 @@ def _partners(problems: Sequence[Problem], rng: random.Random) -> dict[int, int]
                 partner[[index, best]] = partner[[best, index]]
                 mended = True
     return {index: int(other) for index, other in enumerate(partner) if pictures[index] != pictures[other]}
+
+
+def _shared(digests: Sequence[Sequence[bytes]]) -> np.ndarray:
+    """[problem, problem] whether two have a picture in common."""
+    numbers = _numbered([digest for own in digests for digest in own]).reshape(len(digests), -1)
+    has = np.zeros((len(digests), numbers.max() + 1), np.float32)
+    np.put_along_axis(has, numbers, 1, axis=1)
+    return has @ has.T > 0
 
 
 def _numbered(values: Sequence[Hashable]) -> np.ndarray:
