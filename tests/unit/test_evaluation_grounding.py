@@ -56,6 +56,14 @@ def test_by_default_it_is_measured_on_the_first_problems(processor):
     assert [len(ids) for ids, _ in reader.asked] == [5, 5, 4, 4]  # greedy, sampled, blank, swapped
 
 
+def test_partners_with_the_same_gold_answer_are_said(processor):
+    """Three of four have one answer: two of them get the third's picture or each other's, whatever the pairs are."""
+    alike = [replace(one, answer="7") for one in pictured_problems(0, 2, 4)]
+    _, result, lines = evaluated(processor, [*alike, *pictured_problems(6)], grounding_problems=None)
+    assert result["grounding"]["same_answer"] == 2
+    assert [line.endswith("another problem's pictures, 2 of the same gold answer") for line in lines].count(True) == 1
+
+
 def test_false_leaves_it_out(processor):
     reader, result, lines = evaluated(processor, grounding=False)
     assert "grounding" not in result and len(reader.asked) == 2

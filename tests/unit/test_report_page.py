@@ -102,6 +102,8 @@ def test_page_shows_what_the_pictures_are_worth(page_text):
         "another problem’s pictures 10.2 % 6.0 – 16.6 % 8.6 % 4.9 – 14.7 %",
     ]
     assert "n = 128 of the held-out problems" in page_text
+    assert "Of the other problems’ pictures 3 come from one with the same gold answer" in page_text  # of grounding.json
+    assert "for want of another problem’s pictures" not in page_text  # none is left out
 
 
 def test_a_videos_frames_are_shown_as_a_strip(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atrl.benchmarks.base import Answer, Item
-from atrl.evaluation.grounding import SIDES
+from atrl.evaluation.grounding import sides_in_words
 
 if TYPE_CHECKING:
     from atrl.benchmarks.scoring import Record
@@ -63,7 +63,7 @@ def grounding_lines(found: Mapping[str, Any]) -> list[str]:
     """The three headlines in lines."""
     left_out = f", {found['left_out']} more left out" if found["left_out"] else ""
     lines = [f"  {found['headline']} without the right pictures, on {found['problems']} problems{left_out}:"]
-    for name, what in SIDES.items():
+    for name, what in sides_in_words(found["same_answer"]).items():
         side = found[name]
         low, high = side["ci95"]
         figures = "  –" if side["value"] is None else f"{side['value']:6.2f}  [{low:.2f}, {high:.2f}]"

@@ -126,6 +126,11 @@ def swapped(problems: Sequence[Problem], seed: int) -> Swap:
     )
 
 
+def sides_in_words(same_answer: int) -> dict[str, str]:
+    """What the problems of each side are shown, and of how many of these another's pictures have their gold answer."""
+    return SIDES | ({"swapped": f"{SIDES['swapped']}, {same_answer} of the same gold answer"} if same_answer else {})
+
+
 def check_swap(swap: Swap, *, among: str, raised: str) -> None:
     """Raises ValueError, with which option may be `raised`, where nobody `among` the problems has a partner."""
     if not swap.problems:

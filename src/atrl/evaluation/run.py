@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from atrl.config import check_config, read_section
-from atrl.evaluation.grounding import SIDES, Controls, build_controls, check_swap, swapped
+from atrl.evaluation.grounding import Controls, build_controls, check_swap, sides_in_words, swapped
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
 from atrl.evaluation.settings import EvaluateSettings
 from atrl.models.asked import asked_as_trained
@@ -120,7 +120,7 @@ def _grounding(controls: Controls, scores: dict[str, Score]) -> dict[str, Any]:
 def _grounding_lines(found: dict[str, Any]) -> list[str]:
     left_out = f", {found['left_out']} left out for want of a partner" if found["left_out"] else ""
     lines = [f"  and without the right pictures, greedily on {found['true']['samples']} of these{left_out}:"]
-    for name, what in SIDES.items():
+    for name, what in sides_in_words(found["same_answer"]).items():
         lines.append(f"{_line(name, found[name]['accuracy'], found[name]['ci95'])}  {what}")
     return lines
 

@@ -126,6 +126,10 @@ class Grounding(Record):
 
     before: Controlled
     after: Controlled
+    left_out: Count = 0
+    """Problems without a partner."""
+    same_answer: Count = 0
+    """Problems whose partner has the same gold answer."""
 
 
 class Said(Record):
