@@ -43,6 +43,7 @@ from study_result import read_run
 from study_tasks import COMMON, CONTROLS, SCHEMES, TASKS, VARIANTS
 
 from atrl.own_code import changed_since, sources_now
+from atrl.sweep.child import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "study"
@@ -215,7 +216,7 @@ def prepare(task: str) -> None:
     folder, asked = checkpoint(task), TASKS[task].checkpoint
     if asked and start_of(task) is None:
         command = [sys.executable, "train.py", *asked, "logger=csv", f"hydra.run.dir={folder}", "resume=auto"]
-        subprocess.run(command, cwd=ROOT, check=True)
+        subprocess.run(command, cwd=ROOT, check=True, preexec_fn=end_with_parent)
 
 
 def run_cell(cell: Cell) -> str:
@@ -229,7 +230,9 @@ def run_cell(cell: Cell) -> str:
         work.mkdir()  # a run leaves a link to itself where it is started
         command = [sys.executable, str(ROOT / "train.py"), *cell.settings, f"hydra.run.dir={folder}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=work, env=environment, capture_output=True, text=True, preexec_fn=end_with_parent
+        )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         result = read_run(folder) | {"task": cell.task, "phase": cell.phase, "scheme": cell.scheme, "seed": cell.seed}
@@ -314,6 +317,8 @@ def main() -> None:
             print(study_table.tables(arguments.folder or RESULTS, tasks, IN_ORDER))
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit("stopped; said again, it goes on with the cells that have no file")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import signal
@@ -18,6 +17,8 @@ from types import MappingProxyType
 import pytest
 from hydra import compose, initialize_config_dir
 from lightning import Callback
+
+from atrl.sweep.child import end_with_parent
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -83,7 +84,7 @@ def running_server(
     with log.open("w") as file:
         server = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment, "VLLM_API_KEY": key},
-            start_new_session=True, preexec_fn=_end_with_parent,
+            start_new_session=True, preexec_fn=end_with_parent,
         )  # fmt: skip
     try:
         yield f"http://127.0.0.1:{port}"
@@ -94,9 +95,3 @@ def running_server(
                 server.wait(timeout=20)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
-
-
-def _end_with_parent() -> None:
-    """Linux only: the kernel sends SIGTERM when the parent is gone, even if that was killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -254,6 +254,9 @@ def test_agreement_with_reading_tokens_by_hand():
     reading = torch.tensor([[True, False, False, True, False]])
     metrics = weight_statistics(CreditOutput(torch.ones(1, 5), anchors=anchors), mask, reading)
     assert metrics["credit/anchor_recall"] == 1 / 2 and metrics["credit/anchor_precision"] == 1 / 3
+    metrics = weight_statistics(CreditOutput(torch.ones(1, 5), anchors=torch.zeros_like(mask)), mask, reading)
+    assert metrics["credit/anchor_recall"] == 0  # of no anchors there is no share that reads
+    assert "credit/anchor_precision" not in metrics
 
 
 RULE = ReadingRule(r"\((\d),(\d)\)", count=1)

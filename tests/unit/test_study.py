@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ from atrl.metrics_file import MetricsFile
 from atrl.own_code import sources_now, write_sources
 from tests.report_run import grounding, summary
 from tests.unit.refusals import refusal
+from tests.unit.waiting import is_gone, wait_for
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "study.py"
 
@@ -139,6 +143,35 @@ def test_a_cell_that_fails_leaves_no_file(study, monkeypatch):
     with pytest.raises(RuntimeError, match=r"data\.path is not set"):
         study.run_cell(cell)
     assert not cell.file.parent.exists()
+
+
+def test_no_run_is_left_behind_by_a_study_that_was_ended(study, tmp_path):
+    """SIGTERM ends the study at once; what it had started would go on for minutes, for nobody."""
+    started = tmp_path / "pid"
+    (tmp_path / "train.py").write_text(
+        f"import os, pathlib, time\npathlib.Path({str(started)!r}).write_text(f'{{os.getpid()}} ')\ntime.sleep(600)\n"
+    )
+    code = (
+        "import pathlib, sys, study\n"
+        f"study.ROOT = study.RESULTS = pathlib.Path({str(tmp_path)!r})\n"
+        "sys.argv = ['study.py', 'run', '--task', 'geometry', '--cells', '1']\n"
+        "study.main()\n"
+    )
+    path = os.pathsep.join([str(SCRIPT.parent), *sys.path])
+    running = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
+    wait_for(lambda: started.is_file() and started.read_text().endswith(" "), seconds=120)
+    running.terminate()
+    assert running.wait(timeout=60) == -signal.SIGTERM
+    wait_for(lambda: is_gone(int(started.read_text())))
+
+
+def test_an_interrupted_study_says_that_it_can_be_gone_on_with(study, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run_missing", interrupted)
+    with pytest.raises(SystemExit, match="said again, it goes on"):
+        say(study, monkeypatch, "run")
 
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import pytest
 
 from atrl.sweep.child import last_words, run_child, stop
 from atrl.sweep.folder import locked
+from tests.unit.waiting import is_gone, wait_for
 
 DEAF = (
     "import signal, time\n"
@@ -35,21 +35,6 @@ def run(tmp_path):
             )  # fmt: skip
 
     return start
-
-
-def wait_for(condition, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
-def is_gone(pid: int) -> bool:
-    """Nobody may have asked for its exit code yet."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_output_and_exit_code(run, tmp_path):

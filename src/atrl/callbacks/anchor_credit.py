@@ -160,5 +160,6 @@ def weight_statistics(
         metrics["credit/anchor_fraction"] = chosen / tokens
         if read:
             metrics["credit/anchor_recall"] = both / read
-            metrics["credit/anchor_precision"] = both / max(chosen, 1.0)
+        if read and chosen:
+            metrics["credit/anchor_precision"] = both / chosen
     return metrics

@@ -38,7 +38,7 @@ def run_child(command: Sequence[str], *, log: Path, cwd: Path, environment: Mapp
     with log.open("ab") as output:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=cwd, env=dict(environment),
-            start_new_session=True, pass_fds=(lock,), preexec_fn=_end_with_parent,
+            start_new_session=True, pass_fds=(lock,), preexec_fn=end_with_parent,
         )  # fmt: skip
     try:
         return child.wait()
@@ -91,7 +91,10 @@ def _send(pid: int, sign: signal.Signals) -> None:
         return
 
 
-def _end_with_parent() -> None:
-    """Linux only: the kernel sends SIGTERM when the parent is gone, even if that was killed."""
+def end_with_parent() -> None:
+    """To be called in a child; on Linux the kernel sends it SIGTERM when its parent is gone, even if that was killed.
+
+    For the kernel a parent is the thread that started the child, which must outlive it.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
