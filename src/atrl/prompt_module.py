@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule
 
 from atrl.sharding import Sharding, is_sharded, shard
+from atrl.tracking import forget_last_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +38,10 @@ class PromptModule(LightningModule):
         for model in (self.policy, self.reference):
             if model is not None and not is_sharded(model):
                 shard(model, self.device_mesh["data_parallel"], self.sharding)
+
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        """A step's metrics are its own: some steps have none by a name, as where no token reads the picture."""
+        forget_last_step(self.trainer)
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """The batch as it is: Lightning would take frozen dataclasses apart to look for tensors."""

@@ -184,6 +184,15 @@ def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
         logger.log_metrics(metrics, step=step_now(trainer))
 
 
+def forget_last_step(trainer: Trainer) -> None:
+    """Drop what the training step before logged: where this one logs nothing by a name, Lightning would repeat it."""
+    results = trainer.fit_loop.epoch_loop._results
+    for key in [key for key, logged in results.items() if not logged.meta.on_epoch]:
+        del results[key]
+    trainer.callback_metrics.clear()
+    trainer.logged_metrics.clear()
+
+
 def step_now(trainer: Trainer) -> int:
     """The training step that is going on, from 0; of the whole run, though Lightning counts a resumed part by itself.
 

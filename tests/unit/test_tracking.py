@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -10,11 +11,15 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from lightning import Callback, Trainer
 from PIL import Image
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import wandb_file
 
+from atrl.metrics_file import MetricsFile
+from atrl.prompt_module import PromptModule
 from atrl.tracking import TABLE, KeepsFiles, ShownRollout, ShowsRollouts, TableSettings, wandb_logger
 
 HOSTILE = "</div><script>alert(1)</script>"
@@ -145,3 +150,37 @@ def test_tensorboard_without_its_package_says_what_to_install(tmp_path: Path, mo
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"logger=tensorboard needs the package tensorboard: pip install 'atrl\["):
         tracking.tensorboard_logger(save_dir=str(tmp_path))
+
+
+def test_a_step_that_has_no_value_does_not_repeat_the_one_before(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Logs(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            auc = {} if batch_idx == 1 else {"credit/anchor_auc": batch_idx / 4}
+            pl_module.log_dict({"reward/mean": batch_idx / 8} | auc, batch_size=1)
+            pl_module.log("of_all_steps", float(batch_idx), on_step=False, on_epoch=True, logger=False, batch_size=1)
+            seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    class Module(PromptModule):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx) -> None:
+            return None
+
+        def configure_optimizers(self) -> None:
+            return None
+
+    logger = MetricsFile(str(tmp_path), name="", version="")
+    options = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=logger, callbacks=[Logs()], log_every_n_steps=1, **options
+    )
+    trainer.fit(Module(), DataLoader(range(3)))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["reward/mean"]]
+    assert [(row["reward/mean"], row["credit/anchor_auc"]) for row in rows] == [
+        ("0.0", "0.0"), ("0.125", ""), ("0.25", "0.5"),
+    ]  # fmt: skip
+    assert ["credit/anchor_auc" in metrics for metrics in seen] == [True, False, True]  # what alarms look at
+    assert trainer.callback_metrics["of_all_steps"] == 1.0
