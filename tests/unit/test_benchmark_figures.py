@@ -205,5 +205,21 @@ def test_the_bootstrap_agrees_with_the_normal_interval():
     assert bootstrap([figure], 1000, draws=50) == bootstrap([figure], 1000, draws=50)
 
 
+def test_units_that_are_all_alike_have_an_interval():
+    """Ten wrong problems, and ten right of which five are of a kind: Wilson's [0, z²/(n + z²)] and its mirror image.
+
+    A count that is no share keeps what every draw has.
+    """
+    units = Units([str(number) for number in range(10)])
+    wrong, right = units.mean("wrong", np.zeros(10)), units.mean("right", np.ones(10), np.arange(10) < 5)
+    tokens, none = units.mean("tokens", np.full(10, 7.0)), units.mean("none", np.zeros(10), np.zeros(10))
+    found = bootstrap([wrong, right, tokens, none, MeanOf("both", ("wrong", "right", "none"))], 10, draws=100)
+    z2 = 3.8414588
+    assert found["wrong"] == pytest.approx((0, z2 / (10 + z2)), abs=1e-6)
+    assert found["right"] == pytest.approx((5 / (5 + z2), 1), abs=1e-6)
+    assert found["tokens"] == (7, 7) and np.isnan(found["none"]).all()
+    assert found["both"] == pytest.approx((5 / (5 + z2) / 2, (z2 / (10 + z2) + 1) / 2), abs=1e-6)
+
+
 def test_whole_floats_are_written_as_integers():
     assert [as_text(value) for value in (3.0, 3.5, "3.0", 7)] == ["3", "3.5", "3.0", "7"]

@@ -67,3 +67,9 @@ def test_every_visual_token_has_its_place(mixed):
     assert third.shape == (1, h2 // 2, 6 * w2 // 2)
     assert third[0, :, -w2 // 2 :].flatten().tolist() == list(range(count - h2 * w2 // 4, count))
     assert t2 == 3
+
+
+def test_without_a_grid_nothing_is_laid_out(mixed):
+    """LLaVA's, Gemma 3's and InternVL's processors give none."""
+    assert attention_on(mixed, {"pixel_values": torch.zeros(1, 3, 12, 12)}, torch.zeros(2, 9), merge_size=1) is None
+    assert attention_on(mixed, {}, torch.zeros(2, 0), merge_size=1) is None

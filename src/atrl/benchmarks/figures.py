@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atrl.evaluation.intervals import wilson_interval
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
@@ -115,6 +117,9 @@ def bootstrap(
 
     B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979). Draws in which a
     figure counts nothing are left out of its interval.
+
+    Where all units have the same share every draw has it too, as if further units could bring nothing else: then it is
+    the Wilson interval of as many independent samples as units count, and of a `MeanOf` the mean of its parts' ends.
     """
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {figure.name: [] for figure in figures}
@@ -123,7 +128,21 @@ def bootstrap(
         weights = np.stack([np.bincount(row, minlength=units) for row in picked]).astype(float)
         for name, value in evaluate(figures, weights).items():
             parts[name].append(value)
-    return {name: _interval(np.concatenate(values)) for name, values in parts.items()}
+    intervals: dict[str, tuple[float, float]] = {}
+    for figure in figures:
+        found = _interval(np.concatenate(parts[figure.name]))
+        intervals[figure.name] = _of_equals(figure, intervals) if found[0] == found[1] else found
+    return intervals
+
+
+def _of_equals(figure: Figure, intervals: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """The interval of a figure that every draw gave the same value."""
+    if isinstance(figure, MeanOf):
+        low, high = np.nanmean([intervals[part] for part in figure.parts], axis=0)
+        return float(low), float(high)
+    there = figure.denominator != 0
+    value = float(figure.numerator.sum() / figure.denominator.sum())
+    return wilson_interval(value * there.sum(), int(there.sum())) if 0 <= value <= 1 else (value, value)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
