@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,16 @@ from atrl.tracking import KeepsFiles
 from atrl.types import Status
 from atrl.versions import git_revision, versions
 
+_SCORED_BY = {"data": "geometry", "reward": "exact", "rollout": "vllm"}
+"""What `evaluate.py` takes of groups unless it is told otherwise."""
+_OF_THE_TASK = ("data.", "reward.", "rollout.max_", "rollout.video_")
+"""Settings that a score depends on as well."""
+_OF_THE_RUN = ("credit", "seed", "hydra.", "resume")
+"""What another run has of its own."""
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from atrl.evaluation.score import Score
     from atrl.models.load import LoadedModel
     from atrl.pipeline import Data, Parts
@@ -193,10 +203,36 @@ def closing_words(
         f"report: {_shown(report)}",
         "",
         "next:",
-        f"  python evaluate.py checkpoint={folder}",
-        "  python train.py credit=uniform",
-        "  python train.py credit.anchor_ratio=0.3 seed=1",
+        *(f"  python {command}" for command in next_commands(str(folder), *_composed())),
     ]
+
+
+def next_commands(folder: str, overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
+    """What to do with a run in `folder`: score it on problems of its own, and run it again with other credit.
+
+    Args:
+        overrides: of the run's command.
+        choices: what it took of each group, experiments' choices included.
+    """
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    task = [f"{group}={choices[group]}" for group, usual in _SCORED_BY.items() if choices.get(group, usual) != usual]
+    task += [text for text, key in zip(overrides, keys, strict=True) if key.startswith(_OF_THE_TASK)]
+    same = [text for text, key in zip(overrides, keys, strict=True) if not key.startswith(_OF_THE_RUN)]
+    return [
+        shlex.join(["evaluate.py", f"checkpoint={folder}", *task]),
+        shlex.join(["train.py", *same, "credit=uniform"]),
+        shlex.join(["train.py", *same, "credit.anchor_ratio=0.3", "seed=1"]),
+    ]
+
+
+def _composed() -> tuple[list[str], dict[str, str]]:
+    """Overrides and choices of the program's command; none where something else called."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return [], {}
+    composed = HydraConfig.get()
+    return list(composed.overrides.task), dict(composed.runtime.choices)
 
 
 def picture_line(grounding: dict[str, Score]) -> str:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atrl.leave import accuracies, credit_overhead
+from atrl.leave import accuracies, credit_overhead, next_commands
 from atrl.report.run_folder import Accuracy
 from tests.unit.scripted import RIGHT, WRONG
 from tests.unit.test_score import scored
@@ -33,3 +33,21 @@ def test_what_became_of_each_problem_is_in_the_summary_as_the_report_reads_it():
     found = Accuracy.model_validate(accuracies(before, after))
     assert (found.paired.problems, found.paired.gained, found.paired.lost, found.paired.p) == (3, 2, 0, 0.5)
     assert accuracies(None, after)["paired"] is None and accuracies(None, None)["paired"] is None
+
+
+def test_what_comes_next_is_about_the_runs_own_problems():
+    """The demo's commands are bare; another run's name its task, whether the command or an experiment chose it."""
+    demo = {"data": "geometry", "reward": "exact", "rollout": "vllm", "credit": "atrl"}
+    assert next_commands("outputs/a", [], demo) == [
+        "evaluate.py checkpoint=outputs/a", "train.py credit=uniform", "train.py credit.anchor_ratio=0.3 seed=1",
+    ]  # fmt: skip
+    overrides = [
+        "experiment=moving_markers", "rollout=transformers", "+credit.seed=3", "seed=2", "rollout.video_frames=4",
+        "data.fps=4", "hydra.run.dir=outputs/a", "trainer.max_steps=3",
+    ]  # fmt: skip
+    same = "experiment=moving_markers rollout=transformers rollout.video_frames=4 data.fps=4 trainer.max_steps=3"
+    assert next_commands("outputs/a", overrides, demo | {"data": "moving_markers", "rollout": "transformers"}) == [
+        "evaluate.py checkpoint=outputs/a data=moving_markers rollout=transformers rollout.video_frames=4 data.fps=4",
+        f"train.py {same} credit=uniform",
+        f"train.py {same} credit.anchor_ratio=0.3 seed=1",
+    ]
