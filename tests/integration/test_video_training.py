@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from atrl.callbacks.pictures import MAX_COLUMNS
+from atrl.report.heatmaps import MAX_COLUMNS
 
 OVERRIDES = ("data=moving_markers", "rollout=transformers", "rollout.video_frames=8", "trainer.grounding_samples=4")
 

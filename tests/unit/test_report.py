@@ -20,7 +20,7 @@ from atrl.report import figures, heatmaps, metrics
 from atrl.report.cards import UNIT_TINT, make_cards, scale_top, tint
 from atrl.report.charts import draw_charts
 from atrl.report.pictures import MAX_SIDE, embed
-from atrl.report.run_folder import Accuracy, Sample, Summary
+from atrl.report.run_folder import Accuracy, Response, Sample, Summary
 from atrl.report.selection import choose_samples, evenly_spaced, fair_shares
 from atrl.report.text import printable
 
@@ -293,6 +293,27 @@ def test_pool_keeps_the_largest():
     # Rows 0 | 1+2 and columns 0+1 | 2+3 of [[0 1 2 3], [4 5 6 7], [8 9 10 11]].
     assert pooled.tolist() == [[[1, 3], [9, 11]]]
     assert heatmaps.pool(attention, 4) is attention
+
+
+@pytest.mark.parametrize(("side", "cells"), [(32, 30), (8, 6), (6, 6), (5, 5)])
+def test_pool_keeps_frames_apart(side, cells):
+    """Six frames of 18 columns, the last column of the third alone seen: cells that it lights are the third's."""
+    strip = np.zeros((1, 4, 6 * 18))
+    strip[0, :, 3 * 18 - 1] = 1
+    pooled = heatmaps.pool(strip, side, (1, 6))
+    assert pooled.shape == (1, 4, cells)
+    if side >= 6:
+        assert np.flatnonzero(pooled[0].max(axis=0)).tolist() == [3 * cells // 6 - 1]
+
+
+def test_heat_maps_of_a_strip_keep_its_frames_apart():
+    """As an inspection has them, in full: six frames of 18 columns are 30 cells, of a picture as wide 32."""
+    attention = [[[1.0] * (6 * 18)]]
+    sample = Response(
+        problem="p", question="<video><image>", gold="", tokens=["a"], weights=[1], images=["v.png", "i.png"],
+        timestamps=[[0, 1, 2, 3, 4, 5], None], attention=[attention, attention],
+    )  # fmt: skip
+    assert heatmaps.heat_maps(sample).grids == [(1, 30), (1, 32)]
 
 
 def test_overview_is_the_mean_over_anchors_by_weight():

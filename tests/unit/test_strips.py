@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from video_prompts import problems
 
-from atrl.callbacks.pictures import attention_on, shown_pictures, strip, tiled
+from atrl.callbacks.pictures import Shown, attention_on, shown_pictures, strip, tiled
 from atrl.data.prompts import PromptBuilder
 from atrl.types import Frames
 
@@ -24,6 +24,11 @@ def test_frames_lie_side_by_side_eight_in_a_row():
     assert centres == [10 * index for index in range(10)]
     assert shown.picture.getpixel((63, 7)) == (255, 255, 255)  # no eleventh frame
     assert strip(frames(3)).picture.size == (24, 4)
+
+
+def test_strips_say_how_their_frames_lie():
+    assert [strip(frames(count)).frames for count in (1, 5, 8, 9)] == [(1, 1), (1, 5), (1, 8), (2, 8)]
+    assert Shown(Image.new("RGB", (4, 4)), None).frames == (1, 1)
 
 
 def test_large_frames_are_scaled_down():

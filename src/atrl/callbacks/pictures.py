@@ -10,12 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from atrl.data.prompts import IMAGE_MARK, marks_of
+from atrl.report.heatmaps import frame_layout
 from atrl.types import Frames, Prompt
 
 MAX_TILE_SIDE = 256
 """Pixels along the longer side of a frame in a strip."""
-MAX_COLUMNS = 8
-"""Frames side by side; more go into further rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,11 @@ class Shown:
     picture: Image.Image
     timestamps: list[float] | None
     """[frame] in seconds; None for a picture."""
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """Rows and columns of frames."""
+        return frame_layout(self.timestamps)
 
 
 def shown_pictures(prompt: Prompt) -> list[Shown]:
@@ -66,7 +70,7 @@ def strip(frames: Frames) -> Shown:
     first = frames.images[0]
     scale = min(1.0, MAX_TILE_SIDE / max(first.size))
     width, height = (max(1, round(side * scale)) for side in first.size)
-    rows, columns = _layout(len(frames.images))
+    rows, columns = frame_layout(frames.timestamps)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for number, image in enumerate(frames.images):
         row, column = divmod(number, columns)
@@ -77,7 +81,7 @@ def strip(frames: Frames) -> Shown:
 def tiled(grid: Float[Tensor, "token patch row column"], frames: int) -> Float[Tensor, "token rows columns"]:
     """The map of each frame where `strip` has the frame; 0 where it has none."""
     tokens, patches, height, width = grid.shape
-    rows, columns = _layout(frames)
+    rows, columns = frame_layout(range(frames))
     sheet = grid.new_zeros(tokens, rows * height, columns * width)
     frames_per_patch = -(-frames // patches)
     for number in range(frames):
@@ -85,8 +89,3 @@ def tiled(grid: Float[Tensor, "token patch row column"], frames: int) -> Float[T
         place = sheet[:, row * height : (row + 1) * height, column * width : (column + 1) * width]
         place.copy_(grid[:, number // frames_per_patch])
     return sheet
-
-
-def _layout(frames: int) -> tuple[int, int]:
-    columns = min(MAX_COLUMNS, frames)
-    return -(-frames // columns), columns

@@ -65,9 +65,9 @@ class SampleWriter:
                     "density": numbers(None if step.credit is None else step.credit.density, number, length),
                     "reading": None if reading is None else reading[number, :length].tolist(),
                     "entropy": numbers(step.entropy, number, length),
-                    **self._attention(step, number, rows[number]["weights"]),
+                    **self._attention(step, number, rows[number]["weights"], shown),
                     "clusters": clusters_of(scheme, step, number, length),
-                    "heads": self._heads(step, number, heads),
+                    "heads": self._heads(step, number, heads, shown),
                 }
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")
         if (histogram := density_histogram(step)) is not None:
@@ -86,21 +86,23 @@ class SampleWriter:
         prompt, pixels = step.groups[number // size].prompt, step.experience.pixels[number]
         return attention_on(prompt, pixels, mass, self._merge_size)
 
-    def _attention(self, step: StepRecord, number: int, weights: list[float]) -> dict[str, Any]:
+    def _attention(self, step: StepRecord, number: int, weights: list[float], shown: Sequence[Shown]) -> dict[str, Any]:
         """Per picture a list [token][row][column] of the largest mass that any head puts there, and whose tokens."""
         maps = None
         if number in step.attention:
             maps = self._maps(step, number, step.attention[number][: len(weights)])
         if maps is None:
             return {"attention": None, "attended": None}
-        pooled = [pool(grid.double().numpy(), MAX_SIDE) for grid in maps]
+        pooled = _pooled(maps, shown, MAX_SIDE)
         kept = heaviest(weights, max(1, MAX_VALUES // sum(grid[0].size for grid in pooled)))
         return {
             "attention": [np.round(grid[kept], 4).tolist() for grid in pooled],
             "attended": None if len(kept) == len(weights) else kept,
         }
 
-    def _heads(self, step: StepRecord, number: int, heads: dict[int, Tensor]) -> dict[str, Any] | None:
+    def _heads(
+        self, step: StepRecord, number: int, heads: dict[int, Tensor], shown: Sequence[Shown]
+    ) -> dict[str, Any] | None:
         """Every head's map in bytes, relative to its own largest cell, and that cell's mass."""
         if number not in heads:
             return None
@@ -109,7 +111,7 @@ class SampleWriter:
         if maps is None:
             return None
         side = max(2, min(MAX_SIDE, int((HEAD_VALUES / (layers * count * len(maps))) ** 0.5)))
-        pooled = [pool(grid.double().numpy(), side) for grid in maps]
+        pooled = _pooled(maps, shown, side)
         mass = np.concatenate([grid.reshape(layers * count, -1) for grid in pooled], axis=1)
         return {
             "layers": layers,
@@ -118,6 +120,10 @@ class SampleWriter:
             "levels": base64.b64encode(quantised(mass).tobytes()).decode(),
             "peaks": [float(f"{value:.3g}") for value in mass.max(axis=1)],
         }
+
+
+def _pooled(maps: Sequence[Tensor], shown: Sequence[Shown], side: int) -> list[np.ndarray]:
+    return [pool(grid.double().numpy(), side, entry.frames) for grid, entry in zip(maps, shown, strict=True)]
 
 
 def head_maps(module: PolicyModule, step: StepRecord) -> dict[int, Float[Tensor, "layer head image"]]:

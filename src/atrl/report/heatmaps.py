@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from atrl.report.run_folder import Response
 
 MAX_SIDE = 32
 """Cells along one side of a grid; a cell over several image tokens shows the largest."""
+MAX_COLUMNS = 8
+"""Frames side by side in a video's strip; more go into further rows."""
 MAX_VALUES = 256 * 1024
 """Cells of all tokens of a rollout; beyond, only the heaviest tokens keep a map of their own."""
 
@@ -48,7 +51,10 @@ def heat_maps(sample: Response, max_side: int = MAX_SIDE, max_values: int = MAX_
     if not sample.attention or not sample.tokens:
         return None
     tokens = list(range(len(sample.tokens))) if sample.attended is None else sample.attended
-    pooled = [pool(attention, max_side) for attention in sample.attention]
+    times = sample.timestamps or [None] * len(sample.attention)
+    pooled = [
+        pool(attention, max_side, frame_layout(own)) for attention, own in zip(sample.attention, times, strict=True)
+    ]
     mass = np.concatenate([attention.reshape(len(tokens), -1) for attention in pooled], axis=1)
     finite = np.isfinite(mass).all(axis=1)
     mass = np.where(finite[:, None], mass, 0.0)
@@ -64,14 +70,26 @@ def heat_maps(sample: Response, max_side: int = MAX_SIDE, max_values: int = MAX_
     )
 
 
-def pool(attention: NDArray[np.float64], max_side: int) -> NDArray[np.float64]:
-    """[token, rows, columns] → at most `max_side` rows and columns, each cell the largest of what it covers."""
-    for axis in (1, 2):
+def pool(attention: NDArray[np.float64], max_side: int, frames: tuple[int, int] = (1, 1)) -> NDArray[np.float64]:
+    """[token, rows, columns] → at most `max_side` rows and columns, each cell the largest of what it covers.
+
+    Of a strip with so many rows and columns of `frames` no cell covers parts of two, if so many cells are allowed.
+    """
+    for axis, parts in zip((1, 2), frames, strict=True):
         size = attention.shape[axis]
         if size > max_side:
-            starts = np.arange(max_side) * size // max_side
+            side = max_side - max_side % parts or max_side
+            starts = np.arange(side) * size // side
             attention = np.maximum.reduceat(attention, starts, axis=axis)
     return attention
+
+
+def frame_layout(timestamps: Sequence[float] | None) -> tuple[int, int]:
+    """Rows and columns of frames in the strip of a video with frames at `timestamps`; of a picture (None) 1 and 1."""
+    if timestamps is None:
+        return 1, 1
+    columns = min(MAX_COLUMNS, len(timestamps))
+    return -(-len(timestamps) // columns), columns
 
 
 def overview(mass: NDArray[np.float64], weights: list[float], anchors: list[bool] | None) -> NDArray[np.float64]:
