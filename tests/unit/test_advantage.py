@@ -37,6 +37,12 @@ def test_a_group_of_one_is_refused(estimator):
         estimator(torch.ones(4, 1), seed="0/0")
 
 
+def test_two_are_enough_to_compare():
+    """[0, 2]: mean 1, sample variance (1 + 1) / 1 = 2; with epsilon 0 that is ∓1/√2."""
+    advantages = GroupAdvantage(epsilon=0.0)(torch.tensor([[0.0, 2.0]]))
+    torch.testing.assert_close(advantages, torch.tensor([[-(0.5**0.5), 0.5**0.5]]))
+
+
 def test_epsilon_is_checked():
     with pytest.raises(ValueError, match=r"algorithm\.advantage\.epsilon .* got -1"):
         GroupAdvantage(epsilon=-1)

@@ -142,6 +142,7 @@ def test_what_it_asks_for_is_what_they_ask_for():
     with_loss = ProductCredit(schemes=[PapoCredit(), UniformCredit()])
     assert with_loss.has_auxiliary_loss and with_loss.needs_masked_gradient and with_loss.is_uniform
     assert with_loss.scope == "response"
+    assert not ProductCredit(schemes=[UniformCredit(), EntropyCredit()]).is_uniform
     assert ProductCredit(schemes=[HiddenCosineCredit(), UniformCredit()]).needs_whole_rows
     assert not scheme.needs_whole_rows
 

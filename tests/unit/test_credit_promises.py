@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from credit_evidence import ROWS, batch_of, evidence_of
 
 from atrl.credit.base import CreditScheme
+from atrl.credit.bound import BoundCredit, PictureScale
 from atrl.credit.promises import checked
 from atrl.types import CreditOutput
 
@@ -92,6 +94,22 @@ def test_over_the_batch_a_response_may_go_without():
     weights[1, 0] = 1.0
     with pytest.raises(ValueError, match=r"average 1\.2 over the batch"):
         checked(CreditOutput(weights), MASK, OverTheBatch())
+
+
+class Comparing(Mine):
+    """It sees the whole batch, and forgot to scale its weights."""
+
+    scope = "batch"
+
+    def assign(self, batch, evidence):
+        return CreditOutput(2 * batch.response_mask.float())
+
+
+def test_what_compares_rollouts_is_looked_at_too():
+    bound = BoundCredit(Comparing(), None, PictureScale((), ()), None)
+    batch, evidence = batch_of(ROWS), evidence_of(Comparing(), ROWS)
+    with pytest.raises(ValueError, match="credit=Comparing gave weights that average 2 over a response, not 1"):
+        bound.assign(batch, [evidence], [bound.begin(batch, evidence)])
 
 
 def test_rounding_is_no_fault():

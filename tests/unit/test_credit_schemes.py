@@ -218,6 +218,8 @@ def test_weights_and_trajectory_scale_multiply_the_advantage():
     assert spread_advantages(torch.tensor([2.0, -4.0]), mask, credit).tolist() == [[1.0, 3.0], [-1.0, -1.0]]
     unscaled = replace(credit, trajectory_scale=None)
     assert spread_advantages(torch.tensor([2.0, -4.0]), mask, unscaled).tolist() == [[1.0, 3.0], [-4.0, -4.0]]
+    one = CreditOutput(torch.ones(2, 1), trajectory_scale=credit.trajectory_scale)  # a response of a single token
+    assert spread_advantages(torch.tensor([2.0, -4.0]), mask[:, :1], one).tolist() == [[2.0], [-1.0]]
 
 
 @pytest.mark.parametrize(

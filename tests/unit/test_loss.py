@@ -133,12 +133,18 @@ def test_without_old_logprobs_the_gradient_is_minus_the_advantage():
 
 
 def test_kl_is_added_with_its_coefficient():
-    """No advantage, so 10 · k3 alone: 1 - ln 2 on the first token of each row, 0 on the third: 10·2·(1 - ln 2)/3."""
-    logprobs = torch.full((2, 3), -1.0)
+    """No advantage, so 10 · k3 alone: 1 - ln 2 on the first token of each row, 0 on the third: 10·2·(1 - ln 2)/3.
+
+    Its gradient by the log-prob is 10·(1 - exp(d))/3 with d = ln 2 and 0; what is counted for the metrics has none.
+    """
+    logprobs = torch.full((2, 3), -1.0, requires_grad=True)
     reference = torch.tensor([[-1.0 + log(2), -1.0, 5.0], [-1.0 + log(2), 5.0, 5.0]])
     loss, sums = objective(kl_coefficient=10.0)(logprobs, torch.zeros(2, 3), experience(reference=reference), TOTALS)
     assert loss.item() == pytest.approx(20 * (1 - log(2)) / 3)
+    loss.backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-10 / 3, 0.0, 0.0], [-10 / 3, 0.0, 0.0]]))
     assert sums["kl"].item() == pytest.approx(2 * (1 - log(2)))
+    assert not any(value.requires_grad for value in sums.values())
 
 
 def test_clipped_tokens_are_counted_where_they_are_trained():

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from atrl.metrics import left_out_tokens, rollout_metrics, sampler_gap
+from atrl.metrics import left_out_tokens, reward_metrics, rollout_metrics, sampler_gap
+from atrl.types import Reward, Status
 from tests.unit.ranks import run_ranks
 
 
@@ -26,6 +27,30 @@ def test_tokens_that_dynamic_sampling_left_out_were_generated_too():
     metrics = rollout_metrics(step, 2.0)
     assert metrics["rollout/tokens_per_second"] == 5.0 and metrics["rollout/response_length"] == 2.0
     assert metrics["rollout/logprob_gap_mean"] == metrics["rollout/logprob_gap_max"] == 0.5
+
+
+def test_rewards_are_summed_up_by_hand():
+    """Two groups of two, the second of equal totals. Shares are of the four rollouts; of groups, of the two."""
+    rewards = [
+        [
+            Reward(1.0, {"exact": 1.0, "format": 0.0}, Status.RIGHT),
+            Reward(2.0, {"exact": 1.0, "format": 1.0}, Status.RIGHT),
+        ],
+        [
+            Reward(0.0, {"exact": 0.0, "format": 0.0}, Status.WRONG),
+            Reward(0.0, {"exact": 1.0, "format": 0.5}, Status.TRUNCATED),
+        ],
+    ]
+    assert reward_metrics(rewards) == {
+        "reward/mean": 0.75,
+        "reward/exact": 0.75,
+        "reward/format": 0.375,
+        "reward/right": 0.5,
+        "reward/wrong": 0.25,
+        "reward/unparseable": 0.0,
+        "reward/truncated": 0.25,
+        "reward/flat_groups": 0.5,
+    }
 
 
 def left_out_of_rank() -> int:
