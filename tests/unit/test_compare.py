@@ -135,6 +135,12 @@ def test_results_that_were_not_measured_alike_say_so_first(tmp_path, capsys):
     assert lines[0].startswith("NOT MEASURED ALIKE")
     assert lines[1] == '  judge: "rules" | "gpt-4o"'
     assert lines[2].endswith("(not measured alike)")
+    long = {"class": "x" * 100}
+    one, other = (
+        finished(tmp_path / name, {"1": True}, judge=long | own) for name, own in (("c", {}), ("d", {"n": 2}))
+    )
+    run(tmp_path, one, other)
+    assert capsys.readouterr().out.splitlines()[1] == '  judge: {} | {"n": 2}'  # what they share is left out
 
 
 def test_an_answer_without_a_verdict_is_in_neither(tmp_path):

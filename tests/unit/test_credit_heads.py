@@ -79,6 +79,13 @@ def test_a_response_of_one_token_or_none_has_no_say():
     assert choose_heads(alone, 4) == choose_heads(without, 4)
 
 
+def test_a_response_without_tokens_is_not_sensitive():
+    """The other's peaks all change by half: their means are 0.2, 0.2, 0.1 and 0.5."""
+    halved = capture_of((PEAKS.peak / 2).tolist())
+    scores = head_scores(PEAKS, torch.tensor([[False] * 3, [True] * 3]), "sensitivity", halved)
+    assert scores.flatten().tolist() == pytest.approx([0.1, 0.1, 0.05, 0.25], abs=1e-6)
+
+
 SCORES = torch.tensor([[0.1, 0.5], [0.5, 0.9], [0.5, 0.0]])
 
 

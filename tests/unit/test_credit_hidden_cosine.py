@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import exp, tanh
+from types import SimpleNamespace
 
 import pytest
 import torch
 from credit_evidence import batch_of
 
 from atrl.credit import hidden
-from atrl.credit.hidden import HiddenRequest, picture_cosine
+from atrl.credit.hidden import HiddenRequest, decoder_layers, picture_cosine
 from atrl.credit.hidden_cosine import HiddenCosineCredit, minmax
 from atrl.credit.probe import AttentionProbe, Recorder
 from atrl.credit.regions import packed_regions, padded_regions
@@ -112,6 +113,25 @@ def test_mixed_precision_is_read_in_float32(pooling):
     with torch.autocast("cpu", torch.bfloat16):
         mixed.read_hidden(0, states)
     assert plain.result().any() and torch.equal(plain.result(), mixed.result())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_in_a_batch_without_pictures_nothing_is_near(pooling):
+    ids = torch.tensor([[1, 2, 2], [1, 2, 2]])
+    regions = padded_regions(replace(BATCH, input_ids=ids, attention_mask=torch.ones_like(ids)), [9], "own")
+    assert regions.columns.shape == (2, 0)
+    found = picture_cosine(torch.ones(2, 3, 4), regions, pooling=pooling)
+    assert torch.equal(found, torch.zeros(regions.rows.shape))
+
+
+def test_a_decoder_that_keeps_its_layers_elsewhere_is_named():
+    text = SimpleNamespace(num_hidden_layers=2)
+    for decoder in (SimpleNamespace(), SimpleNamespace(layers=[torch.nn.Identity()])):
+        model = SimpleNamespace(
+            get_decoder=lambda own=decoder: own, config=SimpleNamespace(get_text_config=lambda: text)
+        )
+        with pytest.raises(AssertionError, match="can't find the 2 decoder layers of SimpleNamespace"):
+            decoder_layers(model)
 
 
 def test_a_layer_that_runs_twice_counts_once():

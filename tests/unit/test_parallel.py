@@ -127,19 +127,26 @@ def test_a_scheme_that_compares_rollouts_sees_those_of_all_ranks():
     assert torch.equal(torch.cat([first.trajectory_scale, second.trajectory_scale]), whole.trajectory_scale)
 
 
-def assign_oracle() -> CreditOutput:
-    """Rank 1's problem has no reading rule; with entropy over the batch the oracle sees all ranks' rollouts."""
+@dataclass(frozen=True, kw_only=True)
+class ComparingOracle(OracleCredit):
+    """Goes by the reading tokens of all ranks, where the oracle asks each for its own."""
+
+    scope = "batch"
+
+
+def assign_oracles() -> list[CreditOutput]:
+    """Rank 1's problem has no reading rule."""
     batch, evidence = rollouts(slice(0, 2), 5) if parallel.rank() == 0 else rollouts(slice(2, 4), 5)
     if parallel.rank() == 0:
         batch = replace(batch, reading=torch.eye(5, dtype=torch.bool)[:2])
-    scheme = ProductCredit(schemes=[OracleCredit(), EntropyCredit(within="batch")])
-    bound = BoundCredit(scheme, None, PictureScale((), ()), None)
-    return bound.assign(batch, [evidence], [bound.begin(batch, evidence)])
+    schemes = ProductCredit(schemes=[OracleCredit(), EntropyCredit(within="batch")]), ComparingOracle()
+    bounds = [BoundCredit(scheme, None, PictureScale((), ()), None) for scheme in schemes]
+    return [bound.assign(batch, [evidence], [bound.begin(batch, evidence)]) for bound in bounds]
 
 
 def test_what_was_read_is_known_on_all_ranks():
-    first, second = run_ranks(assign_oracle)
-    assert first.anchors.nonzero().tolist() == [[0, 0], [1, 1]] and not second.anchors.any()
+    for first, second in zip(*run_ranks(assign_oracles), strict=True):
+        assert first.anchors.nonzero().tolist() == [[0, 0], [1, 1]] and not second.anchors.any()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -181,6 +181,14 @@ def test_padding_that_is_not_read_may_look_anywhere(regions):
         compared(regions, mask)
 
 
+@pytest.mark.parametrize("row", [15, 22])
+def test_of_a_padded_response_the_first_and_the_last_row_are_looked_at(regions, row):
+    mask = causal_mask(regions)
+    mask[:, :, row, 11] = False
+    with pytest.raises(AssertionError, match="layer 5"):
+        compared(replace(regions, row_mask=regions.rows < 23), mask)
+
+
 @pytest.mark.parametrize(
     ("case", "settings"),
     {
