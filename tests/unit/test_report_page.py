@@ -221,6 +221,7 @@ def test_greedy_accuracy_stands_beside_the_sampled_one(tmp_path):
         ({"entropy": [0.1, 0.2, 0.3]}, "entropy has 3 entries for 2 tokens"),
         ({"images": ["a.png"], "attention": [[[[]], [[]]]]}, r"attention must be .* got shape \[2, 1, 0\]"),
         ({"images": ["x"], "timestamps": []}, "timestamps has 0 entries for 1 images"),
+        ({"images": ["x"], "timestamps": [[]]}, "at least 1 item"),
     ],
 )
 def test_malformed_samples_are_named_in_one_line(tmp_path, change, message):

@@ -160,7 +160,7 @@ class Response(Record):
     """What the question goes on with."""
     images: list[str]
     """Files, relative to the folder, in the order of the marks in `history` and then the question."""
-    timestamps: list[list[FiniteFloat] | None] | None = None
+    timestamps: list[Annotated[list[FiniteFloat], Field(min_length=1)] | None] | None = None
     """[image] of a video's strip when each frame is, in seconds; None for a picture."""
     attention: list[Any] | None = None
     """[image] arrays [token, rows, columns]: the largest attention of any layer and head on each image token."""
