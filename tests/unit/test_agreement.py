@@ -43,3 +43,4 @@ def test_bimodality_by_hand():
     assert bimodality(torch.tensor([0.0, 0.0, 0.0, 4.0])) == pytest.approx(1.0)
     assert bimodality(torch.arange(10000.0)) == pytest.approx(5 / 9, abs=1e-4)
     assert bimodality(torch.ones(4)) is None
+    assert isinstance(bimodality(torch.arange(4.0)), float)  # as it is logged

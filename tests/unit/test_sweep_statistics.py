@@ -36,6 +36,9 @@ def test_quantiles_of_the_printed_table(freedom, printed):
 def test_quantile_of_one_degree_in_closed_form():
     assert t_quantile(0.975, 1) == pytest.approx(math.tan(math.pi * 0.475), rel=1e-9)
     assert t_quantile(0.5, 7) == pytest.approx(0.0, abs=1e-9)
+    for probability in (0.4, 1.0):
+        with pytest.raises(AssertionError, match=rf"got {probability}"):
+            t_quantile(probability, 7)
 
 
 def test_no_degree_of_freedom_is_refused():
