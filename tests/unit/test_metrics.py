@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from atrl.metrics import left_out_tokens, reward_metrics, rollout_metrics, sampler_gap
+from atrl.metrics import left_out_tokens, mean_of, reward_metrics, rollout_metrics, sampler_gap
 from atrl.types import Reward, Status
 from tests.unit.ranks import run_ranks
 
@@ -51,6 +51,10 @@ def test_rewards_are_summed_up_by_hand():
         "reward/truncated": 0.25,
         "reward/flat_groups": 0.5,
     }
+
+
+def test_nothing_has_no_mean():
+    assert mean_of([1.0, 4.0]) == 2.5 and mean_of([]) is None
 
 
 def left_out_of_rank() -> int:
