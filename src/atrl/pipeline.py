@@ -20,6 +20,7 @@ from atrl.preflight import (
     check_engine,
     check_layers,
     check_lengths,
+    check_masks,
     check_pictures,
     check_reading,
     check_reads,
@@ -140,6 +141,7 @@ def instantiate_parts(config: DictConfig, folder: Path) -> Parts:
         check_reads(parts.credit)
         check_attention(parts.credit, parts.model)
         check_layers(parts.credit, parts.model)
+        check_masks(parts.credit, parts.model.model_type())
         check_engine(parts.rollout.sampler, processes(parts.trainer))
         parts.rollout.sampler.check(parts.model.model_type())
     check_devices(parts.trainer)

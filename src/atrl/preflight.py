@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from atrl.data.generated import examples
-from atrl.models.families import WITH_VIDEO, check_readable
+from atrl.models.families import WITH_PATCHES, WITH_VIDEO, check_readable
 
 if TYPE_CHECKING:
     from atrl.credit.base import CreditScheme
@@ -106,6 +106,16 @@ def check_attention(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2
     for factor in factors_of(scheme):
         if factor.head_search is not None or factor.requests:
             check_readable(model.text_type(), f"credit={factor.name}")
+
+
+def check_masks(scheme: CreditScheme | None, model_type: str) -> None:
+    """Raises ValueError, in one line, for credit that blacks out patches where the model's processor makes none."""
+    for factor in factors_of(scheme):
+        if factor.picture_mask is not None and model_type not in WITH_PATCHES:
+            raise ValueError(
+                f"credit={factor.name} blacks out patches, and pictures of a model of type {model_type} are cut into "
+                f"none: use one of {', '.join(WITH_PATCHES)}, or another scheme"
+            )
 
 
 def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:

@@ -14,6 +14,7 @@ from atrl.credit.entropy import EntropyCredit
 from atrl.credit.hidden_cosine import HiddenCosineCredit
 from atrl.credit.kawhi import KawhiCredit
 from atrl.credit.oracle import OracleCredit
+from atrl.credit.papo import PapoCredit
 from atrl.credit.product import ProductCredit
 from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.data.geometry import GeometryProblems
@@ -29,6 +30,7 @@ from atrl.preflight import (
     check_engine,
     check_layers,
     check_lengths,
+    check_masks,
     check_pictures,
     check_reading,
     check_videos_taken,
@@ -41,6 +43,7 @@ from atrl.rollout.vllm import VllmSampler
 from atrl.sections import TrainerSettings
 from atrl.types import Problem, Video
 from tests.integration.conftest import compose_config
+from tests.unit.families import FAMILIES
 from tests.unit.refusals import refusal
 
 TINY = PretrainedModel()
@@ -276,3 +279,24 @@ def test_videos_that_they_do_not():
         check_videos_taken(MovingMarkersProblems().load("train"), "llava", TransformersSampler)
     check_videos_taken(FILM[:1], "gemma3", VllmServerSampler)
     check_videos_taken(GeometryProblems().load("train"), "gemma3", VllmServerSampler)
+
+
+@pytest.mark.parametrize("model", ["llava", "gemma3", "internvl"])
+def test_patches_that_are_not_there_cannot_be_blacked_out(model):
+    found = f"credit=papo blacks out patches, and pictures of a model of type {model} are cut into none: use one of"
+    assert found in refusal(check_masks, PapoCredit(), model)
+    assert found in refusal(check_masks, product(EntropyCredit(), PapoCredit()), model)
+    assert refusal(check_masks, AtrlCredit(), model) is None and refusal(check_masks, None, model) is None
+
+
+def test_patches_are_blacked_out_by_qwen():
+    for model in (TINY, ScratchModel()):
+        assert refusal(check_masks, PapoCredit(), model.model_type()) is None
+
+
+def test_a_run_without_patches_is_refused_before_its_model_loads(tmp_path):
+    folder = FAMILIES["llava"](tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    options = ("rollout=transformers", "model=pretrained", f"model.path={folder}", "rollout.max_prompt_tokens=440")
+    config = compose_config(tmp_path, *options, "rollout.max_response_tokens=8", "credit=vppo")
+    assert "credit=vppo blacks out patches" in refusal(pipeline.instantiate_parts, config, tmp_path)

@@ -54,6 +54,9 @@ UNREADABLE: Mapping[str, str] = {
 WITH_VIDEO: tuple[str, ...] = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 """Families whose videos are tokens of their own kind. Others take frames as pictures, which a problem can list."""
 
+WITH_PATCHES = WITH_VIDEO
+"""Families whose processors cut pictures into patches, which credit can black out one by one."""
+
 VISION_TOWERS = ("visual", "vision_tower")
 """What families call the part that encodes pictures, Qwen first."""
 
