@@ -14,6 +14,7 @@ from atrl.config import check_config, read_section
 from atrl.evaluation.grounding import Controls, build_controls, check_swap, sides_in_words, swapped
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
 from atrl.evaluation.settings import EvaluateSettings
+from atrl.evaluation.trained_on import check_problems
 from atrl.models.asked import asked_as_trained
 from atrl.preflight import check_videos_taken, within_positions
 
@@ -29,8 +30,11 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the config, the data or the checkpoint can't be used; before any model loads.
     """
+    from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
+    if HydraConfig.initialized():
+        check_problems(config.checkpoint, config.data, HydraConfig.get().overrides.task)
     config = asked_as_trained(config)
     check_config(config, sections={"": EvaluateSettings})
     settings = read_section(config, EvaluateSettings)

@@ -1,0 +1,44 @@
+"""Whether held-out problems are of the kind that a checkpoint was trained on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+_SOURCE = ("_target_", "path")
+"""What makes two sources other problems, and not only other numbers of them."""
+
+
+def check_problems(checkpoint: str, data: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse to score a run on problems that it wasn't trained on and nobody named.
+
+    Args:
+        checkpoint: the folder of a run or of its model; of anything else it isn't known what it was trained on.
+        data: what it would be scored on.
+        overrides: of the command.
+
+    Raises:
+        ValueError: with the command that scores the run on its own problems.
+    """
+    if any(word.lstrip("+~").partition("=")[0].split(".")[0] == "data" for word in overrides):
+        return
+    folder = Path(checkpoint).expanduser()
+    run = folder.parent if folder.name == "model" else folder
+    settings, composed = run / "config.yaml", run / ".hydra" / "hydra.yaml"
+    if not (settings.is_file() and composed.is_file()):
+        return
+    trained = OmegaConf.select(OmegaConf.load(settings), "data")
+    if trained is None or all(trained.get(key) == data.get(key) for key in _SOURCE):
+        return
+    from atrl.leave import next_commands
+
+    hydra = OmegaConf.load(composed).hydra
+    own, *_ = next_commands(checkpoint, list(hydra.overrides.task), dict(hydra.runtime.choices))
+    more = [word for word in shlex.split(own)[1:] if word not in overrides and not word.startswith("checkpoint=")]
+    raise ValueError(
+        f"{checkpoint} was trained on data={hydra.runtime.choices.data}: say which problems it is to be scored on, "
+        f"its own by {shlex.join(more)}, or those of the demo by data=geometry"
+    )
