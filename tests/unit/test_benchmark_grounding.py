@@ -109,11 +109,12 @@ def test_the_same_problems_three_times(tmp_path, capsys):
         side = found[name]
         assert (side["value"], side["right"], side["samples"]) == (100 * right / 8, right, 8)
         assert side["ci95"][0] <= side["value"] <= side["ci95"][1]
-    assert found["true"]["ci95"] == [100, 100] and found["swapped"]["ci95"] == [0, 0]
+    assert found["true"]["ci95"] == pytest.approx([51.0109, 100])  # Wilson's of four problems: 4 / (4 + 1.96²)
+    assert found["swapped"]["ci95"] == pytest.approx([0, 100 - 51.0109])
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
     lines = capsys.readouterr().out.splitlines()
     assert "  accuracy without the right pictures, on 4 problems, 1 more left out:" in lines
-    assert f"    {'swapped':30}   0.00  [0.00, 0.00]  another problem's pictures" in lines
+    assert f"    {'swapped':30}   0.00  [0.00, 48.99]  another problem's pictures" in lines
     assert len({seed for _, seed in asked.reader.asked}) == 1, "each problem keeps its random numbers"
 
 

@@ -140,9 +140,9 @@ def _of_equals(figure: Figure, intervals: dict[str, tuple[float, float]]) -> tup
     if isinstance(figure, MeanOf):
         low, high = np.nanmean([intervals[part] for part in figure.parts], axis=0)
         return float(low), float(high)
-    there = figure.denominator != 0
+    counted = int((figure.denominator != 0).sum())
     value = float(figure.numerator.sum() / figure.denominator.sum())
-    return wilson_interval(value * there.sum(), int(there.sum())) if 0 <= value <= 1 else (value, value)
+    return wilson_interval(value * counted, counted) if 0 <= value <= 1 else (value, value)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
