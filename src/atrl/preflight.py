@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from atrl.data.generated import examples
-from atrl.models.families import WITH_PATCHES, WITH_VIDEO, check_readable
+from atrl.models.families import WITH_VIDEO, WITHOUT_PATCHES, check_readable
 
 if TYPE_CHECKING:
     from atrl.credit.base import CreditScheme
@@ -111,10 +111,10 @@ def check_attention(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2
 def check_masks(scheme: CreditScheme | None, model_type: str) -> None:
     """Raises ValueError, in one line, for credit that blacks out patches where the model's processor makes none."""
     for factor in factors_of(scheme):
-        if factor.picture_mask is not None and model_type not in WITH_PATCHES:
+        if factor.picture_mask is not None and model_type in WITHOUT_PATCHES:
             raise ValueError(
                 f"credit={factor.name} blacks out patches, and pictures of a model of type {model_type} are cut into "
-                f"none: use one of {', '.join(WITH_PATCHES)}, or another scheme"
+                "none: use a Qwen-VL model, or another scheme"
             )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
-from atrl.leave import accuracies, credit_overhead, next_commands
+from atrl.leave import _SCORED_BY, accuracies, credit_overhead, next_commands
 from atrl.report.run_folder import Accuracy
 from tests.unit.scripted import RIGHT, WRONG
 from tests.unit.test_score import scored
 
+CONF = Path(__file__).parents[2] / "conf"
 SECONDS = {"rollout": 4.0, "reward": 1.0, "score": 2.0, "credit": 0.5, "update": 3.0, "sync": 0.0}
 
 
@@ -33,6 +36,12 @@ def test_what_became_of_each_problem_is_in_the_summary_as_the_report_reads_it():
     found = Accuracy.model_validate(accuracies(before, after))
     assert (found.paired.problems, found.paired.gained, found.paired.lost, found.paired.p) == (3, 2, 0, 0.5)
     assert accuracies(None, after)["paired"] is None and accuracies(None, None)["paired"] is None
+
+
+def test_what_evaluation_takes_by_itself_is_known():
+    defaults = OmegaConf.load(CONF / "evaluate.yaml").defaults
+    chosen = {group: name for item in defaults if item != "_self_" for group, name in item.items()}
+    assert {group: chosen[group] for group in _SCORED_BY} == _SCORED_BY
 
 
 def test_what_comes_next_is_about_the_runs_own_problems():

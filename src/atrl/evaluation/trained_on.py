@@ -8,6 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from atrl.models.asked import run_of
+
 _SOURCE = ("_target_", "path")
 """What makes two sources other problems, and not only other numbers of them."""
 
@@ -25,8 +27,7 @@ def check_problems(checkpoint: str, data: DictConfig, overrides: Sequence[str]) 
     """
     if any(word.lstrip("+~").partition("=")[0].split(".")[0] == "data" for word in overrides):
         return
-    folder = Path(checkpoint).expanduser()
-    run = folder.parent if folder.name == "model" else folder
+    run = run_of(Path(checkpoint).expanduser())
     settings, composed = run / "config.yaml", run / ".hydra" / "hydra.yaml"
     if not (settings.is_file() and composed.is_file()):
         return

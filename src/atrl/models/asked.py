@@ -30,9 +30,14 @@ def trained_instruction(checkpoint: str) -> str | None:
     for note in (folder / NOTE, folder / "model" / NOTE):
         if note.is_file():
             return _noted(note)
-    file = (folder.parent if folder.name == "model" else folder) / "config.yaml"
+    file = run_of(folder) / "config.yaml"
     settings = OmegaConf.load(file) if file.is_file() else None
     return OmegaConf.select(settings, "model.instruction") if isinstance(settings, DictConfig) else None
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that left `checkpoint`, which is that folder or its `model`; if a run left it."""
+    return checkpoint.parent if checkpoint.name == "model" else checkpoint
 
 
 def note_instruction(folder: Path, instruction: str | None) -> None:
