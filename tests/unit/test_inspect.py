@@ -28,7 +28,7 @@ from atrl.inspect.schemes import check_single, single_configs
 from atrl.inspect.settings import InspectSettings
 from atrl.inspect.terminal import painted, takes_colour
 from atrl.inspect.weigh import weigh
-from atrl.types import Rollout, RolloutGroup
+from atrl.types import Rollout, RolloutGroup, Turn
 from tests.unit.attention import read
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -271,3 +271,13 @@ def test_a_long_answer_is_in_the_page_once(group, loaded, tmp_path, monkeypatch)
     (data,) = json.loads(re.search(r'id="rollout-data">(.*?)</script>', page)[1])
     response = re.search(r'<div class="response long".*?</div>', page)[0]
     assert response.count("<span") + len(data["folded"]) == 12
+
+
+def test_the_page_has_what_was_said_before_the_question(group, loaded, tmp_path):
+    from atrl.inspect.page import write_page
+
+    problem = replace(group.prompt.problem, history=(Turn("user", "Say hello."), Turn("assistant", "Hello it is.")))
+    asked = replace(group, prompt=replace(group.prompt, problem=problem))
+    found = weigh({"uniform": UniformCredit()}, group, loaded, temperature=1.0, seed=0)
+    page = write_page(tmp_path, asked, ["a"] * 12, found, checkpoint="tiny", drawn=False).read_text()
+    assert "user: Say hello.\nassistant: Hello it is.\nuser: " in page
