@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from omegaconf import OmegaConf
 from atrl.evaluation.trained_on import check_problems
 from tests.unit.refusals import refusal
 
+REPOSITORY = Path(__file__).parents[2]
 GEOMETRY = {"_target_": "atrl.data.geometry.GeometryProblems", "train_size": 10}
 OWN = {"_target_": "atrl.data.tabular.TabularProblems", "path": "my problems.jsonl"}
 OVERRIDES = ["data=jsonl", "data.path=my problems.jsonl", "reward=math", "credit=vppo", "seed=3"]
@@ -54,3 +57,11 @@ def test_what_is_not_known_is_not_refused(tmp_path):
     (tmp_path / "alone" / "model").mkdir(parents=True)
     for checkpoint in (same, "tiny", "somebody/model", str(tmp_path / "alone" / "model")):
         check_problems(checkpoint, OmegaConf.create(GEOMETRY), ["dataset=no_such_key"])
+
+
+def test_the_command_asks(tmp_path):
+    run_of(tmp_path / "run", OWN, OVERRIDES)
+    command = [sys.executable, str(REPOSITORY / "evaluate.py"), "checkpoint=run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("error: run was trained on data=jsonl: say which problems")
