@@ -19,7 +19,11 @@ SCHEMES = {
     "oracle": ["credit=oracle"],
     "oracle_only": ["credit=oracle", "credit.rest_weight=0"],
     "random_soft": ["credit=random"],  # as many tokens as token_level's anchors and their weights, drawn at random
+    "visual_dependency": ["credit=visual_dependency"],
+    "dependency_only": ["credit=visual_dependency", "credit.rest_weight=0"],
 }
+FOUND_LATER = ("random_soft", "visual_dependency", "dependency_only")
+"""The schemes that not every task has: they were planned once others had run."""
 MIGHT_WIN = ("uniform", "atrl", "token_level", "oracle")
 """The schemes that get the most seeds, and what they are compared with."""
 PARTS = ("anchor_only", "random_only", "low_connectivity", "oracle_only")
@@ -55,7 +59,7 @@ class Task:
     overrides: tuple[str, ...]
     checkpoint: tuple[str, ...] = ()
     """Overrides of the run that trains what its runs start from; of none, that is the shipped one."""
-    schemes: tuple[str, ...] = tuple(scheme for scheme in SCHEMES if scheme != "random_soft")
+    schemes: tuple[str, ...] = tuple(scheme for scheme in SCHEMES if scheme not in FOUND_LATER)
     rates: tuple[float, ...] = RATES
     """Of which each scheme gets the one that is best on the selection split; a single one is everybody's."""
     own_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -98,7 +102,7 @@ TASKS = {
     # Planned before they ran, to test what the others suggest: on fresh seeds, and from a checkpoint of its own.
     "geometry_again": Task(
         overrides=("data.selection_size=512", "trainer.grounding_samples=512"),
-        schemes=("uniform", "token_level", "random_soft"),
+        schemes=("uniform", "token_level", "random_soft", "visual_dependency"),
         rates=(4e-4,),
         uniform_rates=(6e-4,),
         first_seed=10,
@@ -109,17 +113,20 @@ TASKS = {
     "wordy_again": Task(
         overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=512"),
         checkpoint=("experiment=wordy_checkpoint", "seed=1"),
-        schemes=("uniform", "token_level", *PARTS, "entropy", "atrl", "oracle", "hidden_cosine"),  # in order of plans
+        schemes=(  # in order of plans
+            *("uniform", "token_level", *PARTS, "entropy", "atrl", "oracle", "hidden_cosine"),
+            *("visual_dependency", "dependency_only"),
+        ),
         rates=(4e-4,),
-        own_rates=dict.fromkeys((*PARTS, "entropy"), (2e-4, 4e-4)),  # parts may want a lower one than all tokens
-        more_seeds={"uniform": 10, "token_level": 10, "oracle": 10},
+        own_rates=dict.fromkeys((*PARTS, "entropy", "dependency_only"), (2e-4, 4e-4)),  # parts may want a lower one
+        more_seeds={"uniform": 20, "token_level": 10, "oracle": 10, "visual_dependency": 20},
         controls=(),
         variants=(),
     ),
     "easy_vqa": Task(
         overrides=("data=easy_vqa", "data.selection_limit=512", "trainer.grounding_samples=512"),
         checkpoint=("experiment=easy_vqa", "stage=sft"),
-        schemes=tuple(scheme for scheme in SCHEMES if scheme not in ("oracle_only", "random_soft")),
+        schemes=tuple(scheme for scheme in SCHEMES if scheme not in ("oracle_only", *FOUND_LATER)),
         rates=(1e-4, 2e-4, 4e-4),
         variants=(),
     ),

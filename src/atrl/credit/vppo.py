@@ -10,12 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.base import CreditScheme, PictureMask, normalise, top_tokens
+from atrl.credit.visual_dependency import visual_dependency
 from atrl.credit.weights import check_ratio
 from atrl.types import CreditOutput, Evidence, Experience
-
-ROUNDING = 1e-6
-"""Nats that two passes over the same input may differ by: less is no dependency. Where there is no picture to mask, it
-would otherwise be rounding that chooses the tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +62,7 @@ class VppoCredit(CreditScheme):
         Raises:
             AssertionError: if the masked picture was not looked at.
         """
-        assert evidence.masked is not None, "credit scheme vppo needs the policy's view of the masked picture"
-        mask = batch.response_mask
-        divergence = evidence.masked.divergence.float()
-        dependency = torch.where(mask & (divergence > ROUNDING), divergence, 0.0)
+        mask, dependency = batch.response_mask, visual_dependency(batch, evidence, self.name)
         chosen = top_tokens(dependency, mask, ratio=self.ratio)
         return CreditOutput(
             normalise(chosen.float(), mask),
