@@ -72,11 +72,14 @@ def search_by(criterion: str) -> HeadSearch:
     return HeadSearch(count=1, criterion=criterion, layers=None, row="predicting", sink_factor=4.0)
 
 
-def sampled(loaded: LoadedModel, prompts: list[Prompt], group_size: int = 1) -> tuple[Experience, list[RolloutGroup]]:
+def sampled(
+    loaded: LoadedModel, prompts: list[Prompt], group_size: int = 1, *, max_response_tokens: int = 64
+) -> tuple[Experience, list[RolloutGroup]]:
     """`group_size` responses to each prompt."""
     sampler = TransformersSampler()
     sampler.start(RolloutSettings(sampler=sampler).handle(loaded, []))
-    groups = sampler.generate(prompts, Sampling(group_size=group_size), seed="heads")
+    sampling = Sampling(group_size=group_size, max_response_tokens=max_response_tokens)
+    groups = sampler.generate(prompts, sampling, seed="heads")
     return build_experience(groups, pad_id=loaded.processor.tokenizer.pad_token_id), groups
 
 

@@ -12,7 +12,7 @@ from atrl.report.heatmaps import MAX_COLUMNS
 OVERRIDES = ("data=moving_markers", "rollout=transformers", "rollout.video_frames=8", "trainer.grounding_samples=4")
 
 
-@pytest.mark.parametrize("scheme", ["atrl", "vppo", "papo", "hidden_cosine"])
+@pytest.mark.parametrize("scheme", ["atrl", "vppo", "visual_dependency", "papo", "hidden_cosine"])
 def test_schemes_train_on_videos(train, scheme: str) -> None:
     """Those that mask pictures mask videos too, and see a difference; the others read video tokens."""
     run = train(*OVERRIDES, f"credit={scheme}")

@@ -23,6 +23,7 @@ from atrl.credit.query_key_cosine import QueryKeyCosineCredit
 from atrl.credit.random import RandomCredit
 from atrl.credit.token_level import TokenLevelCredit
 from atrl.credit.uniform import UniformCredit
+from atrl.credit.visual_dependency import VisualDependencyCredit
 from atrl.credit.vppo import VppoCredit
 
 CONF = Path(__file__).parents[2] / "conf" / "credit"
@@ -53,6 +54,8 @@ SCHEMES = [
     VppoCredit(),
     VppoCredit(scale_low=1.0),
     VppoCredit(scale_low=0.0, ratio=1.0),
+    VisualDependencyCredit(),
+    VisualDependencyCredit(anchor_ratio=0.5, rest_weight=0.0),
     PapoCredit(),
     HiddenCosineCredit(),
     HiddenCosineCredit(gate="entropy", gate_strength=0.5, temperature=0.01),
@@ -71,6 +74,7 @@ SCHEMES = [
     ProductCredit(schemes=[AtrlCredit(), EntropyCredit()]),
     ProductCredit(schemes=[AnchorOnlyCredit(), EntropyCredit(within="batch")]),
     ProductCredit(schemes=[VppoCredit(), LowConnectivityCredit(), RandomCredit()]),
+    ProductCredit(schemes=[VisualDependencyCredit(), EntropyCredit()]),
     ProductCredit(schemes=[UniformCredit()]),
     ProductCredit(schemes=[HiddenCosineCredit(temperature=0.004), EntropyCredit(ratio=0.05)]),
     ProductCredit(schemes=[KawhiCredit(), EntropyCredit()]),

@@ -500,6 +500,7 @@ def test_the_demo_is_planned_as_it_runs() -> None:
     [
         (("credit=none",), CreditCost()),
         (("credit=vppo",), CreditCost(name="vppo", masked="forward", scores_first=True)),
+        (("credit=visual_dependency",), CreditCost(name="visual_dependency", masked="forward")),
         (("credit=papo",), CreditCost(name="papo", masked="gradient")),
         (
             ("credit.heads=auto", "credit.edges=both"),
