@@ -11,14 +11,13 @@ sees another problem's. The last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from heads import ANCHOR_RATIO, area, sampled, search_by
+from heads import ANCHOR_RATIO, TASKS, area, options, reading_of, sampled, search_by
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -26,9 +25,6 @@ from atrl.credit.base import PictureMask, top_tokens
 from atrl.credit.connectivity import relative_peaks
 from atrl.credit.heads import read_heads
 from atrl.credit.masking import mask_pixels
-from atrl.credit.reading import reading_mask
-from atrl.data.easy_vqa import EasyVqaProblems
-from atrl.data.geometry import GeometryProblems
 from atrl.data.prompts import PromptBuilder
 from atrl.evaluation.grounding import blanked
 from atrl.forward import ForwardPass
@@ -37,7 +33,6 @@ from atrl.models.policy import evaluating, picture_inputs
 from atrl.types import Experience, Prompt
 
 RESPONSES, AT_A_TIME = 128, 16
-TASKS = {"geometry": GeometryProblems, "easy_vqa": EasyVqaProblems}
 Pixels = Sequence[dict[str, Tensor]]
 
 
@@ -48,14 +43,9 @@ def main(checkpoint: str, task: str, tokens: int) -> None:
     drawn = [problems[number] for number in random.Random(0).sample(range(len(problems)), RESPONSES)]
     prompts = builder.build_all(drawn).prompts
     batch, groups = sampled(loaded, prompts, max_response_tokens=tokens)
-    reading = reading_mask(groups, loaded.processor.tokenizer, batch.response_mask)
-    if reading is None or not reading.any():
-        raise ValueError(
-            f"none of {len(prompts)} responses of {checkpoint} reads: is it a checkpoint of --task {task}?"
-        )
-    scores = by_attention(loaded, batch) | by_other_pictures(
-        loaded, batch, other_pictures(loaded, builder, prompts, batch)
-    )
+    reading = reading_of(groups, loaded, batch, checkpoint, task)
+    others = other_pictures(loaded, builder, prompts, batch)
+    scores = by_attention(loaded, batch) | by_other_pictures(loaded, batch, others)
     result = {name: judged(name, score, batch.response_mask, reading) for name, score in scores.items()}
     share = reading.sum().item() / batch.response_mask.sum().item()
     print(json.dumps({"reading_share": share, "tokens_of_a_response": batch.response_mask.sum().item() / batch.size,
@@ -110,11 +100,10 @@ def by_other_pictures(
     found: dict[str, list[Tensor]] = {name: [] for name in ("entropy", *others)}
     with torch.no_grad(), evaluating(loaded.model):
         for number, piece in enumerate(pieces(batch)):
-            own = run.scores(loaded.model, piece)
-            found["entropy"].append(own.entropy)
+            found["entropy"].append(run.scores(loaded.model, piece).entropy)
             for name, pixels in others.items():
                 shown = replace(piece, pixels=list(pixels[number * AT_A_TIME :][: piece.size]))
-                found[name].append(run.scores(loaded.model, shown, against=own.rows).divergence)
+                found[name].append(run.divergence(loaded.model, piece, shown))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -152,14 +141,8 @@ def shuffled(pixels: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", default="tiny", help="'tiny', a folder or a hub name (default tiny)")
-    parser.add_argument(
-        "--task", choices=list(TASKS), default="geometry", help="whose test problems (default geometry)"
-    )
-    parser.add_argument("--tokens", type=int, default=64, help="longest response (default 64)")
-    arguments = parser.parse_args()
+    parser = options(__doc__)
     try:
-        main(arguments.checkpoint, arguments.task, arguments.tokens)
+        main(**vars(parser.parse_args()))
     except ValueError as error:
         parser.error(str(error))

@@ -1,6 +1,6 @@
 """How well heads that are chosen without labels find the tokens that read the picture, on sampled responses.
 
-    python benchmarks/heads.py [CHECKPOINT]
+    python benchmarks/heads.py [CHECKPOINT] [--task geometry|easy_vqa] [--tokens 64]
 
 Heads are scored on 32 responses to training problems, as a run's `credit.heads=auto` does, and judged on 64 responses
 to test problems. The last line is one JSON object: the area under the curve of each head's peaks, and by criterion the
@@ -12,49 +12,48 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.agreement import area_under_curve
-from atrl.credit.base import HeadSearch, top_tokens
-from atrl.credit.calibration import RESPONSES
+from atrl.credit.base import Criterion, HeadSearch, top_tokens
+from atrl.credit.calibration import HeadCalibration
 from atrl.credit.connectivity import relative_peaks
 from atrl.credit.heads import calibrate, choose_heads, read_heads
 from atrl.credit.reading import reading_mask
+from atrl.data.easy_vqa import EasyVqaProblems
 from atrl.data.geometry import GeometryProblems
-from atrl.data.loader import PromptLoader
 from atrl.data.prompts import PromptBuilder
-from atrl.evaluation.grounding import blanked
 from atrl.experience import build_experience
+from atrl.forward import ForwardPass
 from atrl.models.load import LoadedModel, PretrainedModel
 from atrl.rollout.base import Sampling
 from atrl.rollout.settings import RolloutSettings
 from atrl.rollout.transformers import TransformersSampler
-from atrl.types import Experience, Prompt, RolloutGroup
+from atrl.splitting import EvenSplit
+from atrl.types import Experience, Problem, Prompt, RolloutGroup
 
-CRITERIA = ("relative_contrast", "contrast", "sensitivity")
+TASKS = {"geometry": GeometryProblems, "easy_vqa": EasyVqaProblems}
+CRITERIA: tuple[Criterion, ...] = ("dependency", "relative_contrast", "contrast", "sensitivity")
 COUNTS = (1, 2, 4, 6, 8)
 TEST_RESPONSES = 64
 ANCHOR_RATIO = 0.15
 
 
-def main(checkpoint: str) -> None:
+def main(checkpoint: str, task: str, tokens: int) -> None:
     """Score the heads, judge the scores."""
     loaded = PretrainedModel(path=checkpoint).load(None)
-    builder, source = PromptBuilder(processor=loaded.processor), GeometryProblems()
-    prompts = PromptLoader(source.load("train"), builder, batch_size=1, steps=1, seed=0).take(RESPONSES)
-    batch, _ = sampled(loaded, prompts)
-    blank = [
-        builder.build(problem).pixels for problem in blanked((prompt.problem for prompt in prompts), builder.frames)
-    ]
-    searches = {name: search_by(name) for name in CRITERIA}
-    scores = {name: calibrate(loaded.model, batch, search, blank=blank) for name, search in searches.items()}
+    builder, source = PromptBuilder(processor=loaded.processor), TASKS[task]()
+    scores = {name: scored(loaded, builder, source.load("train"), name, tokens) for name in CRITERIA}
 
-    batch, groups = sampled(loaded, builder.build_all(source.load("test")[:TEST_RESPONSES]).prompts)
-    reading = reading_mask(groups, loaded.processor.tokenizer, batch.response_mask)
-    capture = read_heads(loaded.model, batch, searches["contrast"])
+    prompts = builder.build_all(source.load("test")[:TEST_RESPONSES]).prompts
+    batch, groups = sampled(loaded, prompts, max_response_tokens=tokens)
+    reading = reading_of(groups, loaded, batch, checkpoint, task)
+    capture = read_heads(loaded.model, batch, search_by("contrast"))
     peaks, relative = capture.peak.flatten(1, 2), relative_peaks(capture, batch.response_mask)
     areas = torch.tensor([area(peaks[:, head], batch.response_mask, reading) for head in range(peaks.shape[1])])
     areas = areas.double().view(scores["contrast"].shape)
@@ -67,7 +66,41 @@ def main(checkpoint: str) -> None:
     print(json.dumps({"areas": areas.tolist(), "criteria": result}))
 
 
-def search_by(criterion: str) -> HeadSearch:
+def scored(
+    loaded: LoadedModel, builder: PromptBuilder, problems: Sequence[Problem], criterion: Criterion, tokens: int
+) -> Float[Tensor, "layer head"]:
+    """Every head by `criterion`, as at a run's start."""
+    made = HeadCalibration.prepare(search_by(criterion), problems, builder, Path())
+    batch, _ = sampled(loaded, list(made.prompts), max_response_tokens=tokens)
+    other = [prompt.pixels for prompt in made.other] or None
+    run = ForwardPass(temperature=1.0, banned_ids=())
+    return calibrate(loaded.model, batch, search_by(criterion), other=other, run=run, split=EvenSplit(size=16))
+
+
+def reading_of(
+    groups: list[RolloutGroup], loaded: LoadedModel, batch: Experience, checkpoint: str, task: str
+) -> Bool[Tensor, "rollout response"]:
+    """Which tokens truly read.
+
+    Raises:
+        ValueError: if none does, as of a checkpoint that has learned something else.
+    """
+    reading = reading_mask(groups, loaded.processor.tokenizer, batch.response_mask)
+    if reading is None or not reading.any():
+        raise ValueError(f"none of {batch.size} responses of {checkpoint} reads: is it a checkpoint of --task {task}?")
+    return reading
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The command line that `finders.py` has too."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", default="tiny", help="'tiny', a folder or a hub name (default tiny)")
+    parser.add_argument("--task", choices=list(TASKS), default="geometry", help="whose problems (default geometry)")
+    parser.add_argument("--tokens", type=int, default=64, help="longest response (default 64)")
+    return parser
+
+
+def search_by(criterion: Criterion) -> HeadSearch:
     """As the schemes' defaults have it."""
     return HeadSearch(count=1, criterion=criterion, layers=None, row="predicting", sink_factor=4.0)
 
@@ -109,9 +142,8 @@ def rank_correlation(one: Float[Tensor, "head"], other: Float[Tensor, "head"]) -
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", default="tiny", help="'tiny', a folder or a hub name (default tiny)")
+    parser = options(__doc__)
     try:
-        main(parser.parse_args().checkpoint)
+        main(**vars(parser.parse_args()))
     except ValueError as error:
         parser.error(str(error))

@@ -21,8 +21,9 @@ SCHEMES = {
     "random_soft": ["credit=random"],  # as many tokens as token_level's anchors and their weights, drawn at random
     "visual_dependency": ["credit=visual_dependency"],
     "dependency_only": ["credit=visual_dependency", "credit.rest_weight=0"],
+    "two_heads": ["credit=token_level", "credit.heads=auto", "credit.auto_heads=2"],
 }
-FOUND_LATER = ("random_soft", "visual_dependency", "dependency_only")
+FOUND_LATER = ("random_soft", "visual_dependency", "dependency_only", "two_heads")
 """The schemes that not every task has: they were planned once others had run."""
 MIGHT_WIN = ("uniform", "atrl", "token_level", "oracle")
 """The schemes that get the most seeds, and what they are compared with."""
@@ -36,7 +37,7 @@ VARIANTS = {
     "ranked_by_mean": ["credit=atrl", "credit.rank_clusters=mean"],
     "small_clusters": ["credit=atrl", "credit.num_clusters=32"],
     "attention_edges": ["credit=atrl", "credit.edges=attention"],
-    "auto_heads": ["credit=atrl", "credit.heads=auto"],
+    "auto_heads": ["credit=atrl", "credit.heads=auto", "credit.head_criterion=relative_contrast"],
     "vppo": ["credit=vppo"],
     "papo": ["credit=papo"],
     "query_key_cosine": ["credit=query_key_cosine"],
@@ -115,7 +116,7 @@ TASKS = {
         checkpoint=("experiment=wordy_checkpoint", "seed=1"),
         schemes=(  # in order of plans
             *("uniform", "token_level", *PARTS, "entropy", "atrl", "oracle", "hidden_cosine"),
-            *("visual_dependency", "dependency_only"),
+            *("visual_dependency", "dependency_only", "two_heads"),
         ),
         rates=(4e-4,),
         own_rates=dict.fromkeys((*PARTS, "entropy", "dependency_only"), (2e-4, 4e-4)),  # parts may want a lower one

@@ -116,6 +116,12 @@ def check_masks(scheme: CreditScheme | None, model_type: str) -> None:
                 f"credit={factor.name} blacks out patches, and pictures of a model of type {model_type} are cut into "
                 "none: use a Qwen-VL model, or another scheme"
             )
+        search = factor.head_search
+        if search is not None and search.criterion == "dependency" and model_type in WITHOUT_PATCHES:
+            raise ValueError(
+                "credit.head_criterion=dependency blacks out patches, and pictures of a model of type "
+                f"{model_type} are cut into none: use a Qwen-VL model, or credit.head_criterion=relative_contrast"
+            )
 
 
 def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:

@@ -53,9 +53,9 @@ def test_auto_is_the_run_with_the_heads_that_it_finds(train, drawn, caplog) -> N
         ((layer, head) for layer in range(3) for head in range(4)),
         key=lambda pair: -found["scores"][pair[0]][pair[1]],
     )
-    assert (found["criterion"], found["cached"]) == ("relative_contrast", False)
+    assert (found["criterion"], found["cached"]) == ("dependency", False)
     assert found["chosen"] == [list(pair) for pair in ranked[:3]]
-    assert f"3 of 12 heads by relative_contrast from 32 responses: {found['chosen']}" in caplog.text
+    assert f"3 of 12 heads by dependency from 32 responses: {found['chosen']}" in caplog.text
     assert auto.trained.credit.scheme == replace(auto.parts.credit, heads=tuple(ranked[:3]))
     assert drawn.count("heads") == 1
     named = train(
@@ -104,11 +104,14 @@ def test_a_corrupt_cache_is_measured_again_and_mended(train, cache, drawn, caplo
 
 
 def test_every_scheme_and_criterion_goes_through(train, cache) -> None:
-    """Sensitivity reads blanked pictures; a product resolves the schemes in it."""
+    """Sensitivity reads blanked pictures, dependency masked ones; a product resolves the schemes in it."""
     options = ("rollout=transformers", "trainer.evaluate_samples=0", "trainer.max_steps=1")
-    for scheme in ("token_level", "anchor_only", "low_connectivity"):
-        run = train(*options, f"credit={scheme}", "credit.heads=auto", "credit.head_criterion=sensitivity", name=scheme)
-        assert choice(run)["criterion"] == "sensitivity" and len(run.trained.credit.scheme.heads) == 8
+    criteria = {"token_level": "sensitivity", "anchor_only": "relative_contrast", "low_connectivity": "contrast"}
+    for scheme, criterion in criteria.items():
+        run = train(
+            *options, f"credit={scheme}", "credit.heads=auto", f"credit.head_criterion={criterion}", name=scheme
+        )
+        assert choice(run)["criterion"] == criterion and len(run.trained.credit.scheme.heads) == 8
     product = train(*options, "credit=entropy_atrl", "+credit.schemes.0.heads=auto", name="product")
     assert [list(pair) for pair in product.trained.credit.scheme.schemes[0].heads] == choice(product)["chosen"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import rollout_batch
@@ -11,11 +13,12 @@ from atrl.credit.atrl import AtrlCredit
 from atrl.credit.attention import AttentionCapture, AttentionRequest
 from atrl.credit.base import HeadSearch
 from atrl.credit.entropy import EntropyCredit
-from atrl.credit.heads import calibrate, choose_heads, head_scores
+from atrl.credit.heads import calibrate, choose_heads, head_scores, read_heads
 from atrl.credit.low_connectivity import LowConnectivityCredit
 from atrl.credit.probe import AttentionProbe
 from atrl.credit.product import ProductCredit
 from atrl.credit.token_level import TokenLevelCredit
+from atrl.forward import ForwardPass
 from atrl.models.policy import response_logits
 from atrl.splitting import EvenSplit, TokenBudgetSplit
 
@@ -62,13 +65,42 @@ def test_sensitivity_by_hand():
     """Mean change of the first: 0.1, 0.4, 0 and 0.4; nothing else changes, and padding does not count."""
     peak = PEAKS.peak.clone()
     peak[0] = torch.tensor([[[0.2, 0.2, 0.0], [0.0, 0.8, 0.0]], [[0.0, 0.0, 0.0], [0.2, 0.6, 0.0]]])
-    scores = head_scores(PEAKS, MASK, "sensitivity", capture_of(peak.tolist()))
+    scores = head_scores(PEAKS, MASK, "sensitivity", blank=capture_of(peak.tolist()))
     assert scores.flatten().tolist() == pytest.approx([0.04, 0.16, 0.0, 0.16], abs=1e-6)
 
 
 def test_sensitivity_needs_the_blanked_pictures():
     with pytest.raises(ValueError, match=r"^head_criterion=sensitivity compares with blanked pictures, got none"):
         head_scores(PEAKS, MASK, "sensitivity")
+
+
+DEPENDENCY = torch.tensor([[3.0, 1.0, 9.0], [0.0, 5e-7, 2.0]])
+"""Of the first response three quarters are at its first token; of the second all are at its last."""
+
+
+def test_dependency_by_hand():
+    """Relative peaks of the first are 0.5 and 1.5, 1 and 1, blind, 0.75 and 1.25; those of the second's last token 2,
+    1.5, 3 and 1. What is below a millionth of a nat is rounding."""
+    first, second = [0.75, 1.0, 0.0, 0.875], [2.0, 1.5, 3.0, 1.0]
+    expected = [0.4 * one + 0.6 * other for one, other in zip(first, second, strict=True)]
+    scores = head_scores(PEAKS, MASK, "dependency", dependency=DEPENDENCY)
+    assert scores.dtype == torch.float64 and scores.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_response_that_no_masked_picture_changes_has_no_say():
+    """It is not that its heads are blind: the other's scores are all there are."""
+    changed = DEPENDENCY * torch.tensor([[1e-9], [1.0]])
+    scores = head_scores(PEAKS, MASK, "dependency", dependency=changed)
+    assert scores.flatten().tolist() == pytest.approx([2.0, 1.5, 3.0, 1.0], abs=1e-6)
+    with pytest.raises(
+        ValueError, match=r"^credit\.head_criterion=dependency goes by what masked pictures change, and"
+    ):
+        head_scores(PEAKS, MASK, "dependency", dependency=1e-9 * DEPENDENCY)
+
+
+def test_dependency_needs_the_masked_pictures():
+    with pytest.raises(ValueError, match=r"^head_criterion=dependency compares with masked pictures, got none"):
+        head_scores(PEAKS, MASK, "dependency")
 
 
 def test_a_response_of_one_token_or_none_has_no_say():
@@ -82,7 +114,7 @@ def test_a_response_of_one_token_or_none_has_no_say():
 def test_a_response_without_tokens_is_not_sensitive():
     """The other's peaks all change by half: their means are 0.2, 0.2, 0.1 and 0.5."""
     halved = capture_of((PEAKS.peak / 2).tolist())
-    scores = head_scores(PEAKS, torch.tensor([[False] * 3, [True] * 3]), "sensitivity", halved)
+    scores = head_scores(PEAKS, torch.tensor([[False] * 3, [True] * 3]), "sensitivity", blank=halved)
     assert scores.flatten().tolist() == pytest.approx([0.1, 0.1, 0.05, 0.25], abs=1e-6)
 
 
@@ -107,7 +139,7 @@ def test_blind_heads_are_no_choice():
         choose_heads(torch.tensor([[float("nan"), 1.0]]), 1)
 
 
-def search_by(criterion: str = "relative_contrast", **options) -> HeadSearch:
+def search_by(criterion: str = "dependency", **options) -> HeadSearch:
     return TokenLevelCredit(heads="auto", head_criterion=criterion, **options).head_search
 
 
@@ -141,15 +173,32 @@ def test_calibrating_reads_what_a_probe_reads(policy, prompts, split):
 def test_sensitivity_of_a_model_is_zero_exactly_where_nothing_is_blanked(policy, prompts):
     batch = rollout_batch([(prompts["wide"], 5), (prompts["square"], 4)])
     blank = [{**entry, "pixel_values": torch.zeros_like(entry["pixel_values"])} for entry in batch.pixels]
-    assert (calibrate(policy, batch, search_by("sensitivity"), blank=batch.pixels) == 0).all()
-    assert (calibrate(policy, batch, search_by("sensitivity"), blank=blank) > 0).all()
+    assert (calibrate(policy, batch, search_by("sensitivity"), other=batch.pixels) == 0).all()
+    assert (calibrate(policy, batch, search_by("sensitivity"), other=blank) > 0).all()
+
+
+@pytest.mark.parametrize("split", [EvenSplit(size=1), TokenBudgetSplit(max_tokens=60)], ids=str)
+def test_dependency_of_a_model_is_that_of_its_whole_batch(policy, prompts, split):
+    """Whatever shares a pass, in whatever order: as from the divergences of all responses at once."""
+    batch = rollout_batch([(prompts["wide"], 5), (prompts["two"], 9), (prompts["square"], 4)])
+    masked = [{**entry, "pixel_values": torch.zeros_like(entry["pixel_values"])} for entry in batch.pixels]
+    run, search = ForwardPass(temperature=0.7, banned_ids=(3,)), search_by("dependency")
+    divergence = run.divergence(policy, batch, replace(batch, pixels=masked))
+    assert (divergence[batch.response_mask] > 1e-6).all() and not divergence.requires_grad
+    capture = read_heads(policy, batch, search)
+    expected = head_scores(capture, batch.response_mask, "dependency", dependency=divergence)
+    scores = calibrate(policy, batch, search, other=masked, run=run, split=split)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-6)
+    assert scores.std() > 1e-4
+    with pytest.raises(ValueError, match="they change no response"):
+        calibrate(policy, batch, search, other=batch.pixels, run=run, split=split)
 
 
 def test_layers_of_unequal_heads_are_refused(policy, prompts):
     batch = rollout_batch([(prompts["square"], 4)])
     policy.config.get_text_config().num_hidden_layers = 4  # as if one layer had no attention to read
     with pytest.raises(ValueError, match=r"^credit\.heads=auto needs 4 attention heads in each of .* 4 layers, got 12"):
-        calibrate(policy, batch, search_by())
+        calibrate(policy, batch, search_by("contrast"))
 
 
 @pytest.mark.parametrize("scheme", DENSITY)

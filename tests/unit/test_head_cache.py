@@ -102,7 +102,7 @@ def test_every_side_of_a_tensor_counts(policy, prompts):
 def test_blanked_pictures_count_where_they_are_looked_at(policy, prompts):
     square, wide = prompts["square"], prompts["wide"]
     others = [(), (wide,), (replace(wide, pixels={name: tensor * 2 for name, tensor in wide.pixels.items()}),)]
-    assert len({cache_key(policy, SEARCH, [square], SAMPLING, blank=blank) for blank in others}) == 3
+    assert len({cache_key(policy, SEARCH, [square], SAMPLING, other=blank) for blank in others}) == 3
 
 
 def test_another_precision_has_another_key(policy, prompts):

@@ -16,14 +16,15 @@ from atrl import parallel
 from atrl.callbacks.anchor_credit import AnchorCreditCallback
 from atrl.credit.atrl import AtrlCredit
 from atrl.credit.base import HeadSearch
-from atrl.credit.calibration import HeadCalibration
+from atrl.credit.calibration import HeadCalibration, masked_prompts
 from atrl.credit.head_cache import cache_folder, cache_key, store_scores
+from atrl.forward import ForwardPass
 from atrl.rollout.base import Sampling
 from atrl.rollout.bound import BoundRollouts
 from atrl.types import Rollout, RolloutGroup
 from tests.unit.ranks import run_ranks
 
-SEARCH = HeadSearch(count=2, criterion="relative_contrast", layers=None, row="predicting", sink_factor=4.0)
+SEARCH = HeadSearch(count=2, criterion="dependency", layers=None, row="predicting", sink_factor=4.0)
 
 
 class Sampler:
@@ -52,6 +53,7 @@ def module_of(policy, sampler) -> SimpleNamespace:
         pad_id=0,
         device=torch.device("cpu"),
         optimizer_settings=SimpleNamespace(micro_batch_size=2, micro_batch_tokens=None),
+        forward_pass=ForwardPass(temperature=1.0, banned_ids=()),
     )
 
 
@@ -62,7 +64,8 @@ def calibration(checkpoint: Path, folder: Path, kind: type[HeadCalibration] = He
     from atrl.data.prompts import PromptBuilder
 
     builder = PromptBuilder(processor=AutoProcessor.from_pretrained(checkpoint))
-    return kind([builder.build(problem) for problem in GeometryProblems(train_size=5).load("train")], [], folder)
+    prompts = [builder.build(problem) for problem in GeometryProblems(train_size=5).load("train")]
+    return kind(prompts, masked_prompts(prompts, builder), folder)
 
 
 def load(checkpoint: Path):
@@ -102,7 +105,7 @@ def test_a_divided_policy_stays_divided_and_reads_like_a_whole_one(checkpoint, t
     first, second = run_ranks(divided_choice, checkpoint, tmp_path)
     assert first["heads"] == second["heads"] == [heads, heads]
     assert (len(first["asked"]), len(second["asked"])) == (2, 3) and first["asked"] + second["asked"] == sampler.asked
-    assert first["whole"] == second["whole"] == [False] * 3  # batches; the second time none
+    assert first["whole"] == second["whole"] == [False] * 9  # three passes a batch; the second time none
     found, expected = (json.loads((folder / "heads.json").read_text()) for folder in (tmp_path / "0", tmp_path))
     assert (found["cached"], expected["cached"]) == (True, False)
     torch.testing.assert_close(torch.tensor(found["scores"]), torch.tensor(expected["scores"]), atol=1e-6, rtol=0)
@@ -140,7 +143,7 @@ def test_cached_scores_are_those_of_the_same_blanked_pictures(policy, prompts, t
     search = HeadSearch(count=2, criterion="sensitivity", layers=None, row="predicting", sink_factor=4.0)
     sampling = Sampling(group_size=1)
     shown, blank = [prompts["square"]], [prompts["wide"]]
-    key = cache_key(policy, search, shown, sampling, blank=blank)
+    key = cache_key(policy, search, shown, sampling, other=blank)
     scores = [[0.1, 0.2, 0.3, 0.4], [0.9, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.8]]
     store_scores(cache_folder() / f"{key}.json", {"scores": scores})
     module = module_of(policy, Sampler(fails=0))

@@ -45,7 +45,7 @@ class PictureMask:
     seed: int = 0
 
 
-Criterion = Literal["relative_contrast", "contrast", "sensitivity"]
+Criterion = Literal["dependency", "relative_contrast", "contrast", "sensitivity"]
 Heads = tuple[tuple[int, int], ...]
 """(layer, head) pairs."""
 

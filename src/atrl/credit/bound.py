@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl import parallel
-from atrl.credit.masking import mask_pixels
+from atrl.credit.masking import PictureScale, mask_pixels, mask_scale
 from atrl.credit.paragraphs import paragraph_numbers
 from atrl.credit.promises import checked
 from atrl.credit.reading import reading_mask
@@ -30,36 +30,16 @@ Begun = Callable[[], list[CreditOutput]]
 """Gives what each part of a scheme that needs no other piece of the batch assigns to this one, when it is called."""
 
 
-@dataclass(frozen=True, slots=True)
-class PictureScale:
-    """How the processor scales a picture's channels: (value - mean) / std."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 def picture_scale(scheme: CreditScheme, processor: ProcessorMixin) -> PictureScale:
     """How `processor` scales what `scheme` may mask.
 
     Raises:
-        ValueError: if the scheme masks patches and the processor makes none, or scales pictures and videos differently.
+        ValueError: as `mask_scale`, if the scheme masks patches.
     """
+    if scheme.picture_mask is not None:
+        return mask_scale(processor, f"credit={scheme.name}", "another scheme")
     pictures = processor.image_processor
-    scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
-    if scheme.picture_mask is None:
-        return scale
-    if not hasattr(pictures, "merge_size"):
-        raise ValueError(
-            f"credit={scheme.name} blacks out patches, and this model's {type(pictures).__name__} cuts pictures "
-            "into none: use a Qwen-VL model, or another scheme"
-        )
-    videos = getattr(processor, "video_processor", None)
-    if videos is not None and (other := PictureScale(tuple(videos.image_mean), tuple(videos.image_std))) != scale:
-        raise ValueError(
-            f"credit={scheme.name} masks pictures and videos with the same black, and this model's processors "
-            f"scale them differently ({scale} and {other}): choose a scheme that masks nothing"
-        )
-    return scale
+    return PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
 
 
 @dataclass(frozen=True, slots=True)

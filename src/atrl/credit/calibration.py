@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from atrl import parallel
-from atrl.credit.base import Heads, HeadSearch
+from atrl.credit.base import Heads, HeadSearch, PictureMask
 from atrl.credit.head_cache import cache_folder, cache_key, load_scores, store_scores
 from atrl.credit.heads import calibrate, choose_heads
+from atrl.credit.masking import mask_pixels, mask_scale
 from atrl.data.loader import PromptLoader
 from atrl.evaluation.grounding import blanked
 from atrl.experience import build_experience
@@ -36,6 +37,8 @@ Item = TypeVar("Item")
 RESPONSES = 32
 SEED = "heads"
 """Of the calibration responses; no step of a run has it, and a cached choice serves runs of every seed."""
+MASK = PictureMask(ratio=0.5)
+"""What `dependency` compares with: VPPO's half of the patches (Huang et al., arXiv 2510.09285)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,12 +47,12 @@ class HeadCalibration:
 
     Args:
         prompts: of the training split; one response is drawn to each.
-        blank: the same with blanked pictures, for `sensitivity`; empty otherwise.
+        other: the same with the pictures that the criterion compares with; empty where it compares with none.
         folder: of the run.
     """
 
     prompts: Sequence[Prompt]
-    blank: Sequence[Prompt]
+    other: Sequence[Prompt]
     folder: Path
 
     @classmethod
@@ -59,13 +62,16 @@ class HeadCalibration:
         """`RESPONSES` problems in an order of their own, the same for every run on these data.
 
         Raises:
-            ValueError: as `PromptLoader.take`, where hardly any prompt fits.
+            ValueError: as `PromptLoader.take`, where hardly any prompt fits; as `mask_scale`, for `dependency`.
         """
         prompts = PromptLoader(problems, builder, batch_size=RESPONSES, steps=1, seed=0).take(RESPONSES)
-        blank = []
+        other: list[Prompt] = []
         if search.criterion == "sensitivity":
             blank = blanked((prompt.problem for prompt in prompts), builder.frames)
-        return cls(prompts, [builder.build(problem) for problem in blank], folder)
+            other = [builder.build(problem) for problem in blank]
+        elif search.criterion == "dependency":
+            other = masked_prompts(prompts, builder)
+        return cls(prompts, other, folder)
 
     def choose(self, search: HeadSearch, module: PolicyModule) -> Heads:
         """The heads that the policy of `module` is to be read by, the same on every rank: all must ask.
@@ -80,7 +86,7 @@ class HeadCalibration:
         assert isinstance(rollouts, BoundRollouts), "no sampler is bound: add the rollout callback to the trainer"
         sampling, first = replace(rollouts.sampling, group_size=1), parallel.rank() == 0
         text = module.policy.config.get_text_config()
-        key = cache_key(module.policy, search, self.prompts, sampling, blank=self.blank)
+        key = cache_key(module.policy, search, self.prompts, sampling, other=self.other)
         path = cache_folder() / f"{key}.json"
         shape = (text.num_hidden_layers, text.num_attention_heads)
         scores = _of_first(load_scores(path, shape) if first else None)
@@ -111,11 +117,11 @@ class HeadCalibration:
     ) -> Float[Tensor, "layer head"]:
         groups = self._sampled(sampler, sampling)
         batch = build_experience(groups, pad_id=module.pad_id, device=module.device, seed=SEED)
-        blank = [{name: tensor.to(module.device) for name, tensor in prompt.pixels.items()} for prompt in self.blank]
+        other = [{name: tensor.to(module.device) for name, tensor in prompt.pixels.items()} for prompt in self.other]
         settings = module.optimizer_settings
         budget = settings.micro_batch_tokens  # not the run's own split, which may wait for the other ranks
         split = EvenSplit(size=settings.micro_batch_size) if budget is None else TokenBudgetSplit(max_tokens=budget)
-        return calibrate(module.policy, batch, search, blank=blank or None, split=split)
+        return calibrate(module.policy, batch, search, other=other or None, run=module.forward_pass, split=split)
 
     def _sampled(self, sampler: ResponseSource, sampling: Sampling) -> list[RolloutGroup]:
         """A response to each prompt. Pictures are not sent around: every rank has all prompts.
@@ -135,6 +141,14 @@ class HeadCalibration:
                 raise part
             drawn += part
         return with_prompts(drawn, self.prompts)
+
+
+def masked_prompts(prompts: Sequence[Prompt], builder: PromptBuilder) -> list[Prompt]:
+    """`prompts` with the patches of `MASK` black."""
+    scale = mask_scale(builder.processor, "credit.head_criterion=dependency", "credit.head_criterion=relative_contrast")
+    keys = [f"{SEED}/{prompt.key}/0" for prompt in prompts]
+    pixels = mask_pixels([prompt.pixels for prompt in prompts], keys, MASK, mean=scale.mean, std=scale.std)
+    return [replace(prompt, pixels=masked) for prompt, masked in zip(prompts, pixels, strict=True)]
 
 
 def _of_first(found: Item) -> Item:

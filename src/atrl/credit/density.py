@@ -37,7 +37,7 @@ class DensityCredit(CreditScheme):
     layers: tuple[int, ...] | None = None
     heads: tuple[tuple[int, int], ...] | Literal["auto"] | None = None
     auto_heads: int = 8
-    head_criterion: Criterion = "relative_contrast"
+    head_criterion: Criterion = "dependency"
     row: Row = "predicting"
     reduction: Reduction = "relative"
     top_heads: int = 4

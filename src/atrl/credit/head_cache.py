@@ -46,7 +46,7 @@ def cache_key(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
-    blank: Sequence[Prompt] = (),
+    other: Sequence[Prompt] = (),
 ) -> str:
     """sha256 over all that the scores depend on, in hexadecimal; two models or measurements never share one.
 
@@ -54,7 +54,7 @@ def cache_key(
       and of every parameter the name, shape, type and `VALUES_PER_PARAMETER` values at even distances. Training moves
       nearly every value, so a few of each tell weights apart without reading gigabytes.
     - The data: question tokens and pixels of the calibration prompts, and the tensors that the processor made of them,
-      which its settings and a video's frame rate change; those of the `blank` ones too, where the criterion compares
+      which its settings and a video's frame rate change; those of the `other` ones too, where the criterion compares
       with them. A data set's name would not do: files that are read by the same class share it.
     - The criterion, which row and sinks, how responses are sampled, and the precision that autocast computes in.
 
@@ -76,7 +76,7 @@ def cache_key(
         shown = [*prompt.images, *(image for frames in prompt.videos for image in frames.images)]
         for image in shown:
             digest.update(f"{image.size}".encode() + image.tobytes())
-    for prompt in (*prompts, *blank):
+    for prompt in (*prompts, *other):
         _add_pixels(digest, prompt)
     return digest.hexdigest()
 

@@ -1,10 +1,10 @@
 """Which attention heads read the picture, found without labels: a score for every head, and the best of them.
 
-On the tiny model the peaks of its 12 heads tell the tokens that read the picture from the others with areas under the
-curve between 0.48 and 0.95. The rank correlation of a head's score with its area is 0.66 by relative contrast and 0.07
-by contrast and sensitivity: heads that look at the picture much are not those that read it. The density of the best
-six heads by relative contrast has an area of 0.986 where that of all has 0.981; of the best two or four it has 0.92 and
-0.95, since single heads read single things. `python benchmarks/heads.py tiny`; larger models were not measured.
+A head that looks at the picture much, or that changes with it, is not one that reads it. What tells readers is whether
+a head looks where the picture matters, and where it does a masked picture shows: on three small models of 12 heads the
+rank correlation of a head's score with the area under the curve of its peaks, against the tokens that truly read, is
+0.92, 0.71 and 0.93 by dependency, 0.66, 0.43 and 0.33 by relative contrast and no more than 0.40 by the others
+(`python benchmarks/heads.py`, docs/benchmarks.md). Larger models were not measured.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from atrl.credit.attention import AttentionCapture, AttentionRequest
 from atrl.credit.base import Criterion, Heads, HeadSearch
 from atrl.credit.connectivity import head_contrast, relative_peaks
 from atrl.credit.probe import AttentionProbe
+from atrl.credit.visual_dependency import ROUNDING, above_rounding
 from atrl.models.head import run_layers
 from atrl.models.policy import evaluating
 from atrl.splitting import EvenSplit, Split
@@ -29,6 +30,7 @@ from atrl.types import Experience
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from atrl.forward import ForwardPass
 
 WHOLE = EvenSplit(size=64)
 """As many as are calibrated on, and more, in one pass."""
@@ -38,6 +40,8 @@ def head_scores(
     capture: AttentionCapture,
     response_mask: Bool[Tensor, "rollout response"],
     criterion: Criterion,
+    *,
+    dependency: Float[Tensor, "rollout response"] | None = None,
     blank: AttentionCapture | None = None,
 ) -> Float[Tensor, "layer head"]:
     """How much each head reads the picture, in float64: the mean over rollouts, each weighted by its tokens T.
@@ -45,6 +49,9 @@ def head_scores(
     With p[t] the head's largest mass on one image token in the row of token t (`AttentionCapture.peak`), std and mean
     over the T trained tokens of a response:
 
+    - ``dependency``: ``Σ s p / (mean p · Σ s)``, s[t] the KL by which a masked picture changes token t: how much more
+      than on average the head looks where the picture matters. 1 is indifference, 0 a head that is blind there.
+      Responses that the masked picture doesn't change have no say.
     - ``relative_contrast``: ``std p / mean p``; 0 for a head that is blind in the response. A head that looks only
       where the text calls for it scores high, however little it looks.
     - ``contrast``: ``std p``. Heads that look much score high.
@@ -57,35 +64,54 @@ def head_scores(
     Args:
         capture: all heads of all layers.
         response_mask: the tokens that count.
-        criterion: one of the three.
+        criterion: one of the four.
+        dependency: in nats; only the criterion of that name looks at it.
         blank: the same responses with blanked pictures; only `sensitivity` looks at it.
 
     Raises:
-        ValueError: if `sensitivity` is asked for without `blank`.
+        ValueError: if what the criterion compares with isn't given, or no response depends on its picture.
     """
-    scores = _per_rollout(capture, response_mask, criterion, blank)
-    return _weighted_mean(scores, response_mask.sum(dim=1)).unflatten(0, capture.peak.shape[1:3])
+    return _mean(*_per_rollout(capture, response_mask, criterion, dependency, blank)).unflatten(
+        0, capture.peak.shape[1:3]
+    )
 
 
-def _weighted_mean(scores: Float[Tensor, "rollout head"], tokens: Int[Tensor, "rollout"]) -> Float[Tensor, "head"]:
-    return (scores.double() * tokens.double()[:, None]).sum(dim=0) / tokens.sum().clamp_min(1)
+def _mean(scores: Float[Tensor, "rollout head"], say: Int[Tensor, "rollout"]) -> Float[Tensor, "head"]:
+    """Weighted by what each rollout has to say."""
+    if not say.any():
+        raise ValueError(
+            "credit.head_criterion=dependency goes by what masked pictures change, and they change no response: does "
+            "the model read pictures yet? credit.head_criterion=relative_contrast goes by attention alone"
+        )
+    return (scores.double() * say.double()[:, None]).sum(dim=0) / say.sum()
 
 
 def _per_rollout(
     capture: AttentionCapture,
     response_mask: Bool[Tensor, "rollout response"],
     criterion: Criterion,
+    dependency: Float[Tensor, "rollout response"] | None,
     blank: AttentionCapture | None,
-) -> Float[Tensor, "rollout head"]:
+) -> tuple[Float[Tensor, "rollout head"], Int[Tensor, "rollout"]]:
+    """Scores of the heads in each rollout, and the tokens that these stand for."""
+    tokens = response_mask.sum(dim=1)
+    if criterion == "dependency":
+        if dependency is None:
+            raise ValueError("head_criterion=dependency compares with masked pictures, got none: pass `dependency`")
+        changed = above_rounding(dependency, response_mask).double()
+        whole = changed.sum(dim=1, keepdim=True)
+        share = changed / whole.clamp_min(ROUNDING)  # a response that is changed has more than that
+        scores = torch.einsum("bht,bt->bh", relative_peaks(capture, response_mask).double(), share)
+        return scores, tokens * (whole[:, 0] > 0)
     peak = capture.peak.flatten(1, 2)
     if criterion == "relative_contrast":
-        return head_contrast(relative_peaks(capture, response_mask), response_mask)
+        return head_contrast(relative_peaks(capture, response_mask), response_mask), tokens
     if criterion == "contrast":
-        return head_contrast(peak, response_mask)
+        return head_contrast(peak, response_mask), tokens
     if blank is None:
         raise ValueError("head_criterion=sensitivity compares with blanked pictures, got none: pass `blank`")
     change = torch.where(response_mask[:, None], (peak - blank.peak.flatten(1, 2)).abs(), 0.0)
-    return change.sum(dim=2) / response_mask.sum(dim=1).clamp_min(1)[:, None]
+    return change.sum(dim=2) / tokens.clamp_min(1)[:, None], tokens
 
 
 def choose_heads(scores: Float[Tensor, "layer head"], count: int, *, layers: Sequence[int] | None = None) -> Heads:
@@ -113,33 +139,36 @@ def calibrate(
     batch: Experience,
     search: HeadSearch,
     *,
-    blank: Sequence[dict[str, Tensor]] | None = None,
+    other: Sequence[dict[str, Tensor]] | None = None,
+    run: ForwardPass | None = None,
     split: Split = WHOLE,
 ) -> Float[Tensor, "layer head"]:
     """Scores of all heads of `model` on the responses of `batch`, on the CPU; the model is left as it was.
 
     A scheme of `heads="auto"` is made ready by::
 
-        scores = calibrate(model, batch, scheme.head_search)
+        scores = calibrate(model, batch, scheme.head_search, other=masked, run=ForwardPass(temperature=1.0, …))
         scheme = scheme.with_heads(choose_heads(scores, scheme.auto_heads, layers=scheme.layers))
 
     Args:
         model: the policy.
         batch: its own responses, on its device: what is read depends on what is written.
         search: by which criterion, and how attention is read.
-        blank: for `sensitivity`, the processor's tensors of each rollout's blanked pictures, of the same sizes.
+        other: for `dependency` the processor's tensors of each rollout's masked pictures, for `sensitivity` of its
+            blanked ones, of the same sizes.
+        run: for `dependency`, how the policy is run.
         split: which rollouts share a forward pass.
 
     Raises:
-        ValueError: if the layers of the model don't all have attention with the same number of heads.
+        ValueError: as `head_scores`; if the layers of the model don't all have attention with the same number of heads.
     """
     text = model.config.get_text_config()
     shape = (text.num_hidden_layers, text.num_attention_heads)
     order = split.order(batch)
-    batch, without = batch.rows(order), None
-    if search.criterion == "sensitivity" and blank is not None:
-        without = replace(batch, pixels=[blank[row] for row in order.tolist()])
-    scores = []
+    without = None if other is None else replace(batch, pixels=list(other)).rows(order)
+    batch = batch.rows(order)
+    scores: list[Tensor] = []
+    says: list[Tensor] = []
     for rows in split.slices(batch):
         piece = split.piece(batch, rows)
         capture = read_heads(model, piece, search)
@@ -148,9 +177,16 @@ def calibrate(
                 f"credit.heads=auto needs {shape[1]} attention heads in each of the model's {shape[0]} layers, got "
                 f"{capture.peak.shape[1:3].numel()} heads in all: name the heads, as credit.heads=[[layer, head], …]"
             )
-        other = None if without is None else read_heads(model, split.piece(without, rows), search)
-        scores.append(_per_rollout(capture, piece.response_mask, search.criterion, other))
-    return _weighted_mean(torch.cat(scores), batch.response_mask.sum(dim=1)).unflatten(0, shape).cpu()
+        dependency = blank = None
+        if without is not None and search.criterion == "sensitivity":
+            blank = read_heads(model, split.piece(without, rows), search)
+        elif without is not None and run is not None and search.criterion == "dependency":
+            with evaluating(model):
+                dependency = run.divergence(model, piece, split.piece(without, rows))
+        found, say = _per_rollout(capture, piece.response_mask, search.criterion, dependency, blank)
+        scores.append(found)
+        says.append(say)
+    return _mean(torch.cat(scores), torch.cat(says)).unflatten(0, shape).cpu()
 
 
 def read_heads(model: PreTrainedModel, batch: Experience, search: HeadSearch) -> AttentionCapture:

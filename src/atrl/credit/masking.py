@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from atrl.credit.base import PictureMask, seed_of
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+@dataclass(frozen=True, slots=True)
+class PictureScale:
+    """How the processor scales a picture's channels: (value - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def mask_scale(processor: ProcessorMixin, asked: str, instead: str) -> PictureScale:
+    """How `processor` scales the patches that are to be blacked out.
+
+    Args:
+        processor: of the policy.
+        asked: the setting that asks for it, for messages.
+        instead: what may be set in its place.
+
+    Raises:
+        ValueError: if the processor makes no patches, or scales pictures and videos differently.
+    """
+    pictures = processor.image_processor
+    scale = PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
+    if not hasattr(pictures, "merge_size"):
+        raise ValueError(
+            f"{asked} blacks out patches, and this model's {type(pictures).__name__} cuts pictures into none: use a "
+            f"Qwen-VL model, or {instead}"
+        )
+    videos = getattr(processor, "video_processor", None)
+    if videos is not None and (other := PictureScale(tuple(videos.image_mean), tuple(videos.image_std))) != scale:
+        raise ValueError(
+            f"{asked} masks pictures and videos with the same black, and this model's processors scale them "
+            f"differently ({scale} and {other}): choose {instead}, which masks nothing"
+        )
+    return scale
 
 
 def black_patch(mean: Sequence[float], std: Sequence[float], width: int) -> Float[Tensor, "width"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.base import CreditScheme, PictureMask, normalise, top_tokens
@@ -72,5 +72,11 @@ def visual_dependency(batch: Experience, evidence: Evidence, scheme: str) -> Flo
         AssertionError: if the masked picture was not looked at; `scheme` is who needs it.
     """
     assert evidence.masked is not None, f"credit scheme {scheme} needs the policy's view of the masked picture"
-    divergence = evidence.masked.divergence.float()
-    return torch.where(batch.response_mask & (divergence > ROUNDING), divergence, 0.0)
+    return above_rounding(evidence.masked.divergence.float(), batch.response_mask)
+
+
+def above_rounding(
+    divergence: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
+) -> Float[Tensor, "rollout response"]:
+    """`divergence` where it is a dependency; 0 on padding and where it is no more than `ROUNDING`."""
+    return torch.where(mask & (divergence > ROUNDING), divergence, 0.0)
