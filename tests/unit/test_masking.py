@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from atrl.credit.base import PictureMask
-from atrl.credit.masking import black_patch, mask_pixels
+from atrl.credit.masking import PictureScale, black_patch, mask_pixels, mask_scale
 
 SCALE = {"mean": (0.5, 0.25, 0.0), "std": (0.5, 0.5, 2.0)}
 
@@ -104,3 +106,30 @@ def test_videos_of_a_group_share_a_mask_and_other_visits_have_others():
 
     assert torch.equal(masked("0/3/p/0/0"), masked("0/3/p/0/7"))
     assert not torch.equal(masked("0/3/p/0/0"), masked("0/4/p/0/0"))
+
+
+def processor(**pictures: object) -> SimpleNamespace:
+    """With what it scales pictures and, if asked, videos by."""
+    videos = pictures.pop("videos", None)
+    return SimpleNamespace(
+        image_processor=SimpleNamespace(image_mean=[0.5], image_std=[0.25], **pictures),
+        video_processor=videos and SimpleNamespace(image_mean=videos, image_std=[0.25]),
+    )
+
+
+def test_who_asks_for_black_patches_is_told_where_there_are_none():
+    asked = ("credit.head_criterion=dependency", "credit.head_criterion=contrast")
+    scale = PictureScale((0.5,), (0.25,))
+    assert (
+        mask_scale(processor(merge_size=2), *asked)
+        == mask_scale(processor(merge_size=2, videos=[0.5]), *asked)
+        == scale
+    )
+    with pytest.raises(
+        ValueError, match=r"^credit\.head_criterion=dependency blacks out patches, and this model's Simple"
+    ):
+        mask_scale(processor(), *asked)
+    with pytest.raises(
+        ValueError, match=r"^credit\.head_criterion=dependency masks .* choose credit\.head_criterion=contr"
+    ):
+        mask_scale(processor(merge_size=2, videos=[0.4]), *asked)

@@ -289,6 +289,19 @@ def test_patches_that_are_not_there_cannot_be_blacked_out(model):
     assert refusal(check_masks, AtrlCredit(), model) is None and refusal(check_masks, None, model) is None
 
 
+@pytest.mark.parametrize("model", ["llava", "gemma3", "internvl"])
+def test_heads_are_found_by_attention_alone_where_there_are_no_patches(model):
+    by_patches, by_attention = (AtrlCredit(heads="auto", head_criterion=name) for name in ("dependency", "contrast"))
+    found = refusal(check_masks, by_patches, model)
+    assert found.startswith(
+        f"credit.head_criterion=dependency blacks out patches, and pictures of a model of type {model}"
+    )
+    assert found.endswith("or credit.head_criterion=relative_contrast")
+    assert refusal(check_masks, product(EntropyCredit(), by_patches), model) == found
+    assert refusal(check_masks, by_attention, model) is None
+    assert refusal(check_masks, by_patches, TINY.model_type()) is None
+
+
 def test_patches_are_blacked_out_by_qwen():
     """Of a family that nobody looked at its processor will tell."""
     for model_type in (TINY.model_type(), ScratchModel().model_type(), "qwen3_vl_moe"):

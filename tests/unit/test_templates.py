@@ -11,8 +11,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from atrl.callbacks.anchor_credit import AnchorCreditCallback
+from atrl.credit.atrl import AtrlCredit
+from atrl.credit.calibration import HeadCalibration
 from atrl.credit.papo import PapoCredit
 from atrl.credit.uniform import UniformCredit
+from atrl.data.geometry import GeometryProblems
 from atrl.data.prompts import PromptBuilder
 from atrl.data.templates import banned_token_ids, check_processor, padding_id, turn_end_ids
 from atrl.experience import build_experience
@@ -219,6 +222,15 @@ def test_schemes_that_mask_patches_need_patches(stock) -> None:
     assert "credit=papo blacks out patches" in refusal(AnchorCreditCallback, PapoCredit(), stock("llava")[0])
     AnchorCreditCallback(PapoCredit(), stock("qwen3_vl")[0])
     AnchorCreditCallback(UniformCredit(), stock("llava")[0])
+
+
+def test_heads_by_dependency_need_patches_too(stock, tmp_path: Path) -> None:
+    """As soon as the processor is there; other criteria compare with nothing that would be cut."""
+    builder, problems = PromptBuilder(processor=stock("llava")[0]), GeometryProblems().load("train")
+    by = {name: AtrlCredit(heads="auto", head_criterion=name).head_search for name in ("dependency", "contrast")}
+    found = refusal(HeadCalibration.prepare, by["dependency"], problems, builder, tmp_path)
+    assert found.startswith("credit.head_criterion=dependency blacks out patches")
+    assert HeadCalibration.prepare(by["contrast"], problems, builder, tmp_path).other == []
 
 
 @pytest.mark.parametrize(
