@@ -71,9 +71,8 @@ def head_scores(
     Raises:
         ValueError: if what the criterion compares with isn't given, or no response depends on its picture.
     """
-    return _mean(*_per_rollout(capture, response_mask, criterion, dependency, blank)).unflatten(
-        0, capture.peak.shape[1:3]
-    )
+    found = _mean(*_per_rollout(capture, response_mask, criterion, dependency, blank))
+    return found.unflatten(0, capture.peak.shape[1:3])
 
 
 def _mean(scores: Float[Tensor, "rollout head"], say: Int[Tensor, "rollout"]) -> Float[Tensor, "head"]:
@@ -86,32 +85,47 @@ def _mean(scores: Float[Tensor, "rollout head"], say: Int[Tensor, "rollout"]) ->
     return (scores.double() * say.double()[:, None]).sum(dim=0) / say.sum()
 
 
+_Scores = tuple[Float[Tensor, "rollout head"], Int[Tensor, "rollout"]]
+"""Of the heads in each rollout, and the tokens that these stand for."""
+
+
 def _per_rollout(
     capture: AttentionCapture,
     response_mask: Bool[Tensor, "rollout response"],
     criterion: Criterion,
     dependency: Float[Tensor, "rollout response"] | None,
     blank: AttentionCapture | None,
-) -> tuple[Float[Tensor, "rollout head"], Int[Tensor, "rollout"]]:
-    """Scores of the heads in each rollout, and the tokens that these stand for."""
-    tokens = response_mask.sum(dim=1)
+) -> _Scores:
     if criterion == "dependency":
-        if dependency is None:
-            raise ValueError("head_criterion=dependency compares with masked pictures, got none: pass `dependency`")
-        changed = above_rounding(dependency, response_mask).double()
-        whole = changed.sum(dim=1, keepdim=True)
-        share = changed / whole.clamp_min(ROUNDING)  # a response that is changed has more than that
-        scores = torch.einsum("bht,bt->bh", relative_peaks(capture, response_mask).double(), share)
-        return scores, tokens * (whole[:, 0] > 0)
-    peak = capture.peak.flatten(1, 2)
-    if criterion == "relative_contrast":
-        return head_contrast(relative_peaks(capture, response_mask), response_mask), tokens
-    if criterion == "contrast":
-        return head_contrast(peak, response_mask), tokens
+        return _dependency(capture, response_mask, dependency)
+    tokens = response_mask.sum(dim=1)
+    if criterion == "sensitivity":
+        return _sensitivity(capture, response_mask, blank), tokens
+    peaks = capture.peak.flatten(1, 2) if criterion == "contrast" else relative_peaks(capture, response_mask)
+    return head_contrast(peaks, response_mask), tokens
+
+
+def _dependency(
+    capture: AttentionCapture,
+    response_mask: Bool[Tensor, "rollout response"],
+    dependency: Float[Tensor, "rollout response"] | None,
+) -> _Scores:
+    if dependency is None:
+        raise ValueError("head_criterion=dependency compares with masked pictures, got none: pass `dependency`")
+    changed = above_rounding(dependency, response_mask).double()
+    whole = changed.sum(dim=1, keepdim=True)
+    share = changed / whole.clamp_min(ROUNDING)  # what is changed at all is changed by more
+    scores = torch.einsum("bht,bt->bh", relative_peaks(capture, response_mask).double(), share)
+    return scores, response_mask.sum(dim=1) * (whole[:, 0] > 0)
+
+
+def _sensitivity(
+    capture: AttentionCapture, response_mask: Bool[Tensor, "rollout response"], blank: AttentionCapture | None
+) -> Float[Tensor, "rollout head"]:
     if blank is None:
         raise ValueError("head_criterion=sensitivity compares with blanked pictures, got none: pass `blank`")
-    change = torch.where(response_mask[:, None], (peak - blank.peak.flatten(1, 2)).abs(), 0.0)
-    return change.sum(dim=2) / tokens.clamp_min(1)[:, None], tokens
+    change = (capture.peak.flatten(1, 2) - blank.peak.flatten(1, 2)).abs()
+    return torch.where(response_mask[:, None], change, 0.0).sum(dim=2) / response_mask.sum(dim=1).clamp_min(1)[:, None]
 
 
 def choose_heads(scores: Float[Tensor, "layer head"], count: int, *, layers: Sequence[int] | None = None) -> Heads:
