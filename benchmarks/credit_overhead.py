@@ -4,13 +4,15 @@
                                          [--output FILE]
 
 Step time is measured inside one training run whose steps alternate between `credit=none` (the fastest uniform step:
-no probe, no scoring pass), `credit=atrl` with a worker process for METIS, and without one. The three see the same
-prompts, seeds and weights (the learning rate is 0), in an order that rotates, and the same rollouts: these are over
-before credit begins and their seconds scatter by more than credit takes, so the first of a round draws them, all are
-charged them, and the three updates follow each other closely. The policy trains on a GPU where there is one, unless
+no probe, no scoring pass), `credit=atrl` with a worker process for METIS, without one, and by the four heads that
+`credit.heads=auto` finds in the shipped checkpoint. All see the same prompts, seeds and weights (the learning rate is
+0), in an order that rotates, and the same rollouts: these are over before credit begins and their seconds scatter by
+more than credit takes, so the first of a round draws them, all are charged them, and the updates follow each other
+closely. The policy trains on a GPU where there is one, unless
 `--trainer cpu` is given, in the precision of `trainer=gpu`; memory is then that of torch's allocator, else that of the
 process. The last line is one JSON object, which is also written to `outputs/credit_overhead.json` unless `--output`
-names another file; figures without `_inline` or `_worker` are of whichever `credit.workers=auto` takes here.
+names another file; figures without `_inline`, `_worker` or `_four_heads` are of whichever `credit.workers=auto` takes
+here.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ SHAPES = {  # layers, width, heads, key-value heads, feed-forward width, vocabul
     "32b": (64, 5120, 40, 8, 27648, 152064),
 }
 HEAD_WIDTH, PROMPT_TEXT = 128, 128
+FOUR_HEADS = ((0, 1), (0, 2), (2, 2), (2, 3))
+"""What `credit.heads=auto credit.auto_heads=4` finds in the shipped checkpoint."""
 OUTPUT = Path("outputs/credit_overhead.json")
 
 
@@ -46,7 +50,7 @@ def main() -> None:
 
     set_environment()  # as `train.py` does: how threads wait matters most of all
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=40, help="rounds of the three variants (default 40)")
+    parser.add_argument("--pairs", type=int, default=40, help="rounds of the variants (default 40)")
     parser.add_argument("--rollout", choices=["vllm", "transformers"], default="vllm", help="sampler (default vllm)")
     parser.add_argument("--threads", type=int, help="of the training process (default: all cores)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"file for the JSON (default {OUTPUT})")
@@ -64,6 +68,7 @@ def main() -> None:
         "output_attentions_memory_bytes": memory["output_attentions"] - memory["plain"],
         "arithmetic_fraction": {name: arithmetic_fraction(name, 1024, 1024) for name in SHAPES},
         "arithmetic_fraction_kept": {name: arithmetic_fraction(name, 1024, 1024, kept=True) for name in SHAPES},
+        "arithmetic_fraction_8_heads": {name: arithmetic_fraction(name, 1024, 1024, heads_read=8) for name in SHAPES},
         "arithmetic_fraction_grid": {
             name: {f"{images}x{tokens}": arithmetic_fraction(name, images, tokens)
                    for images in (1024, 2048, 4096) for tokens in (512, 1024, 2048, 4096)}
@@ -84,18 +89,19 @@ def step_times(arguments: argparse.Namespace, trainer: str) -> dict:
     from atrl.credit.background import useful_workers
 
     schemes = {"none": None, "worker": AtrlCredit(workers=1), "inline": AtrlCredit(workers=0)}
+    schemes["four_heads"] = AtrlCredit(workers=useful_workers(), heads=FOUR_HEADS)
     rounds, rollout, threads = arguments.pairs, arguments.rollout, arguments.threads
     settings = overrides(rollout, trainer, share=arguments.engine_share, threads=threads)
     taken = train_in_rotation(schemes, rounds, settings)
     default = "worker" if useful_workers() else "inline"  # what credit.workers=auto takes
     result = {"rollout": rollout, "rounds": rounds, "threads": threads, "default": default}
     seconds = with_rollouts(taken)
-    for name in ("worker", "inline"):
+    for name in ("worker", "inline", "four_heads"):
         shares = [own / base - 1 for own, base in zip(seconds[name], seconds["none"], strict=True)]
         suffix = "" if name == default else f"_{name}"
         result[f"step_overhead_fraction{suffix}"] = statistics.median(shares)
         result[f"step_overhead_ci95{suffix}"] = bootstrap(shares)
-    credit = {name: statistics.median(taken.credit_seconds[name]) for name in ("worker", "inline")}
+    credit = {name: statistics.median(taken.credit_seconds[name]) for name in schemes if name != "none"}
     return result | {
         "step_seconds": {name: statistics.median(seconds[name]) for name in schemes},
         "credit_seconds": credit,
@@ -214,13 +220,16 @@ def random_model(kernel: str):
     return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=kernel).eval()
 
 
-def arithmetic_fraction(name: str, images: int, tokens: int, *, kept: bool = False) -> float:
+def arithmetic_fraction(
+    name: str, images: int, tokens: int, *, kept: bool = False, heads_read: int | None = None
+) -> float:
     """Operations of the probe over those of the training pass (forward and backward) of one rollout.
 
     A multiplication and an addition count as two operations; the backward pass as two forward passes. The vision
     tower, the rollout and the optimizer are left out, all of which would make the share smaller. Every column is looked
     at for the log-sum-exp of a row, unless the model's kernel `kept` it, and the picture's then for their mass. Edges
-    between response tokens, which `credit=atrl` doesn't read unless asked, would take that once more.
+    between response tokens, which `credit=atrl` doesn't read unless asked, would take that once more. `heads_read` is
+    how many heads are read, None for all.
     """
     layers, width, heads, kv_heads, hidden, vocabulary = SHAPES[name]
     length = images + PROMPT_TEXT + tokens
@@ -231,7 +240,8 @@ def arithmetic_fraction(name: str, images: int, tokens: int, *, kept: bool = Fal
     scores = 2 * HEAD_WIDTH * looked_at
     softmax = 5 * looked_at  # scale, mask, maximum, exponential, sum and division, to the nearest round number
     reductions = 6 * tokens * images  # sinks, sum, maxima
-    return layers * heads * (scores + softmax + reductions) / (3 * forward)
+    read = layers * heads if heads_read is None else heads_read
+    return read * (scores + softmax + reductions) / (3 * forward)
 
 
 def clustering_milliseconds(tokens: int = 1000, images: int = 1000, repeats: int = 15) -> dict[str, float]:

@@ -34,10 +34,12 @@ def test_a_round_draws_its_rollouts_once():
 
 @pytest.fixture
 def overhead(monkeypatch, tmp_path):
-    """The script with little to measure, in a folder of its own: steps of 2 seconds, 2.2 with a worker, 2.4 without."""
+    """The script with little to measure, in a folder of its own: steps of 2 seconds, 2.2 with a worker, 2.4 without,
+    2.1 by four heads."""
     module = script("credit_overhead")
-    seconds = {"none": [2.0] * 3, "worker": [2.2] * 3, "inline": [2.4] * 3}
+    seconds = {"none": [2.0] * 3, "worker": [2.2] * 3, "inline": [2.4] * 3, "four_heads": [2.1] * 3}
     nothing, credit = {name: [0.0] * 3 for name in seconds}, {"none": [0.0], "worker": [0.2], "inline": [0.3]}
+    credit["four_heads"] = [0.1]
     taken = SimpleNamespace(seconds=seconds, rollout_seconds=nothing, credit_seconds=credit)
     monkeypatch.setitem(sys.modules, "rotation", SimpleNamespace(train_in_rotation=lambda *arguments: taken))
     monkeypatch.setattr("atrl.credit.background.useful_workers", lambda: 1)
@@ -46,7 +48,9 @@ def overhead(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "in_a_fresh_process", lambda kind, trainer: memory[kind])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     shares = {False: {"3b": 0.03, "7b": 0.07, "32b": 0.32}, True: {"3b": 0.01, "7b": 0.02, "32b": 0.1}}
-    monkeypatch.setattr(module, "arithmetic_fraction", lambda name, *sizes, kept=False: shares[kept][name])
+    shares[8] = {"3b": 0.004, "7b": 0.005, "32b": 0.006}
+    shown = lambda name, *sizes, kept=False, heads_read=None: shares[heads_read or kept][name]  # noqa: E731
+    monkeypatch.setattr(module, "arithmetic_fraction", shown)
     clusters = module.clustering_milliseconds
     monkeypatch.setattr(module, "clustering_milliseconds", lambda: clusters(tokens=32, images=8, repeats=1))
     monkeypatch.chdir(tmp_path)
@@ -61,6 +65,9 @@ def test_the_last_line_is_one_json_object_and_is_kept(overhead, monkeypatch, tmp
     assert found["step_overhead_fraction"] == pytest.approx(0.1)
     assert found["step_overhead_ci95"] == pytest.approx([0.1, 0.1])
     assert found["step_overhead_fraction_inline"] == pytest.approx(0.2)
+    assert found["step_overhead_fraction_four_heads"] == pytest.approx(0.05)
+    assert found["step_overhead_ci95_four_heads"] == pytest.approx([0.05, 0.05])
+    assert found["arithmetic_fraction_8_heads"] == {"3b": 0.004, "7b": 0.005, "32b": 0.006}
     assert found["arithmetic_fraction"] == {"3b": 0.03, "7b": 0.07, "32b": 0.32}
     assert found["arithmetic_fraction_kept"] == {"3b": 0.01, "7b": 0.02, "32b": 0.1}
     assert (found["probe_memory_bytes"], found["output_attentions_memory_bytes"]) == (30, 1000)
@@ -110,6 +117,8 @@ def test_the_probe_s_arithmetic_by_hand(monkeypatch):
     assert benchmark.arithmetic_fraction("hand", 10, 4) == pytest.approx((608 * 261 + 240) / (3 * forward))
     kept = benchmark.arithmetic_fraction("hand", 10, 4, kept=True)
     assert kept == pytest.approx((40 * 261 + 240) / (3 * forward))
+    three = benchmark.arithmetic_fraction("hand", 10, 4, heads_read=3)
+    assert three == pytest.approx(3 * (608 * 261 + 240) / (3 * forward))
 
 
 def test_variants_are_compared_round_by_round():
