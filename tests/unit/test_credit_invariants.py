@@ -56,6 +56,7 @@ SCHEMES = [
     VppoCredit(scale_low=0.0, ratio=1.0),
     VisualDependencyCredit(),
     VisualDependencyCredit(anchor_ratio=0.5, rest_weight=0.0),
+    VisualDependencyCredit(anchor_mass=0.5, rest_weight=0.0),
     PapoCredit(),
     HiddenCosineCredit(),
     HiddenCosineCredit(gate="entropy", gate_strength=0.5, temperature=0.01),

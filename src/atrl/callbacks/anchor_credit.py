@@ -104,9 +104,10 @@ class AnchorCreditCallback(Callback):
 
     def summary(self) -> dict[str, float | int | str | None]:
         """What `summary.json` says of the scheme, means over the run's steps."""
+        ratio = getattr(self.scheme, "anchor_ratio", None)
         return {
             "scheme": self.scheme.name,
-            "anchor_ratio": getattr(self.scheme, "anchor_ratio", None),
+            "anchor_ratio": ratio if isinstance(ratio, int | float) else None,
             "num_clusters": getattr(self.scheme, "num_clusters", None),
             "anchor_fraction": mean_of(self._fractions),
             "anchor_recall": mean_of(self._recalls),
