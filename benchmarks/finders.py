@@ -6,7 +6,8 @@
 its curve against the tokens that truly read, which the generator knows, and how many of these are among the 15 % of a
 response's tokens that score highest. Scores by another picture are the divergence KL(π(·|picture) ‖ π(·|other)) in nats
 from the same policy that sees it with patches black, in its mean colour, with its patches in another order, or that
-sees another problem's. The last line is one JSON object.
+sees another problem's. Then how many tokens hold a share of the divergence from half of the patches, and how many of
+them read. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from atrl.credit.base import PictureMask, top_tokens
 from atrl.credit.connectivity import relative_peaks
 from atrl.credit.heads import read_heads
 from atrl.credit.masking import mask_pixels
+from atrl.credit.visual_dependency import above_rounding, fewest_tokens
 from atrl.data.prompts import PromptBuilder
 from atrl.evaluation.grounding import blanked
 from atrl.forward import ForwardPass
@@ -33,6 +35,7 @@ from atrl.models.policy import evaluating, picture_inputs
 from atrl.types import Experience, Prompt
 
 RESPONSES, AT_A_TIME = 128, 16
+HALF = "50% of patches black"
 Pixels = Sequence[dict[str, Tensor]]
 
 
@@ -47,9 +50,10 @@ def main(checkpoint: str, task: str, tokens: int) -> None:
     others = other_pictures(loaded, builder, prompts, batch)
     scores = by_attention(loaded, batch) | by_other_pictures(loaded, batch, others)
     result = {name: judged(name, score, batch.response_mask, reading) for name, score in scores.items()}
-    share = reading.sum().item() / batch.response_mask.sum().item()
-    print(json.dumps({"reading_share": share, "tokens_of_a_response": batch.response_mask.sum().item() / batch.size,
-                      "finders": result}))  # fmt: skip
+    fewest = {mass: held(scores[HALF], mass, batch.response_mask, reading) for mass in (0.8, 0.9, 0.95, 0.99)}
+    tokens_in_all = batch.response_mask.sum().item()
+    shares = {"reading_share": reading.sum().item() / tokens_in_all, "tokens_of_a_response": tokens_in_all / batch.size}
+    print(json.dumps(shares | {"fewest": fewest, "finders": result}))
 
 
 def judged(name: str, score: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"],
@@ -58,6 +62,17 @@ def judged(name: str, score: Float[Tensor, "rollout response"], mask: Bool[Tenso
     anchors = top_tokens(torch.where(mask, score.float(), 0.0), mask, ratio=ANCHOR_RATIO)
     found = {"area": area(score, mask, reading), "recall": (anchors & reading).sum().item() / reading.sum().item()}
     print(f"{name:26} area {found['area']:.3f}  recall {found['recall']:.2f}")
+    return found
+
+
+def held(score: Float[Tensor, "rollout response"], mass: float, mask: Bool[Tensor, "rollout response"],
+         reading: Bool[Tensor, "rollout response"]) -> dict[str, float]:  # fmt: skip
+    """Of the fewest tokens that hold `mass` of a response's dependency their share, recall and precision; printed as
+    well."""
+    anchors = fewest_tokens(above_rounding(score.float(), mask), mask, mass=mass)
+    both, chosen = (anchors & reading).sum().item(), anchors.sum().item()
+    found = {"share": chosen / mask.sum().item(), "recall": both / reading.sum().item(), "precision": both / chosen}
+    print(f"as many as hold {mass:<10} " + "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return found
 
 
@@ -126,7 +141,8 @@ def other_pictures(
 
     blank = [builder.build(problem).pixels for problem in blanked((one.problem for one in prompts), builder.frames)]
     return {
-        **{f"{ratio:.0%} of patches black": masked(ratio) for ratio in (0.25, 0.5, 0.75, 1.0)},
+        **{f"{ratio:.0%} of patches black": masked(ratio) for ratio in (0.25, 0.75, 1.0)},
+        HALF: masked(0.5),
         "mean colour": blank,
         "another problem's picture": [*batch.pixels[1:], batch.pixels[0]],
         "patches in another order": [shuffled(pixels, number) for number, pixels in enumerate(batch.pixels)],

@@ -25,6 +25,16 @@ def test_recall_and_area_by_hand(capsys) -> None:
     assert "by hand" in capsys.readouterr().out
 
 
+def test_how_many_hold_what_a_response_depends_on_by_hand(capsys) -> None:
+    """Of 4 nats the first two tokens hold 0.75, of which one reads; of the other response's 1 its only one: 2 of 3
+    read, of two reading tokens, and 3 of 6 tokens are chosen."""
+    scores, mask = torch.tensor([[2.0, 1.0, 1.0], [0.0, 1.0, 0.0]]), torch.ones(2, 3, dtype=torch.bool)
+    reading = torch.tensor([[False, True, False], [False, True, False]])
+    found = script("finders").held(scores, 0.75, mask, reading)
+    assert found == pytest.approx({"share": 0.5, "recall": 1.0, "precision": 2 / 3})
+    assert "as many as hold 0.75" in capsys.readouterr().out
+
+
 def test_patches_change_places_and_nothing_else() -> None:
     pixels = {"pixel_values": torch.arange(12.0).view(6, 2), "image_grid_thw": torch.tensor([[1, 2, 3]])}
     other = script("finders").shuffled(pixels, seed=1)
