@@ -1,9 +1,11 @@
 """What reading attention adds to a training pass at a published model's shape, with random weights: for a GPU.
 
-    python benchmarks/probe_step.py [--shape 3b] [--images 1024] [--tokens 1024] [--rows 1] [--checkpointing]
+    python benchmarks/probe_step.py [--shape 3b] [--images 1024] [--tokens 1024] [--rows 1] [--heads 8]
+                                    [--checkpointing]
 
 Forward and backward pass of the language half alone, in bfloat16, alternating without and with the probe as
-`credit=atrl` asks for it. `--shape tiny` runs anywhere. The last line is one JSON object.
+`credit=atrl` asks for it: of all heads, or of as many as `credit.heads=auto` leaves. `--shape tiny` runs anywhere. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def main() -> None:
     from atrl.credit.probe import AttentionProbe
     from atrl.credit.regions import padded_regions
 
-    probe = AttentionProbe(model, AtrlCredit().requests)
+    heads = spread(arguments.heads, *SHAPES[arguments.shape][:3:2]) if arguments.heads else None
+    probe = AttentionProbe(model, AtrlCredit(heads=heads).requests)
     regions = {"predicting": padded_regions(batch, (model.config.image_token_id,))}
 
     def one_pass(with_probe: bool) -> float:
@@ -61,6 +64,7 @@ def main() -> None:
                 "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
                 "shape": arguments.shape,
                 "rows": arguments.rows,
+                "heads_read": len(heads) if heads else "all",
                 "image_tokens": arguments.images,
                 "response_tokens": arguments.tokens,
                 "pass_seconds": statistics.median(plain for plain, _ in pairs),
@@ -79,9 +83,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1024, help="image tokens of each row (default 1024)")
     parser.add_argument("--tokens", type=int, default=1024, help="response tokens of each row (default 1024)")
     parser.add_argument("--rows", type=int, default=1, help="rollouts in the micro-batch (default 1)")
+    parser.add_argument("--heads", type=int, help="heads that are read (default all), of as many layers as possible")
     parser.add_argument("--rounds", type=int, default=20, help="pairs of passes (default 20)")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     return parser.parse_args()
+
+
+def spread(count: int, layers: int, heads: int) -> tuple[tuple[int, int], ...]:
+    """(layer, head) of `count` heads, in as many layers as there are for them: reading is dearest so.
+
+    Raises:
+        ValueError: if the model has fewer.
+    """
+    if count > layers * heads:
+        raise ValueError(
+            f"--heads must be at most {layers * heads}, the shape's {layers} layers of {heads}, got {count}"
+        )
+    step = max(1, layers // count)
+    return tuple((number * step % layers, number * step // layers) for number in range(count))
 
 
 def build(shape: str, device: str, checkpointing: bool):

@@ -121,6 +121,15 @@ def test_the_probe_s_arithmetic_by_hand(monkeypatch):
     assert three == pytest.approx(3 * (608 * 261 + 240) / (3 * forward))
 
 
+def test_few_heads_are_of_as_many_layers_as_there_are():
+    spread = script("probe_step").spread
+    assert spread(2, 4, 3) == ((0, 0), (2, 0)) and spread(3, 4, 3) == ((0, 0), (1, 0), (2, 0))
+    assert spread(5, 4, 3) == ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1))
+    assert sorted(spread(12, 4, 3)) == [(layer, head) for layer in range(4) for head in range(3)]
+    with pytest.raises(ValueError, match="--heads must be at most 12, the shape's 4 layers of 3, got 13"):
+        spread(13, 4, 3)
+
+
 def test_variants_are_compared_round_by_round():
     """After rollouts of 1 second: 2, 2 and 5 without credit, 1, 2 and 3 more of the worker, 5 more without one."""
     taken = SimpleNamespace(
