@@ -22,9 +22,8 @@ SCHEMES = {
     "dependency_15": ["credit=visual_dependency", "credit.anchor_ratio=0.15"],
     "dependency_only": ["credit=visual_dependency", "credit.anchor_ratio=0.15", "credit.rest_weight=0"],
     "visual_dependency": ["credit=visual_dependency"],
-    "two_heads": ["credit=token_level", "credit.heads=auto", "credit.auto_heads=2"],
 }
-FOUND_LATER = ("random_soft", "dependency_15", "dependency_only", "visual_dependency", "two_heads")
+FOUND_LATER = ("random_soft", "dependency_15", "dependency_only", "visual_dependency")
 """The schemes that not every task has: they were planned once others had run."""
 MIGHT_WIN = ("uniform", "atrl", "token_level", "oracle")
 """The schemes that get the most seeds, and what they are compared with."""
@@ -117,11 +116,11 @@ TASKS = {
         checkpoint=("experiment=wordy_checkpoint", "seed=1"),
         schemes=(  # in order of plans
             *("uniform", "token_level", *PARTS, "entropy", "atrl", "oracle", "hidden_cosine"),
-            *("dependency_15", "dependency_only", "two_heads", "visual_dependency"),
+            *("dependency_15", "dependency_only", "visual_dependency"),
         ),
         rates=(4e-4,),
         own_rates=dict.fromkeys((*PARTS, "entropy", "dependency_only"), (2e-4, 4e-4)),  # parts may want a lower one
-        more_seeds={"uniform": 20, "token_level": 10, "oracle": 10, "dependency_15": 10, "visual_dependency": 20},
+        more_seeds=dict.fromkeys(("uniform", "token_level", "oracle", "dependency_15", "visual_dependency"), 10),
         controls=(),
         variants=(),
     ),

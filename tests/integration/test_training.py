@@ -115,6 +115,15 @@ def test_uniform_credit_is_bit_identical_to_none(train) -> None:
     assert lines[0] == [json.dumps(json.loads(line), ensure_ascii=False) for line in lines[1]]
 
 
+def test_looking_at_masked_pictures_changes_nothing(train) -> None:
+    """Even weights by a scheme that looks at them: their encodings and their pass leave the training's bits alone."""
+    even = ("credit=visual_dependency", "credit.anchor_weight=1", "credit.rest_weight=1")
+    looking = train(TRANSFORMERS, *even, name="looking")
+    without = train(TRANSFORMERS, "credit=none", name="none")
+    assert looking.trained.module.last_step.credit.density.any()
+    assert moved(looking.trained.module.policy.state_dict(), without.trained.module.policy.state_dict()) == set()
+
+
 def test_the_same_seed_repeats_a_run_and_another_does_not(train) -> None:
     first, second = (train(TRANSFORMERS, name=name) for name in ("first", "second"))
     other = train(TRANSFORMERS, "seed=1", name="other")
