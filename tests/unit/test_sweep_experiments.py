@@ -27,7 +27,7 @@ JOBS = {
     "ablation_frames": 3,
     "ablation_heads": 4 * 2,
     "ablation_low_connectivity": 3,
-    "ablation_schemes": 13,
+    "ablation_schemes": 14,
     "ablation_weight_range": 2 * 5,
 }
 """How many settings each is to compare."""
