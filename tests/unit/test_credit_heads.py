@@ -190,6 +190,10 @@ def test_dependency_of_a_model_is_that_of_its_whole_batch(policy, prompts, split
     scores = calibrate(policy, batch, search, other=masked, run=run, split=split)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-6)
     assert scores.std() > 1e-4
+    for layer in policy.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.9  # which no measurement draws
+    assert torch.equal(calibrate(policy.train(), batch, search, other=masked, run=run, split=split), scores)
+    assert policy.training
     with pytest.raises(ValueError, match="they change no response"):
         calibrate(policy, batch, search, other=batch.pixels, run=run, split=split)
 

@@ -18,6 +18,8 @@ from atrl.credit.atrl import AtrlCredit
 from atrl.credit.base import HeadSearch
 from atrl.credit.calibration import HeadCalibration, masked_prompts
 from atrl.credit.head_cache import cache_folder, cache_key, store_scores
+from atrl.credit.uniform import UniformCredit
+from atrl.credit.visual_dependency import VisualDependencyCredit
 from atrl.forward import ForwardPass
 from atrl.rollout.base import Sampling
 from atrl.rollout.bound import BoundRollouts
@@ -112,6 +114,15 @@ def test_a_divided_policy_stays_divided_and_reads_like_a_whole_one(checkpoint, t
     assert list((tmp_path / "1").iterdir()) == []  # the first rank alone writes
 
 
+def test_half_of_the_patches_are_black(checkpoint, tmp_path):
+    """VPPO's share; the prompts are the same but for their pixels."""
+    made = calibration(checkpoint, tmp_path)
+    for prompt, masked in zip(made.prompts, made.other, strict=True):
+        changed = (prompt.pixels["pixel_values"] != masked.pixels["pixel_values"]).any(dim=1)
+        assert changed.sum() == round(0.5 * len(changed)) > 0
+        assert (masked.key, masked.token_ids) == (prompt.key, prompt.token_ids)
+
+
 class OfItsRank(HeadCalibration):
     """Measures other scores on every rank, as on GPUs that round differently."""
 
@@ -165,3 +176,12 @@ def test_a_run_that_goes_on_keeps_its_heads(policy, processor):
     finally:
         callback.teardown(trainer, module, "fit")
     assert callback.state_dict()["heads"] == ((1, 2), (0, 3))
+
+
+def test_a_summary_says_a_ratio_only_where_there_is_one(processor):
+    """Reports put it beside what came out; "auto" follows each response."""
+    ratios = {"auto": None, 0.15: 0.15}
+    for asked, said in ratios.items():
+        callback = AnchorCreditCallback(VisualDependencyCredit(anchor_ratio=asked), processor)
+        assert callback.summary()["anchor_ratio"] == said
+    assert AnchorCreditCallback(UniformCredit(), processor).summary()["anchor_ratio"] is None

@@ -110,7 +110,7 @@ def fewest_tokens(
     parts = (torch.where(mask, scores, 0.0).double().clamp_max(MOST) / UNIT).round().long()
     ordered, order = parts.sort(dim=1, descending=True, stable=True)
     before = ordered.cumsum(dim=1) - ordered
-    needed = (before < mass * parts.sum(dim=1, keepdim=True)) & (ordered > 0)
+    needed = before < mass * parts.sum(dim=1, keepdim=True)
     uneven = parts.amax(dim=1, keepdim=True) != parts.masked_fill(~mask, torch.iinfo(torch.long).max).amin(
         1, keepdim=True
     )
