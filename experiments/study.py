@@ -12,7 +12,7 @@ and is scored on the test split (`main`, five seeds; ten of what might win), and
 tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is not there. Its
 runs take several times as long, so it has fewer: seven schemes at one rate, three to ten seeds. `easy_vqa` has
 published pictures, a checkpoint of its own too, and nine schemes. `geometry_again` and `wordy_again` test what the
-others suggest, on fresh seeds and from another checkpoint with ten schemes, where those that train a part of the tokens
+others suggest, on fresh seeds and from another checkpoint with 13 schemes, where those that train a part of the tokens
 have a choice of two rates. A checkpoint that is trained again, on another processor say, is another one: a task whose
 kept runs began with another is not gone on with.
 
