@@ -18,23 +18,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from heads import ANCHOR_RATIO, TASKS, area, options, reading_of, sampled, search_by
+from heads import ANCHOR_RATIO, TASKS, area, command, reading_of, sampled, search_by
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.base import PictureMask, top_tokens
 from atrl.credit.connectivity import relative_peaks
+from atrl.credit.dependency import above_rounding
 from atrl.credit.heads import read_heads
 from atrl.credit.masking import mask_pixels
-from atrl.credit.visual_dependency import above_rounding, fewest_tokens
+from atrl.credit.visual_dependency import fewest_tokens
 from atrl.data.prompts import PromptBuilder
 from atrl.evaluation.grounding import blanked
 from atrl.forward import ForwardPass
 from atrl.models.load import LoadedModel, PretrainedModel
 from atrl.models.policy import evaluating, picture_inputs
+from atrl.splitting import EvenSplit
 from atrl.types import Experience, Prompt
 
-RESPONSES, AT_A_TIME = 128, 16
+RESPONSES, PIECES = 128, EvenSplit(size=16)
 HALF = "50% of patches black"
 Pixels = Sequence[dict[str, Tensor]]
 
@@ -81,7 +83,7 @@ def by_attention(loaded: LoadedModel, batch: Experience) -> dict[str, Float[Tens
     capture = read_heads(loaded.model, batch, search_by("contrast"))
     relative = relative_peaks(capture, batch.response_mask)
     heads = {f"head {divmod(head, capture.peak.shape[2])}": relative[:, head] for head in range(relative.shape[1])}
-    flow = torch.cat([rolled_out(loaded, piece) for piece in pieces(batch)])
+    flow = torch.cat([rolled_out(loaded, PIECES.piece(batch, rows)) for rows in PIECES.slices(batch)])
     return {"density, all heads": relative.mean(dim=1), **heads, "attention rollout": flow}
 
 
@@ -112,21 +114,16 @@ def by_other_pictures(
 ) -> dict[str, Float[Tensor, "rollout response"]]:
     """The entropy with the picture, and the divergence from what is said with each of the others."""
     run = ForwardPass(temperature=1.0, banned_ids=())
+    shown = {name: replace(batch, pixels=list(pixels)) for name, pixels in others.items()}
     found: dict[str, list[Tensor]] = {name: [] for name in ("entropy", *others)}
     with torch.no_grad(), evaluating(loaded.model):
-        for number, piece in enumerate(pieces(batch)):
-            found["entropy"].append(run.scores(loaded.model, piece).entropy)
-            for name, pixels in others.items():
-                shown = replace(piece, pixels=list(pixels[number * AT_A_TIME :][: piece.size]))
-                found[name].append(run.divergence(loaded.model, piece, shown))
+        for rows in PIECES.slices(batch):
+            own = run.scores(loaded.model, PIECES.piece(batch, rows))
+            found["entropy"].append(own.entropy)
+            for name, other in shown.items():
+                scores = run.scores(loaded.model, PIECES.piece(other, rows), against=own.rows)
+                found[name].append(scores.divergence)
     return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def pieces(batch: Experience) -> list[Experience]:
-    """Consecutive rollouts, as padded as in the batch, so that their rows can be put together."""
-    return [
-        batch.rows(torch.arange(batch.size)[start : start + AT_A_TIME]) for start in range(0, batch.size, AT_A_TIME)
-    ]
 
 
 def other_pictures(
@@ -157,8 +154,4 @@ def shuffled(pixels: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    parser = options(__doc__)
-    try:
-        main(**vars(parser.parse_args()))
-    except ValueError as error:
-        parser.error(str(error))
+    command(main, __doc__)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -91,13 +91,16 @@ def reading_of(
     return reading
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """The command line that `finders.py` has too."""
+def command(main: Callable[..., None], description: str | None) -> None:
+    """Call `main` with what the command line says, as `finders.py` does too."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default="tiny", help="'tiny', a folder or a hub name (default tiny)")
     parser.add_argument("--task", choices=list(TASKS), default="geometry", help="whose problems (default geometry)")
     parser.add_argument("--tokens", type=int, default=64, help="longest response (default 64)")
-    return parser
+    try:
+        main(**vars(parser.parse_args()))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def search_by(criterion: Criterion) -> HeadSearch:
@@ -142,8 +145,4 @@ def rank_correlation(one: Float[Tensor, "head"], other: Float[Tensor, "head"]) -
 
 
 if __name__ == "__main__":
-    parser = options(__doc__)
-    try:
-        main(**vars(parser.parse_args()))
-    except ValueError as error:
-        parser.error(str(error))
+    command(main, __doc__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -110,18 +110,22 @@ def check_attention(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2
 
 def check_masks(scheme: CreditScheme | None, model_type: str) -> None:
     """Raises ValueError, in one line, for credit that blacks out patches where the model's processor makes none."""
+    if model_type not in WITHOUT_PATCHES:
+        return
     for factor in factors_of(scheme):
-        if factor.picture_mask is not None and model_type in WITHOUT_PATCHES:
+        for asked, instead in _masking(factor):
             raise ValueError(
-                f"credit={factor.name} blacks out patches, and pictures of a model of type {model_type} are cut into "
-                "none: use a Qwen-VL model, or another scheme"
+                f"{asked} blacks out patches, and pictures of a model of type {model_type} are cut into none: use a "
+                f"Qwen-VL model, or {instead}"
             )
-        search = factor.head_search
-        if search is not None and search.criterion == "dependency" and model_type in WITHOUT_PATCHES:
-            raise ValueError(
-                "credit.head_criterion=dependency blacks out patches, and pictures of a model of type "
-                f"{model_type} are cut into none: use a Qwen-VL model, or credit.head_criterion=relative_contrast"
-            )
+
+
+def _masking(factor: CreditScheme) -> Iterator[tuple[str, str]]:
+    """What of a scheme masks pictures, and what may be set in its place."""
+    if factor.picture_mask is not None:
+        yield f"credit={factor.name}", "another scheme"
+    if factor.head_search is not None and factor.head_search.criterion == "dependency":
+        yield "credit.head_criterion=dependency", "credit.head_criterion=relative_contrast"
 
 
 def check_layers(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2Model) -> None:

@@ -7,7 +7,8 @@ import torch
 from credit_evidence import batch_of
 
 from atrl.credit.base import PictureMask
-from atrl.credit.visual_dependency import VisualDependencyCredit, fewest_tokens, visual_dependency
+from atrl.credit.dependency import visual_dependency
+from atrl.credit.visual_dependency import VisualDependencyCredit, fewest_tokens
 from atrl.types import Evidence, MaskedView
 
 DIVERGENCE = torch.tensor([[0.1, 0.5, 0.0, 0.3, 0.1], [0.4, 0.2, 0.0, 9.0, 9.0], [0.5, 0.5, 0.5, 0.4, 0.1]])

@@ -20,8 +20,8 @@ from torch import Tensor
 from atrl.credit.attention import AttentionCapture, AttentionRequest
 from atrl.credit.base import Criterion, Heads, HeadSearch
 from atrl.credit.connectivity import head_contrast, relative_peaks
+from atrl.credit.dependency import ROUNDING, above_rounding
 from atrl.credit.probe import AttentionProbe
-from atrl.credit.visual_dependency import ROUNDING, above_rounding
 from atrl.models.head import run_layers
 from atrl.models.policy import evaluating
 from atrl.splitting import EvenSplit, Split
@@ -75,14 +75,18 @@ def head_scores(
     return found.unflatten(0, capture.peak.shape[1:3])
 
 
-def _mean(scores: Float[Tensor, "rollout head"], say: Int[Tensor, "rollout"]) -> Float[Tensor, "head"]:
-    """Weighted by what each rollout has to say."""
-    if not say.any():
+def _mean(scores: Float[Tensor, "rollout head"], tokens: Int[Tensor, "rollout"]) -> Float[Tensor, "head"]:
+    """Over rollouts, each weighted by the tokens that its scores stand for.
+
+    Raises:
+        ValueError: if they stand for none, which only those by dependency may.
+    """
+    if not tokens.any():
         raise ValueError(
             "credit.head_criterion=dependency goes by what masked pictures change, and they change no response: does "
             "the model read pictures yet? credit.head_criterion=relative_contrast goes by attention alone"
         )
-    return (scores.double() * say.double()[:, None]).sum(dim=0) / say.sum()
+    return (scores.double() * tokens.double()[:, None]).sum(dim=0) / tokens.sum()
 
 
 _Scores = tuple[Float[Tensor, "rollout head"], Int[Tensor, "rollout"]]
@@ -182,7 +186,7 @@ def calibrate(
     without = None if other is None else replace(batch, pixels=list(other)).rows(order)
     batch = batch.rows(order)
     scores: list[Tensor] = []
-    says: list[Tensor] = []
+    counted: list[Tensor] = []
     for rows in split.slices(batch):
         piece = split.piece(batch, rows)
         capture = read_heads(model, piece, search)
@@ -197,10 +201,10 @@ def calibrate(
         elif without is not None and run is not None and search.criterion == "dependency":
             with evaluating(model):
                 dependency = run.divergence(model, piece, split.piece(without, rows))
-        found, say = _per_rollout(capture, piece.response_mask, search.criterion, dependency, blank)
+        found, tokens = _per_rollout(capture, piece.response_mask, search.criterion, dependency, blank)
         scores.append(found)
-        says.append(say)
-    return _mean(torch.cat(scores), torch.cat(says)).unflatten(0, shape).cpu()
+        counted.append(tokens)
+    return _mean(torch.cat(scores), torch.cat(counted)).unflatten(0, shape).cpu()
 
 
 def read_heads(model: PreTrainedModel, batch: Experience, search: HeadSearch) -> AttentionCapture:

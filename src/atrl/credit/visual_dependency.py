@@ -10,12 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.base import CreditScheme, PictureMask, normalise, top_tokens
+from atrl.credit.dependency import visual_dependency
 from atrl.credit.weights import check_levels, check_ratio
 from atrl.types import CreditOutput, Evidence, Experience
 
-ROUNDING = 1e-6
-"""Nats that two passes over the same input may differ by: less is no dependency. Where there is no picture to mask, it
-would otherwise be rounding that chooses the tokens."""
 UNIT, MOST = 2.0**-32, 2.0**16
 """Nats that dependencies are added up in, and the most that one token's counts for."""
 
@@ -77,23 +75,6 @@ class VisualDependencyCredit(CreditScheme):
             anchors = top_tokens(dependency, mask, ratio=self.anchor_ratio)
         weights = torch.where(anchors, self.anchor_weight, self.rest_weight)
         return CreditOutput(normalise(weights, mask), anchors=anchors, density=dependency)
-
-
-def visual_dependency(batch: Experience, evidence: Evidence, scheme: str) -> Float[Tensor, "rollout response"]:
-    """KL from the policy with the picture to that with the masked one, in nats; 0 on padding and below `ROUNDING`.
-
-    Raises:
-        AssertionError: if the masked picture was not looked at; `scheme` is who needs it.
-    """
-    assert evidence.masked is not None, f"credit scheme {scheme} needs the policy's view of the masked picture"
-    return above_rounding(evidence.masked.divergence.float(), batch.response_mask)
-
-
-def above_rounding(
-    divergence: Float[Tensor, "rollout response"], mask: Bool[Tensor, "rollout response"]
-) -> Float[Tensor, "rollout response"]:
-    """`divergence` where it is a dependency; 0 on padding and where it is no more than `ROUNDING`."""
-    return torch.where(mask & (divergence > ROUNDING), divergence, 0.0)
 
 
 def fewest_tokens(

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from atrl.credit.base import CreditScheme, PictureMask, normalise, top_tokens
-from atrl.credit.visual_dependency import visual_dependency
+from atrl.credit.dependency import visual_dependency
 from atrl.credit.weights import check_ratio
 from atrl.types import CreditOutput, Evidence, Experience
 
