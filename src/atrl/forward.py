@@ -113,19 +113,6 @@ class ForwardPass:
         scores = self.scores(model, batch)
         return scores.logprobs, scores.entropy
 
-    def divergence(
-        self, model: PreTrainedModel, batch: Experience, other: Experience
-    ) -> Float[Tensor, "rollout response"]:
-        """KL(of `batch` ‖ of `other`) of every response token in nats, no gradient; 0 on padding.
-
-        `other` holds the same rollouts with other pictures.
-        """
-        with torch.no_grad():
-            own = self.scores(model, batch)
-            found = self.scores(model, other, against=own.rows).divergence
-        assert found is not None, "rows were given to compare with"
-        return found
-
     def scores(
         self, model: PreTrainedModel, batch: Experience, against: Float[Tensor, "token width"] | None = None
     ) -> Scores:

@@ -183,8 +183,10 @@ def test_dependency_of_a_model_is_that_of_its_whole_batch(policy, prompts, split
     batch = rollout_batch([(prompts["wide"], 5), (prompts["two"], 9), (prompts["square"], 4)])
     masked = [{**entry, "pixel_values": torch.zeros_like(entry["pixel_values"])} for entry in batch.pixels]
     run, search = ForwardPass(temperature=0.7, banned_ids=(3,)), search_by("dependency")
-    divergence = run.divergence(policy, batch, replace(batch, pixels=masked))
-    assert (divergence[batch.response_mask] > 1e-6).all() and not divergence.requires_grad
+    with torch.no_grad():
+        own = run.scores(policy, batch)
+        divergence = run.scores(policy, replace(batch, pixels=masked), against=own.rows).divergence
+    assert (divergence[batch.response_mask] > 1e-6).all()
     capture = read_heads(policy, batch, search)
     expected = head_scores(capture, batch.response_mask, "dependency", dependency=divergence)
     scores = calibrate(policy, batch, search, other=masked, run=run, split=split)

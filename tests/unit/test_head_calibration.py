@@ -107,7 +107,7 @@ def test_a_divided_policy_stays_divided_and_reads_like_a_whole_one(checkpoint, t
     first, second = run_ranks(divided_choice, checkpoint, tmp_path)
     assert first["heads"] == second["heads"] == [heads, heads]
     assert (len(first["asked"]), len(second["asked"])) == (2, 3) and first["asked"] + second["asked"] == sampler.asked
-    assert first["whole"] == second["whole"] == [False] * 9  # three passes a batch; the second time none
+    assert first["whole"] == second["whole"] == [False] * 6  # two passes a batch; the second time none
     found, expected = (json.loads((folder / "heads.json").read_text()) for folder in (tmp_path / "0", tmp_path))
     assert (found["cached"], expected["cached"]) == (True, False)
     torch.testing.assert_close(torch.tensor(found["scores"]), torch.tensor(expected["scores"]), atol=1e-6, rtol=0)

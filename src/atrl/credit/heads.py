@@ -9,9 +9,9 @@ rank correlation of a head's score with the area under the curve of its peaks, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from atrl.forward import ForwardPass
+
+Result = TypeVar("Result")
 
 WHOLE = EvenSplit(size=64)
 """As many as are calibrated on, and more, in one pass."""
@@ -188,19 +190,18 @@ def calibrate(
     scores: list[Tensor] = []
     counted: list[Tensor] = []
     for rows in split.slices(batch):
-        piece = split.piece(batch, rows)
-        capture = read_heads(model, piece, search)
+        piece, dependency, blank = split.piece(batch, rows), None, None
+        if search.criterion == "dependency" and without is not None and run is not None:
+            capture, dependency = _read_dependency(model, piece, split.piece(without, rows), search, run)
+        else:
+            capture = read_heads(model, piece, search)
         if tuple(capture.peak.shape[1:3]) != shape:
             raise ValueError(
                 f"credit.heads=auto needs {shape[1]} attention heads in each of the model's {shape[0]} layers, got "
                 f"{capture.peak.shape[1:3].numel()} heads in all: name the heads, as credit.heads=[[layer, head], …]"
             )
-        dependency = blank = None
-        if without is not None and search.criterion == "sensitivity":
+        if search.criterion == "sensitivity" and without is not None:
             blank = read_heads(model, split.piece(without, rows), search)
-        elif without is not None and run is not None and search.criterion == "dependency":
-            with evaluating(model):
-                dependency = run.divergence(model, piece, split.piece(without, rows))
         found, tokens = _per_rollout(capture, piece.response_mask, search.criterion, dependency, blank)
         scores.append(found)
         counted.append(tokens)
@@ -208,13 +209,32 @@ def calibrate(
 
 
 def read_heads(model: PreTrainedModel, batch: Experience, search: HeadSearch) -> AttentionCapture:
-    """The attention of all heads in one pass, as `search` has it; without dropout, which would draw from the global
-    state, and without logits."""
+    """The attention of all heads in one pass, as `search` has it, without logits."""
+    return _read_while(run_layers, model, batch, search)[0]
+
+
+def _read_dependency(
+    model: PreTrainedModel, batch: Experience, masked: Experience, search: HeadSearch, run: ForwardPass
+) -> tuple[AttentionCapture, Float[Tensor, "rollout response"]]:
+    """Attention, read on the way through the pass whose distributions the masked pictures' are compared with, and the
+    KL between the two in nats."""
+    capture, own = _read_while(run.scores, model, batch, search)
+    with torch.no_grad(), evaluating(model):
+        divergence = run.scores(model, masked, against=own.rows).divergence
+    assert divergence is not None, "rows were given to compare with"
+    return capture, divergence
+
+
+def _read_while(
+    run: Callable[[PreTrainedModel, Experience], Result], model: PreTrainedModel, batch: Experience, search: HeadSearch
+) -> tuple[AttentionCapture, Result]:
+    """The attention of all heads while `run` takes the model over `batch`, and what that returns; without dropout,
+    which would draw from the global state."""
     request = AttentionRequest(row=search.row, sink_factor=search.sink_factor, neighbours=0)
     probe = AttentionProbe(model, [request])
     try:
         with torch.no_grad(), evaluating(model), probe.capture(batch) as recorder:
-            run_layers(model, batch)
+            result = run(model, batch)
     finally:
         probe.detach()
-    return recorder.results()[request]
+    return recorder.results()[request], result
