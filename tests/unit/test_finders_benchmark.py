@@ -71,3 +71,24 @@ def test_attention_is_followed_through_the_layers() -> None:
                 row = (row + row @ layer[response].mean(dim=0)) / 2
             expected = row[batch.input_ids[response] == loaded.model.config.image_token_id].max()
             torch.testing.assert_close(found[response, token], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_another_picture_is_compared_with_the_response_s_own(monkeypatch) -> None:
+    """The same picture changes nothing; a black one does; and rollouts keep their place whatever shares a pass."""
+    from atrl.data.geometry import GeometryProblems
+    from atrl.data.prompts import PromptBuilder
+    from atrl.splitting import EvenSplit
+
+    finders, loaded = script("finders"), PretrainedModel(path="tiny").load(None)
+    builder = PromptBuilder(processor=loaded.processor)
+    prompts = builder.build_all(GeometryProblems().load("test")[:3]).prompts
+    batch, _ = finders.sampled(loaded, prompts, max_response_tokens=8)
+    black = [entry | {"pixel_values": torch.zeros_like(entry["pixel_values"])} for entry in batch.pixels]
+    others = {"own": batch.pixels, "first black": [black[0], *batch.pixels[1:]]}
+    found = finders.by_other_pictures(loaded, batch, others)
+    assert found["own"].abs().max() < 1e-6 < 1e-3 < found["entropy"].max()
+    changed = found["first black"].amax(dim=1)
+    assert changed[0] > 1e-3 and (changed[1:] < 1e-6).all()
+    monkeypatch.setattr(finders, "PIECES", EvenSplit(size=1))
+    for name, score in finders.by_other_pictures(loaded, batch, others).items():
+        torch.testing.assert_close(score, found[name], atol=1e-5, rtol=1e-4)
