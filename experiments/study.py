@@ -12,7 +12,7 @@ and is scored on the test split (`main`, five seeds; ten of what might win), and
 tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is not there. Its
 runs take several times as long, so it has fewer: seven schemes at one rate, three to ten seeds. `easy_vqa` has
 published pictures, a checkpoint of its own too, and nine schemes. `geometry_again` and `wordy_again` test what the
-others suggest, on fresh seeds and from another checkpoint with 13 schemes, where those that train a part of the tokens
+others suggest, on fresh seeds and from another checkpoint with 16 schemes, where those that train a part of the tokens
 have a choice of two rates. A checkpoint that is trained again, on another processor say, is another one: a task whose
 kept runs began with another is not gone on with.
 
@@ -229,7 +229,8 @@ def run_cell(cell: Cell) -> str:
         folder, work = Path(temporary) / "run", Path(temporary) / "work"
         work.mkdir()  # a run leaves a link to itself where it is started
         command = [sys.executable, str(ROOT / "train.py"), *cell.settings, f"hydra.run.dir={folder}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        paths = os.pathsep.join(filter(None, (str(ROOT / "experiments"), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}  # for schemes of the study's own
         done = subprocess.run(
             command, cwd=work, env=environment, capture_output=True, text=True, preexec_fn=end_with_parent
         )

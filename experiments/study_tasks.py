@@ -22,8 +22,13 @@ SCHEMES = {
     "dependency_15": ["credit=visual_dependency", "credit.anchor_ratio=0.15"],
     "dependency_only": ["credit=visual_dependency", "credit.anchor_ratio=0.15", "credit.rest_weight=0"],
     "visual_dependency": ["credit=visual_dependency"],
+    "found_reading": ["credit=visual_dependency", "credit._target_=partly_found.FoundReading"],
+    "reading_and_found": ["credit=visual_dependency", "credit._target_=partly_found.ReadingAndFound"],
+    "two_heads": ["credit=token_level", "credit.heads=auto", "credit.auto_heads=2"],
 }
-FOUND_LATER = ("random_soft", "dependency_15", "dependency_only", "visual_dependency")
+BY_DEPENDENCY = ("dependency_15", "dependency_only", "visual_dependency")
+MIXED = ("found_reading", "reading_and_found")
+FOUND_LATER = ("random_soft", *BY_DEPENDENCY, *MIXED, "two_heads")
 """The schemes that not every task has: they were planned once others had run."""
 MIGHT_WIN = ("uniform", "atrl", "token_level", "oracle")
 """The schemes that get the most seeds, and what they are compared with."""
@@ -116,11 +121,13 @@ TASKS = {
         checkpoint=("experiment=wordy_checkpoint", "seed=1"),
         schemes=(  # in order of plans
             *("uniform", "token_level", *PARTS, "entropy", "atrl", "oracle", "hidden_cosine"),
-            *("dependency_15", "dependency_only", "visual_dependency"),
+            *(*BY_DEPENDENCY, *MIXED, "two_heads"),
         ),
         rates=(4e-4,),
         own_rates=dict.fromkeys((*PARTS, "entropy", "dependency_only"), (2e-4, 4e-4)),  # parts may want a lower one
-        more_seeds=dict.fromkeys(("uniform", "token_level", "oracle", "dependency_15", "visual_dependency"), 10),
+        more_seeds=dict.fromkeys(
+            ("uniform", "token_level", "oracle", "dependency_15", "visual_dependency", *MIXED), 10
+        ),
         controls=(),
         variants=(),
     ),
