@@ -6,8 +6,8 @@
 its curve against the tokens that truly read, which the generator knows, and how many of these are among the 15 % of a
 response's tokens that score highest. Scores by another picture are the divergence KL(π(·|picture) ‖ π(·|other)) in nats
 from the same policy that sees it with patches black, in its mean colour, with its patches in another order, or that
-sees another problem's. Then how many tokens hold a share of the divergence from half of the patches, and how many of
-them read. The last line is one JSON object.
+sees another problem's. Then how many tokens hold a share of the divergence from half of the patches and from another
+order, and how many of them read. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heads import ANCHOR_RATIO, TASKS, area, command, reading_of, sampled, searc
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.base import PictureMask, top_tokens
+from atrl.credit.base import Hiding, PictureMask, top_tokens
 from atrl.credit.connectivity import relative_peaks
 from atrl.credit.dependency import above_rounding
 from atrl.credit.heads import read_heads
@@ -37,7 +37,8 @@ from atrl.splitting import EvenSplit
 from atrl.types import Experience, Prompt
 
 RESPONSES, PIECES = 128, EvenSplit(size=16)
-HALF = "50% of patches black"
+MASSES = (0.8, 0.9, 0.95, 0.98, 0.99)
+HALF, ORDER = "50% of patches black", "patches in another order"
 Pixels = Sequence[dict[str, Tensor]]
 
 
@@ -52,7 +53,10 @@ def main(checkpoint: str, task: str, tokens: int) -> None:
     others = other_pictures(loaded, builder, prompts, batch)
     scores = by_attention(loaded, batch) | by_other_pictures(loaded, batch, others)
     result = {name: judged(name, score, batch.response_mask, reading) for name, score in scores.items()}
-    fewest = {mass: held(scores[HALF], mass, batch.response_mask, reading) for mass in (0.8, 0.9, 0.95, 0.99)}
+    fewest = {
+        name: {mass: held(name, scores[name], mass, batch.response_mask, reading) for mass in MASSES}
+        for name in (HALF, ORDER)
+    }
     tokens_in_all = batch.response_mask.sum().item()
     shares = {"reading_share": reading.sum().item() / tokens_in_all, "tokens_of_a_response": tokens_in_all / batch.size}
     print(json.dumps(shares | {"fewest": fewest, "finders": result}))
@@ -67,14 +71,14 @@ def judged(name: str, score: Float[Tensor, "rollout response"], mask: Bool[Tenso
     return found
 
 
-def held(score: Float[Tensor, "rollout response"], mass: float, mask: Bool[Tensor, "rollout response"],
+def held(name: str, score: Float[Tensor, "rollout response"], mass: float, mask: Bool[Tensor, "rollout response"],
          reading: Bool[Tensor, "rollout response"]) -> dict[str, float]:  # fmt: skip
     """Of the fewest tokens that hold `mass` of a response's dependency their share, recall and precision; printed as
     well."""
     anchors = fewest_tokens(above_rounding(score.float(), mask), mask, mass=mass)
     both, chosen = (anchors & reading).sum().item(), anchors.sum().item()
     found = {"share": chosen / mask.sum().item(), "recall": both / reading.sum().item(), "precision": both / chosen}
-    print(f"as many as hold {mass:<10} " + "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    print(f"{mass:<5}of {name:25}" + "  ".join(f"{key} {value:.3f}" for key, value in found.items()))
     return found
 
 
@@ -132,8 +136,8 @@ def other_pictures(
     """By name, what is shown in place of each rollout's picture; all are of the same size."""
     scale = loaded.processor.image_processor
 
-    def masked(ratio: float) -> Pixels:
-        mask = PictureMask(ratio=ratio, seed=0)
+    def masked(ratio: float, by: Hiding = "black") -> Pixels:
+        mask = PictureMask(ratio=ratio, seed=0, by=by)
         return mask_pixels(batch.pixels, batch.keys, mask, mean=scale.image_mean, std=scale.image_std)
 
     blank = [builder.build(problem).pixels for problem in blanked((one.problem for one in prompts), builder.frames)]
@@ -142,15 +146,8 @@ def other_pictures(
         HALF: masked(0.5),
         "mean colour": blank,
         "another problem's picture": [*batch.pixels[1:], batch.pixels[0]],
-        "patches in another order": [shuffled(pixels, number) for number, pixels in enumerate(batch.pixels)],
+        ORDER: masked(1.0, "shuffled"),
     }
-
-
-def shuffled(pixels: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """A picture's patches in another order."""
-    patches = pixels["pixel_values"]
-    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))
-    return pixels | {"pixel_values": patches[order]}
 
 
 if __name__ == "__main__":

@@ -109,13 +109,13 @@ def check_attention(scheme: Any, model: PretrainedModel | ScratchModel | SmolLM2
 
 
 def check_masks(scheme: CreditScheme | None, model_type: str) -> None:
-    """Raises ValueError, in one line, for credit that blacks out patches where the model's processor makes none."""
+    """Raises ValueError, in one line, for credit that masks patches where the model's processor makes none."""
     if model_type not in WITHOUT_PATCHES:
         return
     for factor in factors_of(scheme):
         for asked, instead in _masking(factor):
             raise ValueError(
-                f"{asked} blacks out patches, and pictures of a model of type {model_type} are cut into none: use a "
+                f"{asked} masks patches, and pictures of a model of type {model_type} are cut into none: use a "
                 f"Qwen-VL model, or {instead}"
             )
 

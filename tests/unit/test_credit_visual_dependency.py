@@ -87,6 +87,7 @@ def test_without_a_picture_nothing_depends_on_it() -> None:
 def test_what_it_asks_for() -> None:
     scheme = VisualDependencyCredit(mask_ratio=0.25, seed=7)
     assert scheme.picture_mask == PictureMask(ratio=0.25, seed=7)
+    assert VisualDependencyCredit(mask="shuffled").picture_mask == PictureMask(ratio=0.5, by="shuffled")
     assert scheme.requests == () and not scheme.has_auxiliary_loss and not scheme.needs_masked_gradient
     assert (scheme.scope, scheme.normalised_over) == ("response", "response")  # so no pass over the whole batch first
     blind = Evidence(torch.zeros(3, 5), torch.zeros(3, 5), {})

@@ -1,4 +1,4 @@
-"""Pictures and videos with patches blacked out."""
+"""Pictures and videos with patches blacked out, or in each other's places."""
 
 from __future__ import annotations
 
@@ -108,6 +108,55 @@ def test_videos_of_a_group_share_a_mask_and_other_visits_have_others():
     assert not torch.equal(masked("0/3/p/0/0"), masked("0/4/p/0/0"))
 
 
+def several(*grids: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    """Pictures whose patches say which they are."""
+    count = sum(height * width for _, height, width in grids)
+    return {"pixel_values": torch.arange(count).float()[:, None].repeat(1, 6), "image_grid_thw": torch.tensor(grids)}
+
+
+@pytest.mark.parametrize(("ratio", "moving"), [(1.0, (8, 6)), (0.5, (4, 3)), (0.0, (0, 0))])
+def test_shuffled_patches_change_places_within_their_picture(ratio, moving):
+    """Of pictures of 4×2 and 2×3 patches half are 4 and 3. Some of these stay where they are, as chance has it; over
+    200 seeds all but a few pictures have as many moving as may, and every place moves."""
+    shown = several((1, 4, 2), (1, 2, 3))
+    before, most, ever = shown["pixel_values"].clone(), [0, 0], torch.zeros(14, dtype=torch.bool)
+    for seed in range(200):
+        mask = PictureMask(ratio=ratio, seed=seed, by="shuffled")
+        [result] = mask_pixels([shown], ["0/p/0/0"], mask, **SCALE)
+        patches = result["pixel_values"][:, 0].long()
+        assert patches[:8].sort().values.tolist() == list(range(8))
+        assert patches[8:].sort().values.tolist() == list(range(8, 14))
+        moved = patches != torch.arange(14)
+        most = [max(most[0], int(moved[:8].sum())), max(most[1], int(moved[8:].sum()))]
+        ever |= moved
+    assert tuple(most) == moving and ever.all() == (ratio > 0)
+    assert torch.equal(shown["pixel_values"], before) and result["image_grid_thw"] is shown["image_grid_thw"]
+
+
+def test_in_a_video_the_same_places_are_shuffled_at_all_times():
+    shown = videos((3, 4, 2), (2, 2, 3))
+    before = shown["pixel_values_videos"]
+    [result] = mask_pixels([shown], ["0/p/0/0"], PictureMask(ratio=1.0, by="shuffled"), **SCALE)
+    for start, times, places in ((0, 3, 8), (24, 2, 6)):
+        own = slice(start, start + times * places)
+        old, new = before[own].view(times, places, 6), result["pixel_values_videos"][own].view(times, places, 6)
+        order = [int((old[0] == patch).all(dim=1).nonzero()) for patch in new[0]]
+        assert sorted(order) == list(range(places)) != order
+        assert torch.equal(new, old[:, order])
+
+
+def test_a_group_sees_one_shuffled_picture_and_other_visits_others():
+    picture = entry(64)
+
+    def masked(key):
+        return mask_pixels([picture], [key], PictureMask(ratio=1.0, by="shuffled"), **SCALE)[0]["pixel_values"]
+
+    state = torch.get_rng_state()
+    assert torch.equal(masked("0/3/p/0/0"), masked("0/3/p/0/5")) and torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(masked("0/3/p/0/0"), masked("0/4/p/0/0"))
+    assert mask_pixels([{}], ["0/p/0/0"], PictureMask(ratio=1.0, by="shuffled"), **SCALE) == [{}]
+
+
 def processor(**pictures: object) -> SimpleNamespace:
     """With what it scales pictures and, if asked, videos by."""
     videos = pictures.pop("videos", None)
@@ -125,9 +174,8 @@ def test_who_asks_for_black_patches_is_told_where_there_are_none():
         == mask_scale(processor(merge_size=2, videos=[0.5]), *asked)
         == scale
     )
-    with pytest.raises(
-        ValueError, match=r"^credit\.head_criterion=dependency blacks out patches, and this model's Simple"
-    ):
+    assert mask_scale(processor(merge_size=2, videos=[0.4]), *asked, "shuffled") == scale  # of which none is black
+    with pytest.raises(ValueError, match=r"^credit\.head_criterion=dependency masks patches, and this model's Simple"):
         mask_scale(processor(), *asked)
     with pytest.raises(
         ValueError, match=r"^credit\.head_criterion=dependency masks .* choose credit\.head_criterion=contr"

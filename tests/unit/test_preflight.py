@@ -283,7 +283,7 @@ def test_videos_that_they_do_not():
 
 @pytest.mark.parametrize("model", ["llava", "gemma3", "internvl"])
 def test_patches_that_are_not_there_cannot_be_blacked_out(model):
-    found = f"credit=papo blacks out patches, and pictures of a model of type {model} are cut into none: use a Qwen"
+    found = f"credit=papo masks patches, and pictures of a model of type {model} are cut into none: use a Qwen"
     assert found in refusal(check_masks, PapoCredit(), model)
     assert found in refusal(check_masks, product(EntropyCredit(), PapoCredit()), model)
     assert refusal(check_masks, AtrlCredit(), model) is None and refusal(check_masks, None, model) is None
@@ -293,9 +293,7 @@ def test_patches_that_are_not_there_cannot_be_blacked_out(model):
 def test_heads_are_found_by_attention_alone_where_there_are_no_patches(model):
     by_patches, by_attention = (AtrlCredit(heads="auto", head_criterion=name) for name in ("dependency", "contrast"))
     found = refusal(check_masks, by_patches, model)
-    assert found.startswith(
-        f"credit.head_criterion=dependency blacks out patches, and pictures of a model of type {model}"
-    )
+    assert found.startswith(f"credit.head_criterion=dependency masks patches, and pictures of a model of type {model}")
     assert found.endswith("or credit.head_criterion=relative_contrast")
     assert refusal(check_masks, product(EntropyCredit(), by_patches), model) == found
     assert refusal(check_masks, by_attention, model) is None
@@ -313,4 +311,4 @@ def test_a_run_without_patches_is_refused_before_its_model_loads(tmp_path):
     (folder / "model.safetensors").unlink()
     options = ("rollout=transformers", "model=pretrained", f"model.path={folder}", "rollout.max_prompt_tokens=440")
     config = compose_config(tmp_path, *options, "rollout.max_response_tokens=8", "credit=vppo")
-    assert "credit=vppo blacks out patches" in refusal(pipeline.instantiate_parts, config, tmp_path)
+    assert "credit=vppo masks patches" in refusal(pipeline.instantiate_parts, config, tmp_path)

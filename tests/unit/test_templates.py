@@ -219,7 +219,7 @@ def test_tower_and_projector_can_be_frozen_apart(stock, tmp_path: Path, family: 
 
 def test_schemes_that_mask_patches_need_patches(stock) -> None:
     """Where a picture stays one tensor of pixels, a share of its rows would be a share of the pictures."""
-    assert "credit=papo blacks out patches" in refusal(AnchorCreditCallback, PapoCredit(), stock("llava")[0])
+    assert "credit=papo masks patches" in refusal(AnchorCreditCallback, PapoCredit(), stock("llava")[0])
     AnchorCreditCallback(PapoCredit(), stock("qwen3_vl")[0])
     AnchorCreditCallback(UniformCredit(), stock("llava")[0])
 
@@ -229,7 +229,7 @@ def test_heads_by_dependency_need_patches_too(stock, tmp_path: Path) -> None:
     builder, problems = PromptBuilder(processor=stock("llava")[0]), GeometryProblems().load("train")
     by = {name: AtrlCredit(heads="auto", head_criterion=name).head_search for name in ("dependency", "contrast")}
     found = refusal(HeadCalibration.prepare, by["dependency"], problems, builder, tmp_path)
-    assert found.startswith("credit.head_criterion=dependency blacks out patches")
+    assert found.startswith("credit.head_criterion=dependency masks patches")
     assert HeadCalibration.prepare(by["contrast"], problems, builder, tmp_path).other == []
 
 

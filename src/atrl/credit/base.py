@@ -37,12 +37,16 @@ class Request(Hashable, Protocol):
         ...
 
 
+Hiding = Literal["black", "shuffled"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PictureMask:
-    """How much of a picture is blacked out: a share of its patches, chosen by seed."""
+    """How much of a picture is hidden: a share of its patches, chosen by seed, which are black or change places."""
 
     ratio: float
     seed: int = 0
+    by: Hiding = "black"
 
 
 Criterion = Literal["dependency", "relative_contrast", "contrast", "sensitivity"]

@@ -37,7 +37,7 @@ def picture_scale(scheme: CreditScheme, processor: ProcessorMixin) -> PictureSca
         ValueError: as `mask_scale`, if the scheme masks patches.
     """
     if scheme.picture_mask is not None:
-        return mask_scale(processor, f"credit={scheme.name}", "another scheme")
+        return mask_scale(processor, f"credit={scheme.name}", "another scheme", scheme.picture_mask.by)
     pictures = processor.image_processor
     return PictureScale(tuple(pictures.image_mean), tuple(pictures.image_std))
 

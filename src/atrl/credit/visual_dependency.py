@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from atrl.credit.base import CreditScheme, PictureMask, normalise, top_tokens
+from atrl.credit.base import CreditScheme, Hiding, PictureMask, normalise, top_tokens
 from atrl.credit.dependency import visual_dependency
 from atrl.credit.weights import check_levels, check_ratio
 from atrl.types import CreditOutput, Evidence, Experience
@@ -36,7 +36,8 @@ class VisualDependencyCredit(CreditScheme):
         anchor_mass: share of a response's dependency that its anchors hold, where their number is "auto".
         anchor_weight: of anchors, before the weights are scaled to mean 1.
         rest_weight: of all other tokens, likewise; 0 is the hard form.
-        mask_ratio: share of the picture's patches that are blacked out.
+        mask: what becomes of patches: "black", or "shuffled", which is to change places with each other.
+        mask_ratio: share of the picture's patches that are masked.
         seed: of the patches.
     """
 
@@ -44,6 +45,7 @@ class VisualDependencyCredit(CreditScheme):
     anchor_mass: float = 0.95
     anchor_weight: float = 3.0
     rest_weight: float = 1.0
+    mask: Hiding = "black"
     mask_ratio: float = 0.5
     seed: int = 0
 
@@ -58,8 +60,8 @@ class VisualDependencyCredit(CreditScheme):
 
     @property
     def picture_mask(self) -> PictureMask:
-        """Half of the patches, by default."""
-        return PictureMask(ratio=self.mask_ratio, seed=self.seed)
+        """Half of the patches black, by default."""
+        return PictureMask(ratio=self.mask_ratio, seed=self.seed, by=self.mask)
 
     @torch.no_grad()
     def assign(self, batch: Experience, evidence: Evidence) -> CreditOutput:

@@ -55,7 +55,7 @@ WITH_VIDEO: tuple[str, ...] = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 """Families whose videos are tokens of their own kind. Others take frames as pictures, which a problem can list."""
 
 WITHOUT_PATCHES: tuple[str, ...] = ("gemma3", "internvl", "llava")
-"""Families whose processors leave pictures whole, so that credit can't black out patches. Of others the processor says
+"""Families whose processors leave pictures whole, so that credit can't mask patches. Of others the processor says
 it, once it is there."""
 
 VISION_TOWERS = ("visual", "vision_tower")
