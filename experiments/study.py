@@ -7,14 +7,14 @@
 `run` does all of it, task by task, and goes on where it was stopped: a cell whose file is in `experiments/study/` is
 not run again. All cells have theirs there, so move that folder away to repeat the study. First each scheme's learning
 rate is chosen on the selection split (`rates`, two seeds of three values). Then every scheme trains with its own rate
-and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the
-`variants` of atrl (at atrl's rate). `table` needs no more than the files. The task `wordy` has long answers, most
-tokens of which the reward does not depend on; its checkpoint is trained before its first cell, if it is not there. Its
-runs take several times as long, so it has fewer: seven schemes at one rate, three to ten seeds. `easy_vqa` has
-published pictures, a checkpoint of its own too, and nine schemes. `geometry_again` and `wordy_again` test what the
-others suggest, on fresh seeds and from another checkpoint with 16 schemes, where those that train a part of the tokens
-have a choice of two rates. A checkpoint that is trained again, on another processor say, is another one: a task whose
-kept runs began with another is not gone on with.
+and is scored on the test split (`main`, five seeds; ten of what might win), and so do the `controls` and the `variants`
+of atrl (at atrl's rate). `table` needs no more than the files. The task `wordy` has long answers, most tokens of which
+the reward does not depend on; its checkpoint is trained before its first cell, if it is not there. Its runs take
+several times as long, so it has fewer: seven schemes at one rate, three to ten seeds. `easy_vqa` has published
+pictures, a checkpoint of its own too, and nine schemes. `geometry_again` and `wordy_again` test what the others
+suggest, on fresh seeds and from another checkpoint with 16 schemes, where those that train a part of the tokens have a
+choice of two rates; `wordy_fresh` is three of them on fresh seeds from that checkpoint. A checkpoint that is trained
+again, on another processor say, is another one: a task whose kept runs began with another is not gone on with.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
 rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is
@@ -189,8 +189,8 @@ PHASES = {"rates": rate_cells, "main": main_cells, "controls": control_cells, "v
 
 
 def checkpoint(task: str) -> Path:
-    """Where a task keeps the checkpoint of its own."""
-    return CHECKPOINTS / f"{task}_checkpoint" / "build"
+    """Where the checkpoint of a task's own is kept, which it may share with another."""
+    return CHECKPOINTS / f"{TASKS[task].checkpoint_of or task}_checkpoint" / "build"
 
 
 def start_of(task: str) -> str | None:

@@ -24,11 +24,12 @@ SCHEMES = {
     "visual_dependency": ["credit=visual_dependency"],
     "found_reading": ["credit=visual_dependency", "credit._target_=partly_found.FoundReading"],
     "reading_and_found": ["credit=visual_dependency", "credit._target_=partly_found.ReadingAndFound"],
+    "shuffled_patches": ["credit=visual_dependency", "credit.mask=shuffled", "credit.mask_ratio=1"],
     "two_heads": ["credit=token_level", "credit.heads=auto", "credit.auto_heads=2"],
 }
 BY_DEPENDENCY = ("dependency_15", "dependency_only", "visual_dependency")
 MIXED = ("found_reading", "reading_and_found")
-FOUND_LATER = ("random_soft", *BY_DEPENDENCY, *MIXED, "two_heads")
+FOUND_LATER = ("random_soft", *BY_DEPENDENCY, *MIXED, "shuffled_patches", "two_heads")
 """The schemes that not every task has: they were planned once others had run."""
 MIGHT_WIN = ("uniform", "atrl", "token_level", "oracle")
 """The schemes that get the most seeds, and what they are compared with."""
@@ -65,6 +66,8 @@ class Task:
     overrides: tuple[str, ...]
     checkpoint: tuple[str, ...] = ()
     """Overrides of the run that trains what its runs start from; of none, that is the shipped one."""
+    checkpoint_of: str | None = None
+    """The task that has the same; None is itself."""
     schemes: tuple[str, ...] = tuple(scheme for scheme in SCHEMES if scheme not in FOUND_LATER)
     rates: tuple[float, ...] = RATES
     """Of which each scheme gets the one that is best on the selection split; a single one is everybody's."""
@@ -87,7 +90,7 @@ class Task:
     @property
     def every_seed(self) -> range:
         """Of any scheme."""
-        return range(self.first_seed, self.first_seed + max(self.seeds, *self.more_seeds.values()))
+        return range(self.first_seed, self.first_seed + max((self.seeds, *self.more_seeds.values())))
 
     def seeds_of(self, scheme: str) -> range:
         """Of its runs."""
@@ -108,7 +111,7 @@ TASKS = {
     # Planned before they ran, to test what the others suggest: on fresh seeds, and from a checkpoint of its own.
     "geometry_again": Task(
         overrides=("data.selection_size=512", "trainer.grounding_samples=512"),
-        schemes=("uniform", "token_level", "random_soft", "dependency_15", "visual_dependency"),
+        schemes=("uniform", "token_level", "random_soft", "dependency_15", "visual_dependency", "shuffled_patches"),
         rates=(4e-4,),
         uniform_rates=(6e-4,),
         first_seed=10,
@@ -128,6 +131,18 @@ TASKS = {
         more_seeds=dict.fromkeys(
             ("uniform", "token_level", "oracle", "dependency_15", "visual_dependency", *MIXED), 10
         ),
+        controls=(),
+        variants=(),
+    ),
+    "wordy_fresh": Task(
+        overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=512"),
+        checkpoint=("experiment=wordy_checkpoint", "seed=1"),
+        checkpoint_of="wordy_again",
+        schemes=("uniform", "oracle", "shuffled_patches"),
+        rates=(4e-4,),
+        first_seed=10,
+        seeds=8,
+        more_seeds={},
         controls=(),
         variants=(),
     ),

@@ -175,8 +175,8 @@ def test_an_interrupted_study_says_that_it_can_be_gone_on_with(study, monkeypatc
 
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
-    """By hand: of geometry 60 + 70 + 10 + 60 cells, of wordy 45 + 6 + 3, of geometry_again 50 + 10, of wordy_again
-    24 + 115 and of easy_vqa 54 + 65 + 10, and before three of them their checkpoints.
+    """By hand: of geometry 60 + 70 + 10 + 60 cells, of wordy 45 + 6 + 3, of geometry_again 60 + 10, of wordy_again
+    24 + 115, of wordy_fresh 24 and of easy_vqa 54 + 65 + 10, and before three of them their checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
@@ -184,12 +184,12 @@ def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys)
     expected = [
         *("geometry",) * 200,
         *("wordy's checkpoint", *("wordy",) * 54),
-        *("geometry_again",) * 60,
-        *("wordy_again's checkpoint", *("wordy_again",) * 139),
+        *("geometry_again",) * 70,
+        *("wordy_again's checkpoint", *("wordy_again",) * (139 + 24)),  # the last of them wordy_fresh's
         *("easy_vqa's checkpoint", *("easy_vqa",) * 129),
     ]
     assert [asked_by(command) for command in processes.commands] == expected
-    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 60 + 139 + 129
+    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 70 + 139 + 24 + 129
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
