@@ -8,7 +8,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -106,6 +106,39 @@ def test_as_few_as_possible_keep_their_answer(answers, seed):
     kept = [p.id for p in swap.problems if answers[numbers(p)[0]] == p.answer]
     assert swap.same_answer == kept
     assert len(kept) == best
+
+
+@given(
+    st.integers(1, 2).flatmap(
+        lambda count: st.lists(
+            st.tuples(st.lists(st.integers(0, 4), min_size=count, max_size=count), st.sampled_from("abc")),
+            min_size=2,
+            max_size=6,
+        )
+    ),
+    st.integers(0, 3),
+)
+@example([([0], "b"), ([0], "a"), ([1], "b")], 28)
+@settings(deadline=None, max_examples=80)
+def test_no_pairing_of_few_is_better(rows, seed):
+    """By trying each: as few as possible are left out, of them as few as possible keep a picture, then an answer."""
+
+    def fault(own, other):
+        (mine, answer), (theirs, others) = rows[own], rows[other]
+        if sorted(mine) == sorted(theirs):
+            return 1, 0, 0
+        return 0, int(not set(mine).isdisjoint(theirs)), int(answer == others)
+
+    def total(faults):
+        return tuple(map(sum, zip(*faults, strict=True)))
+
+    count = len(rows)
+    best = min(total(fault(*pair) for pair in enumerate(order)) for order in permutations(range(count)))
+    problems = [problem(str(i), *map(picture, shown), answer=answer) for i, (shown, answer) in enumerate(rows)]
+    swap = swapped(problems, seed)
+    chosen = {one.id: int(partner) for one, partner in zip(swap.problems, swap.partners, strict=True)}
+    assert total(fault(i, chosen[str(i)]) if str(i) in chosen else (1, 0, 0) for i in range(count)) == best
+    assert sum(fault(int(name), other)[2] for name, other in chosen.items()) == len(swap.same_answer)
 
 
 def test_answers_that_differ_in_case_or_spaces_are_the_same():

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from PIL import Image
 from atrl.data.frames import FrameSampler
 from atrl.data.images import open_image
 from atrl.data.videos import sample_video
+from atrl.evaluation.assignment import cheapest
 from atrl.types import Frames, Problem, Prompt, Video
 
 if TYPE_CHECKING:
@@ -174,18 +175,19 @@ def _blank_video(frames: Frames) -> Frames:
 def _partners(problems: Sequence[Problem], rng: random.Random) -> dict[int, int]:
     """For each index the one whose pictures it gets; those that no pairing found different pictures for are missing.
 
-    From a random cycle through all, partners are exchanged in pairs for as long as that mends a fault. Where no
-    exchange gives a problem different pictures any more, all others hold those already: no pairing leaves out fewer.
+    From a random cycle through all, partners are exchanged in pairs for as long as that mends a fault. Where another
+    question is not the worst that is left, more than two exchange theirs if that mends it. Then no pairing leaves out
+    fewer, and none of those that leave out as few has fewer shared pictures or, after these, equal answers.
     """
     digests = [sorted(picture_digests(problem)) for problem in problems]
     pictures = _numbered([tuple(own) for own in digests])
     answers, questions = (_numbered([of(problem) for problem in problems]) for of in (_answer, lambda p: p.question))
     # Two problems of one picture each share all of them or none.
     shared = _shared(digests) if len(digests[0]) > 1 else None
-    everyone = np.arange(len(problems))
     order = rng.sample(range(len(problems)), len(problems))
-    partner = np.empty_like(everyone)
+    partner = np.empty(len(problems), dtype=int)
     partner[order] = np.roll(order, 1)
+    more = len(problems) + 1
 
     def faults(problem, other):
         found = (
@@ -195,6 +197,26 @@ def _partners(problems: Sequence[Problem], rng: random.Random) -> dict[int, int]
         )
         return found if shared is None else found + _SHARED_PICTURE * shared[problem, other]
 
+    def worse_faults(problem, other):
+        """One that is left out has no other fault, and one fault counts more than the next lesser one of all."""
+        found = np.where(answers[problem] == answers[other], 1, 0)
+        found = found if shared is None else found + more * shared[problem, other]
+        return np.where(pictures[problem] == pictures[other], more**2, found)
+
+    def all_faults(problem, other):
+        return more * worse_faults(problem, other) + (questions[problem] != questions[other])
+
+    _exchange(partner, order, faults)
+    best = cheapest(partner, worse_faults)
+    if (best != partner).any():
+        _exchange(best, order, all_faults)
+        partner = best
+    return {index: int(other) for index, other in enumerate(partner) if pictures[index] != pictures[other]}
+
+
+def _exchange(partner: np.ndarray, order: Sequence[int], faults: Callable[..., np.ndarray]) -> None:
+    """Exchange partners in pairs, in place, until no pair mends a fault."""
+    everyone = np.arange(len(partner))
     mended = True
     while mended:
         mended = False
@@ -205,7 +227,6 @@ def _partners(problems: Sequence[Problem], rng: random.Random) -> dict[int, int]
             if gain[best] > 0:
                 partner[[index, best]] = partner[[best, index]]
                 mended = True
-    return {index: int(other) for index, other in enumerate(partner) if pictures[index] != pictures[other]}
 
 
 def _shared(digests: Sequence[Sequence[bytes]]) -> np.ndarray:
