@@ -241,6 +241,10 @@ def test_evaluate_measures_what_the_pictures_are_worth(finished: Path) -> None:
     assert [row["mode"] for row in rows] == ["greedy"] * 64 + ["blank"] * 64 + ["swapped"] * 64
     for name in ("blank", "swapped"):
         assert f"  {name:8} {result['grounding'][name]['accuracy']:.3f}  [" in done.stdout
+    done = run("evaluate.py", "compare=[grounded,grounded]", "hydra.run.dir=itself", folder=finished)
+    assert done.returncode == 0 and "geometry, greedy, 64 problems in both\n" in done.stdout, done.stderr
+    itself = json.loads((finished / "itself" / "comparison.json").read_text())
+    assert itself["greedy"]["accuracy"] == [100 * true["accuracy"]] * 2 and "sampled" not in itself
 
 
 def test_grounding_needs_pictures_to_exchange(finished: Path) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from atrl.evaluation.compare import compare, mcnemar, paired_interval, stamp_differences
+from atrl.data.frames import FrameSampler
+from atrl.evaluation.compare import compare, mcnemar, paired_interval
+from atrl.evaluation.measured import held_out_stamp, stamp_differences
+from atrl.rewards.exact import ExactAnswer
+from atrl.rewards.weighted import WeightedReward
+from atrl.types import Turn
+from tests.unit.scripted import pictured_problems
 
 STAMP = {"judge": "rules", "data_sha256": "x", "decoding": None}
 
@@ -171,6 +180,123 @@ def test_what_is_no_result_is_refused(tmp_path):
     (broken / "records.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(ValueError, match=r"can't be read .*: evaluate again"):
         run(tmp_path, good, broken)
+
+
+# Held-out problems
+
+
+HELD_OUT = {
+    "problems_sha256": "x", "reward_rule": {"class": "Exact", "require_boxed": True}, "samples": 2,
+    "max_response_tokens": 64, "instruction": "", "max_pixels": 100,
+}  # fmt: skip
+
+
+def held_out(folder: Path, greedy: dict[str, str], sampled: dict[str, list[str]] | None = None, **stamp) -> Path:
+    """A result as `evaluate.py checkpoint=…` leaves it: statuses by problem, and answers to blanked pictures."""
+    folder.mkdir()
+    rows = [{"id": name, "mode": "greedy", "status": status} for name, status in greedy.items()]
+    rows += [{"id": name, "mode": "sampled", "status": s} for name, listed in (sampled or {}).items() for s in listed]
+    rows += [{"id": name, "mode": "blank", "status": "wrong"} for name in greedy]
+    more = {"response": "two\u2028lines", "gold": "1"}  # U+2028 ends a line for `str.splitlines`
+    text = "".join(json.dumps(row | more, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "responses.jsonl").write_text(text, encoding="utf-8")
+    result = {"data": "geometry", "greedy": {}} | ({} if sampled is None else {"sampled": {}})
+    (folder / "evaluation.json").write_text(json.dumps(result | {"stamp": HELD_OUT | stamp}))
+    return folder
+
+
+def test_held_out_problems_compare_mode_by_mode(tmp_path, capsys):
+    """Greedily one of three gained of a and one lost; sampled b's mean goes from 1/2 to 0 and c's from 0 to 1/2."""
+    first = held_out(
+        tmp_path / "a",
+        {"a": "wrong", "b": "right", "c": "truncated"},
+        {"a": ["right", "right"], "b": ["right", "wrong"], "c": ["wrong", "unparseable"]},
+    )
+    second = held_out(
+        tmp_path / "b",
+        {"a": "right", "b": "unparseable", "c": "right"},
+        {"a": ["right", "right"], "b": ["wrong", "wrong"], "c": ["right", "wrong"]},
+    )
+    found = run(tmp_path, first, second)
+    assert (found["data"], found["stamp_differences"]) == ("geometry", {})
+    greedy, sampled = found["greedy"], found["sampled"]
+    assert greedy["accuracy"] == [pytest.approx(100 / 3), pytest.approx(200 / 3)]
+    assert (greedy["gained"], greedy["lost"], greedy["only_in"]) == (["a", "c"], ["b"], [0, 0])
+    assert greedy["flips"] == {"test": "McNemar", "gained": 2, "lost": 1, "p": 1.0}
+    assert (sampled["accuracy"], sampled["difference"]) == ([50.0, 50.0], 0.0)
+    assert sampled["flips"] == {"test": "sign test", "gained": 1, "lost": 1, "p": 1.0}
+    assert json.loads((tmp_path / "comparison.json").read_text()) == found
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if " in both" in line] == [
+        "geometry, greedy, 3 problems in both", "geometry, sampled, 3 problems in both",
+    ]  # fmt: skip
+    assert not [line for line in shown if "blank" in line or "drawn by problem" in line]
+
+
+def test_held_out_problems_that_one_was_not_asked_are_left_out(tmp_path, capsys):
+    """What a checkpoint brings along may differ, and with it which prompts are too long; it is said."""
+    first = held_out(tmp_path / "a", {"a": "wrong", "b": "right"}, max_pixels=50, instruction="Think.")
+    second = held_out(tmp_path / "b", {"a": "right"})
+    found = run(tmp_path, first, second)
+    assert found["stamp_differences"] == {"instruction": ["Think.", ""], "max_pixels": [50, 100]}
+    assert (found["greedy"]["problems"], found["greedy"]["only_in"]) == (1, [1, 0])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("NOT MEASURED ALIKE")
+    assert "geometry, greedy, 1 problems in both  (not measured alike)" in lines
+
+
+@pytest.mark.parametrize(
+    ("stamp", "message"),
+    [
+        ({"problems_sha256": "y"}, r"geometry in \S+a and geometry in \S+b are not the same problems: evaluate both"),
+        ({"samples": 8}, r"were scored by other settings \(samples 2 \| 8\): evaluate one of them again"),
+        (
+            {"reward_rule": {"class": "Exact", "require_boxed": False}},
+            r'\(reward_rule \{"require_boxed": true\} \| \{"require_boxed": false\}\)',
+        ),
+    ],
+)
+def test_held_out_results_of_other_problems_or_settings_are_refused(tmp_path, stamp, message):
+    first, second = held_out(tmp_path / "a", {"a": "right"}), held_out(tmp_path / "b", {"a": "right"}, **stamp)
+    with pytest.raises(ValueError, match=message) as refused:
+        run(tmp_path, first, second)
+    assert "\n" not in str(refused.value)
+
+
+def test_held_out_results_that_cant_be_read_are_refused(tmp_path):
+    good = held_out(tmp_path / "a", {"a": "right"})
+    with pytest.raises(ValueError, match=r"is of mathvista and \S+a is of held-out problems: no two can pair"):
+        run(tmp_path, finished(tmp_path / "b", {"a": True}), good)
+    copied = tmp_path / "run"
+    copied.mkdir()
+    (copied / "evaluation.json").write_text((good / "evaluation.json").read_text())
+    with pytest.raises(ValueError, match=r"run has no responses\.jsonl: name the folder that the evaluation wrote to"):
+        run(tmp_path, good, copied)
+    before = held_out(tmp_path / "c", {"a": "right"})
+    (before / "evaluation.json").write_text(json.dumps({"data": "geometry", "greedy": {}}))
+    with pytest.raises(ValueError, match=r"c doesn't say by which settings it was measured: evaluate again$"):
+        run(tmp_path, good, before)
+
+
+def test_a_stamp_tells_held_out_problems_apart_by_all_that_is_asked_shown_and_right():
+    def stamp(problems, **rollout):
+        with closing(WeightedReward(parts={"exact": ExactAnswer()})) as reward:
+            settings = SimpleNamespace(
+                **{"max_response_tokens": 64, "max_prompt_tokens": 256, "frames": FrameSampler()} | rollout
+            )
+            return held_out_stamp(problems, reward, samples=8, instruction="Say.", rollout=settings)
+
+    first, second = pictured_problems(1, 2)
+    plain = stamp([first, second])
+    assert plain == stamp([second, first]) == json.loads(json.dumps(plain))
+    assert stamp([first, second], frames=FrameSampler(count=3)) == plain  # no videos
+    for other in (
+        replace(first, question="<image>!"), replace(first, answer="3"), replace(first, id="n3"),
+        replace(first, images=second.images), replace(first, history=(Turn("user", "Hello."),)),
+    ):  # fmt: skip
+        changed = stamp([other, second])
+        assert stamp_differences(plain, changed).keys() == {"problems_sha256"}
+    assert stamp([first], max_response_tokens=65)["max_response_tokens"] == 65
 
 
 @pytest.mark.parametrize(

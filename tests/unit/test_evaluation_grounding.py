@@ -35,7 +35,7 @@ def evaluated(processor, problems=PROBLEMS, **settings):
     )
     model = SimpleNamespace(load=lambda folder: None, instruction="")
     with closing(WeightedReward(parts={"exact": ExactAnswer()})) as reward:
-        scores, controls, _ = run._answer(settings, model, rollout, reward, list(problems), Path())
+        scores, controls, *_ = run._answer(settings, model, rollout, reward, list(problems), Path())
     result = run._figures(scores, controls)
     about = {"checkpoint": "c", "data": "numbers", "problems": len(problems), "dropped_prompts": 0, "blind": None}
     lines = run._table(about | result, scores, Path("out"), grounding=settings.grounding is not False)

@@ -6,9 +6,7 @@ What belongs together, as the variants of a question, is a unit: drawn as one, a
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -17,28 +15,18 @@ import numpy as np
 from omegaconf import DictConfig
 
 from atrl.benchmarks.figures import Units
+from atrl.evaluation.finished import JUDGED, MODES, Finished, read_finished
+from atrl.evaluation.measured import check_alike, in_short, stamp_differences
 
 _SHOWN = 10
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What an evaluation left."""
-
-    folder: Path
-    result: dict[str, Any]
-    scores: dict[str, float]
-    """By problem the mean score over its answers; those without a verdict left out."""
-    units: dict[str, str] = field(default_factory=dict)
-    """By problem what it stands or falls with, where the records say so."""
 
 
 def compare(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Compare the two results that `config.compare` names; write `comparison.json` into `folder`, print it.
 
     Raises:
-        ValueError: if one of them can't be read, or they share no benchmark or problem.
+        ValueError: if one of them can't be read, or they can't be paired.
     """
     first, second = (read_finished(Path(name).expanduser()) for name in config.compare)
     comparison = compared(first, second, seed=config.get("seed", 0))
@@ -47,61 +35,46 @@ def compare(config: DictConfig, folder: Path) -> dict[str, Any]:
     return comparison
 
 
-def read_finished(path: Path) -> Finished:
-    """A folder with `evaluation.json` and `records.jsonl`.
-
-    Raises:
-        ValueError: if one of these is missing or broken.
-    """
-    folder = path.parent if path.name == "evaluation.json" else path
-    for name in ("evaluation.json", "records.jsonl"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"compare: {folder} has no {name}: name the folder of a finished evaluation of a benchmark"
-            )
-    try:
-        result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-        by_problem: dict[str, list[float]] = defaultdict(list)
-        units: dict[str, str] = {}
-        for row in map(json.loads, lines):
-            if row.get("unit") is not None:
-                units[row["id"]] = str(row["unit"])
-            if row["correct"] is not None:
-                by_problem[row["id"]].append(float(row["score"]))
-        if not isinstance(result["stamp"], dict):
-            raise KeyError("stamp")
-        scores = {name: sum(values) / len(values) for name, values in by_problem.items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"compare: the result in {folder} can't be read ({error!r}): evaluate again") from error
-    return Finished(folder, result, scores, units)
-
-
 def compared(first: Finished, second: Finished, *, seed: int = 0) -> dict[str, Any]:
     """The comparison of the problems that both answered; differences are second minus first, in per cent.
 
     A unit went up where the mean score of its problems did. Records of before units were written name none: each of
-    their problems is its own, unless the other result says which unit it is of.
+    their problems is its own, unless the other result says which unit it is of. Of held-out problems each mode is
+    compared by itself, and what isn't of the same problems or settings not at all.
 
     Raises:
-        ValueError: if the benchmarks differ, or no problem is in both.
+        ValueError: if the benchmarks differ, or the held-out problems or their settings, or no problem is in both.
     """
-    names = first.result["benchmark"], second.result["benchmark"]
-    if names[0] != names[1]:
-        raise ValueError(f"compare: {first.folder} is of {names[0]} and {second.folder} of {names[1]}: no two can pair")
-    common = [name for name in first.scores if name in second.scores]
+    _check_kind(first, second)
+    name = "benchmark" if first.benchmark else "data"
+    about = {name: first.result[name], "results": [str(first.folder), str(second.folder)]}
+    differences = {"stamp_differences": stamp_differences(first.result["stamp"], second.result["stamp"])}
+    if first.benchmark:
+        headlines = {"headlines": [first.result["headline"], second.result["headline"]]}
+        return about | headlines | differences | _paired(first, second, JUDGED, seed=seed)
+    check_alike(first, second, differences["stamp_differences"])
+    return about | differences | {mode: _paired(first, second, mode, seed=seed) for mode in first.scores}
+
+
+def _check_kind(first: Finished, second: Finished) -> None:
+    if first.benchmark != second.benchmark:
+        names = (result.benchmark or "held-out problems" for result in (first, second))
+        one, other = (f"{result.folder} is of {name}" for result, name in zip((first, second), names, strict=True))
+        raise ValueError(f"compare: {one} and {other}: no two can pair")
+
+
+def _paired(first: Finished, second: Finished, mode: str, *, seed: int) -> dict[str, Any]:
+    """Accuracies, difference, interval and test of the problems that both answered in `mode`."""
+    ours, theirs = first.scores[mode], second.scores[mode]
+    common = [name for name in ours if name in theirs]
     if not common:
         raise ValueError(f"compare: {first.folder} and {second.folder} have no problem in common")
-    one, two = (np.array([result.scores[name] for name in common]) for result in (first, second))
+    one, two = (np.array([scores[name] for name in common]) for scores in (ours, theirs))
     known = first.units | second.units
     return {
-        "benchmark": names[0],
-        "results": [str(first.folder), str(second.folder)],
-        "headlines": [first.result["headline"], second.result["headline"]],
-        "stamp_differences": stamp_differences(first.result["stamp"], second.result["stamp"]),
         "problems": len(common),
         "units_known": all(name in known for name in common),
-        "only_in": [len(first.scores) - len(common), len(second.scores) - len(common)],
+        "only_in": [len(ours) - len(common), len(theirs) - len(common)],
         "accuracy": [100 * float(one.mean()), 100 * float(two.mean())],
         "difference": 100 * float((two - one).mean()),
         **_by_unit([known.get(name, name) for name in common], one, two, seed=seed),
@@ -129,12 +102,6 @@ def _by_unit(labels: Sequence[str], one: np.ndarray, two: np.ndarray, *, seed: i
         "gained": gained,
         "lost": lost,
     }
-
-
-def stamp_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """By name what two stamps say differently; what one doesn't say, as it is older, counts as None: not known."""
-    names = list(dict.fromkeys([*first, *second]))
-    return {name: [first.get(name), second.get(name)] for name in names if first.get(name) != second.get(name)}
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -178,30 +145,42 @@ def table(comparison: Mapping[str, Any]) -> list[str]:
     lines = []
     if comparison["stamp_differences"]:
         lines.append("NOT MEASURED ALIKE: a difference may come from these and not from the models")
-        lines += [
-            f"  {name}: {' | '.join(map(_short, _apart(*pair)))}"
-            for name, pair in comparison["stamp_differences"].items()
+        lines += [f"  {name}: {in_short(*pair)}" for name, pair in comparison["stamp_differences"].items()]
+    if "benchmark" in comparison:
+        figures = [
+            f"  (headline: {headline['name']} "
+            + ("–" if headline["value"] is None else f"{headline['value']:.2f}")
+            + ")"
+            for headline in comparison["headlines"]
         ]
-    if any(comparison["only_in"]):
-        lines.append(
-            f"  problems in one result alone, left out: {comparison['only_in'][0]} | {comparison['only_in'][1]}"
-        )
-    mark = "  (not measured alike)" if lines else ""
-    grouped = comparison["units"] < comparison["problems"]
-    units = f" of {comparison['units']} units" if grouped else ""
-    lines.append(f"{comparison['benchmark']}, {comparison['problems']} problems{units} in both{mark}")
-    for path, headline, value in zip(
-        comparison["results"], comparison["headlines"], comparison["accuracy"], strict=True
-    ):
-        figure = "–" if headline["value"] is None else f"{headline['value']:.2f}"
-        lines.append(f"  {value:6.2f} %  (headline: {headline['name']} {figure})  {path}")
-    low, high = comparison["ci95"]
-    lines.append(f"  difference {comparison['difference']:+.2f}  [{low:+.2f}, {high:+.2f}]")
-    if not comparison["units_known"]:
+        return lines + _pairing(comparison, comparison["benchmark"], comparison, figures, alike=not lines)
+    alike = not lines
+    for mode in (mode for mode in MODES if mode in comparison):
+        found = comparison[mode]
+        lines += _pairing(comparison, f"{comparison['data']}, {mode}", found, ["", ""], alike=alike)
+    return lines
+
+
+def _pairing(
+    comparison: Mapping[str, Any], name: str, found: Mapping[str, Any], figures: Sequence[str], *, alike: bool
+) -> list[str]:
+    """The lines of what `_paired` has `found`, with what is to be said of each result beside its accuracy."""
+    lines = []
+    if any(found["only_in"]):
+        lines.append(f"  problems in one result alone, left out: {found['only_in'][0]} | {found['only_in'][1]}")
+    mark = "" if alike and not lines else "  (not measured alike)"
+    grouped = found["units"] < found["problems"]
+    units = f" of {found['units']} units" if grouped else ""
+    lines.append(f"{name}, {found['problems']} problems{units} in both{mark}")
+    for path, figure, value in zip(comparison["results"], figures, found["accuracy"], strict=True):
+        lines.append(f"  {value:6.2f} %{figure}  {path}")
+    low, high = found["ci95"]
+    lines.append(f"  difference {found['difference']:+.2f}  [{low:+.2f}, {high:+.2f}]")
+    if not found["units_known"]:
         lines.append("  drawn by problem: neither result says which belong together; evaluate again to have it said")
-    lines.append(_tested(comparison["flips"], "units" if grouped else "problems"))
+    lines.append(_tested(found["flips"], "units" if grouped else "problems"))
     for kind in ("gained", "lost"):
-        if names := comparison[kind]:
+        if names := found[kind]:
             more = f", … ({len(names)} in comparison.json)" if len(names) > _SHOWN else ""
             lines.append(f"  {kind}: {', '.join(names[:_SHOWN])}{more}")
     return lines
@@ -212,17 +191,3 @@ def _tested(flips: Mapping[str, Any], what: str) -> str:
     words = ("gained", "lost") if flips["test"] == "McNemar" else ("gained (mean went up)", "lost (mean went down)")
     over = "" if flips["test"] == "McNemar" else f" over {what}"
     return f"  {flips['test']}{over}: {flips['gained']} {words[0]}, {flips['lost']} {words[1]}, p = {flips['p']:.3g}"
-
-
-def _apart(first: Any, second: Any) -> tuple[Any, Any]:
-    """Of two mappings the entries that differ, so that `_short` doesn't cut these off."""
-    if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
-        return first, second
-    names = stamp_differences(first, second)
-    one, two = ({name: value[name] for name in names if name in value} for value in (first, second))
-    return one, two
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:59]}…"

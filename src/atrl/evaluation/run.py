@@ -10,16 +10,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from atrl.benchmarks.generate import pixel_limits
 from atrl.config import check_config, read_section
+from atrl.evaluation.finished import MODES
 from atrl.evaluation.grounding import Controls, build_controls, check_swap, sides_in_words, swapped
+from atrl.evaluation.measured import held_out_stamp
 from atrl.evaluation.score import Score, held_out_sampling, on_problems, score
 from atrl.evaluation.settings import EvaluateSettings
 from atrl.evaluation.trained_on import check_problems
 from atrl.models.asked import asked_as_trained
 from atrl.preflight import check_videos_taken, within_positions
-
-MODES = ("greedy", "sampled")
-"""How problems are answered with their own pictures."""
 
 
 def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -50,7 +50,10 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     if settings.grounding:
         swap = swapped(compared, settings.seed)
         check_swap(swap, among=f"{len(compared)} problems", raised="limit or grounding_problems")
-    scores, controls, dropped = _answer(settings, model, rollout, reward, problems, folder)
+    stamp = held_out_stamp(
+        problems, reward, samples=settings.samples, instruction=model.instruction or "", rollout=rollout
+    )
+    scores, controls, dropped, pixels = _answer(settings, model, rollout, reward, problems, folder)
     result = {
         "checkpoint": settings.checkpoint,
         "data": source.name,
@@ -60,6 +63,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
         "engine": rollout.sampler.name,
         **_figures(scores, controls),
         "blind": source.baseline(),
+        "stamp": stamp | pixels,
     }
     text = json.dumps(result, indent=2) + "\n"
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
@@ -72,7 +76,7 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 def _answer(
     settings, model, rollout, reward, problems, folder: Path
-) -> tuple[dict[str, Score], Controls | None, list[str]]:
+) -> tuple[dict[str, Score], Controls | None, list[str], dict[str, Any]]:
     import torch
 
     if settings.threads is not None:
@@ -100,7 +104,7 @@ def _answer(
     finally:
         sampler.close()
         reward.close()
-    return scores, controls, built.dropped
+    return scores, controls, built.dropped, pixel_limits(builder.processor.image_processor)
 
 
 def _figures(scores: dict[str, Score], controls: Controls | None) -> dict[str, Any]:
