@@ -97,6 +97,13 @@ def test_failures_are_retried_and_then_no_verdict(endpoint, tmp_path):
     assert gone.ask([JudgeRequest("e")])[0].error == "ConnectError"
 
 
+def test_half_of_a_surrogate_pair_is_asked_about_as_a_question_mark(endpoint, tmp_path):
+    """A recorded response that was cut within a sign: the whole evaluation ended in a UnicodeEncodeError."""
+    endpoint.plan = ["1"]
+    (reply,) = judge_at(endpoint, tmp_path).ask([JudgeRequest("is it ½, \ud83d")])
+    assert reply.text == "1" and endpoint.seen[-1][2]["messages"][0]["content"] == "is it ½, ?"
+
+
 def verdicts(endpoint, tmp_path, rule, item, plan, response="It is."):
     endpoint.plan = plan
     scorer = scorer_for(rule, judge_at(endpoint, tmp_path, retries=0), workers=1)

@@ -89,7 +89,7 @@ class EndpointJudge:
     def _reply(self, client: Any, request: JudgeRequest) -> Reply:
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": request.text}],
+            "messages": [{"role": "user", "content": _sendable(request.text)}],
             "temperature": self.temperature + 0.5 * request.attempt,
             "max_tokens": request.max_tokens,
         }
@@ -152,6 +152,11 @@ class EndpointJudge:
     def _count(self, **counts: int) -> None:
         with self._lock:
             self._counts.update(counts)
+
+
+def _sendable(text: str) -> str:
+    """`text` with "?" for half of a surrogate pair, which recorded answers end in where they were cut within a sign."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _asked_for(header: str | None, otherwise: float) -> float:
