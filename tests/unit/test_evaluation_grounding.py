@@ -88,3 +88,16 @@ def test_a_number_of_problems_that_can_not_be_is_refused():
         ValueError, match=r"^grounding_problems must be at least 1, got 0: grounding=false leaves .* out$"
     ):
         EvaluateSettings(checkpoint="c", grounding_problems=0)
+
+
+def test_a_run_gets_a_copy_of_its_figures_wherever_its_home_is(tmp_path, monkeypatch):
+    """``~`` reaches the command as it was typed: the shell leaves it behind ``checkpoint=``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("run", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    (tmp_path / "evaluation.json").write_text("figures")
+    for checkpoint in ("~/run", "~/model", "tiny"):
+        run._copy_to_run(tmp_path / "evaluation.json", checkpoint)
+    assert (tmp_path / "run" / "evaluation.json").read_text() == "figures"
+    assert not (tmp_path / "model" / "evaluation.json").exists()

@@ -67,11 +67,16 @@ def evaluate(config: DictConfig, folder: Path) -> dict[str, Any]:
     }
     text = json.dumps(result, indent=2) + "\n"
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
-    if (Path(settings.checkpoint) / "summary.json").is_file():
-        shutil.copy(folder / "evaluation.json", Path(settings.checkpoint) / "evaluation.json")
+    _copy_to_run(folder / "evaluation.json", settings.checkpoint)
     _write_responses(folder / "responses.jsonl", scores)
     print("\n".join(_table(result, scores, folder, grounding=settings.grounding is not False)))
     return result
+
+
+def _copy_to_run(result: Path, checkpoint: str) -> None:
+    run = Path(checkpoint).expanduser()
+    if (run / "summary.json").is_file():
+        shutil.copy(result, run / result.name)
 
 
 def _answer(
