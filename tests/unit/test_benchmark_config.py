@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from atrl.benchmarks.base import Benchmark
+from atrl.benchmarks.base import Answer, Benchmark
 from atrl.benchmarks.generate import problems
+from atrl.benchmarks.local import LocalProblems
 from atrl.benchmarks.mathvista import MathVista
 from atrl.benchmarks.mmmu import MMMU
 from atrl.benchmarks.source import OfficialRows, rows_of
@@ -20,7 +22,10 @@ from atrl.config import check_config
 from atrl.data.geometry import GeometryProblems
 from atrl.data.rows import Row
 from atrl.data.tables import Table
+from atrl.data.tabular import TabularProblems
 from atrl.evaluation.settings import EvaluateSettings
+from atrl.rewards.exact import ExactAnswer
+from atrl.rewards.weighted import WeightedReward
 from atrl.schema import locate
 from tests.unit.video_files import encode
 
@@ -129,3 +134,57 @@ def test_an_empty_table_is_refused(tmp_path):
     (tmp_path / "d.json").write_text("[]")
     with pytest.raises(ValueError, match=r"d\.json holds no problems"):
         OfficialRows(path=str(tmp_path / "d.json")).table(MathVista())
+
+
+def local_rule() -> LocalProblems:
+    return LocalProblems(reward=WeightedReward(parts={"exact": ExactAnswer()}), instruction="Go.")
+
+
+def test_a_local_file_is_asked_with_each_picture_at_its_mark(tmp_path):
+    """As `data=jsonl` asks it; without marks, and with all of them in front, pictures stand in front."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (30, 30)).save(tmp_path / name)
+    questions = ["Is <image> as <image>?", "<image><image>\nAlike?", "Alike?", "Alike? <image> <image>"]
+    rows = [
+        {
+            "id": str(number),
+            "problem": question,
+            "answer": "yes",
+            "choices": ["yes", "no"],
+            "images": ["a.png", "b.png"],
+        }
+        for number, question in enumerate(questions)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained = TabularProblems(path=str(tmp_path / "p.jsonl"), test_fraction=1).load("test")
+    rule = local_rule()
+    table = rows_of(OfficialRows(path=str(tmp_path / "p.jsonl")), rule)
+    made = problems(rule, table, rule.items(table))
+    assert [one.images for one in made] == [one.images for one in trained]
+    assert [one.question for one in made] == [
+        one.question.replace("<image>\nAlike", "<image>Alike") + " Go." for one in trained
+    ]  # fmt: skip
+    assert made[0].question.startswith("Is <image> as <image>?\nChoices: (A) yes (B) no")
+    extra = Row({**rows[0], "images": ["a.png"]}, "row 1 of t", 1)
+    table = Table("t", "t", list(rows[0]), [extra], tmp_path)
+    with pytest.raises(ValueError, match="2 <image> marks for 1 image: write one mark for each image"):
+        problems(rule, table, rule.items(table))
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"problem": [{"role": "user", "content": "How many?"}]}, "a conversation"),
+        ({"problem": "How many?", "videos": ["a.mp4"]}, "about a video"),
+        ({"problem": "<video>How many?", "videos": ["a.mp4"]}, "about a video"),
+    ],
+)
+def test_what_a_local_file_can_not_ask_is_refused_and_recorded_answers_to_it_are_scored(tmp_path, more, what):
+    """The conversation was asked as Python writes a list, and the video's question without the video."""
+    row, rule = {"id": "p", "answer": "3"} | more, local_rule()
+    table = Table("t", "t", list(row), [Row(row, "row 1 of t", 1)], tmp_path)
+    with pytest.raises(ValueError, match=rf"^row 1 of t: problem 'p' is {what}, .*data=jsonl .*without a benchmark$"):
+        problems(rule, table, rule.items(table))
+    (item,) = rule.items(table)
+    assert rule.score([(item, Answer("p", response="\\boxed{3}"))])[0].score == 1
+    assert "videos" in rule.read_columns()

@@ -101,6 +101,8 @@ class Benchmark(ABC):
     uses_sympy: ClassVar[bool] = False
     """Whether workers should load sympy's LaTeX reader before the first answer."""
     image_roles: ClassVar[tuple[str, ...]] = ("image",)
+    own_marks: ClassVar[bool] = False
+    """Whether `prompt` says by marks where the pictures stand; otherwise all stand in front of it."""
     has_videos: ClassVar[bool] = False
     """Whether its questions are about videos, which `video` names."""
 
@@ -173,11 +175,14 @@ class Benchmark(ABC):
 
     @abstractmethod
     def prompt(self, item: Item) -> str:
-        """The question in the official words; pictures and videos are put in front of it."""
+        """The question in the official words; pictures and videos are put in front of it, unless it has marks."""
 
     def video(self, item: Item) -> str | None:
         """Where the data keeps the video that is asked about, from ``data.image_folder`` on; None without one."""
         return None
+
+    def check_asked(self, item: Item, row: Row) -> None:  # noqa: B027  most data holds nothing else
+        """Raises ValueError for a row that holds what can't be asked, and that no score depends on."""
 
     # What is made of its answer.
 

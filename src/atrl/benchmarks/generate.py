@@ -200,10 +200,11 @@ class Session:
 
 
 def problems(benchmark: Benchmark, table: Table, items: Sequence[Item]) -> list[Problem]:
-    """What is asked: the official prompt, its pictures or video in front.
+    """What is asked: the official prompt, its pictures or video in front unless it says where they stand.
 
     Raises:
-        ValueError: if a picture or video is missing.
+        ValueError: if a picture or video is missing, the prompt has other marks than pictures, or a row holds what the
+            benchmark can't ask.
     """
     columns = [benchmark.columns[role] for role in benchmark.image_roles if role in benchmark.columns]
     rows = dict(zip((item.id for item in benchmark.items(table)), table.rows, strict=True))
@@ -211,15 +212,19 @@ def problems(benchmark: Benchmark, table: Table, items: Sequence[Item]) -> list[
 
 
 def _problem(benchmark: Benchmark, item: Item, row: Row, columns: Sequence[Any], folder: Path | None) -> Problem:
+    benchmark.check_asked(item, row)
     images = [value for names in columns for value in _images(row, names)]
-    text = benchmark.prompt(item).replace(IMAGE_MARK, "").replace(VIDEO_MARK, "").strip()
+    text = benchmark.prompt(item)
+    marked = benchmark.own_marks and IMAGE_MARK in text
+    text = (text if marked else text.replace(IMAGE_MARK, "")).replace(VIDEO_MARK, "").strip()
     pictured = [image for image in images if not hasattr(image, "size")]
     gold = item.gold.strip()  # empty in one of LogicVista's problems, which rows of training data may not be
     values = {"problem": text, "answer": gold or "none", "images": pictured, "videos": benchmark.video(item)}
     if len(pictured) == len(images):
         problem = _FORMAT.to_problem(Row(values, row.place, row.number), item.id, folder)
         return replace(problem, answer=gold)
-    return Problem(id=item.id, question=IMAGE_MARK * len(images) + text, answer=item.gold, images=tuple(images))
+    marks = "" if marked else IMAGE_MARK * len(images)
+    return Problem(id=item.id, question=marks + text, answer=item.gold, images=tuple(images))
 
 
 def _images(row: Row, names: str | Sequence[str]) -> list[Any]:

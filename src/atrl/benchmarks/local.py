@@ -9,9 +9,13 @@ from atrl.benchmarks.rewarded import RewardedBenchmark
 
 @dataclass(frozen=True, kw_only=True)
 class LocalProblems(RewardedBenchmark):
-    """Any file of problems: ``problem``, ``answer``, ``images``, and ``id`` and ``choices`` where it has them."""
+    """Any file of problems: ``problem``, ``answer``, ``images``, and ``id`` and ``choices`` where it has them.
+
+    A picture stands at its ``<image>`` mark in the text, as where the file is trained on.
+    """
 
     name = "jsonl"
+    own_marks = True
     hub: str = ""
     instruction: str | None = None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atrl.benchmarks.base import Benchmark, Columns, Item, Scored
-from atrl.data.prompts import IMAGE_MARK
+from atrl.data.prompts import IMAGE_MARK, VIDEO_MARK
 from atrl.data.rows import Row, RowFormat
 from atrl.models.asked import MARK_ANSWER
 from atrl.rewards.extract import final_answer, last_line
@@ -28,6 +29,9 @@ _COLUMNS: Columns = {
     "choices": "choices",
     "image": ["images", "image"],
 }
+_VIDEOS = "videos"
+_LEADING = re.compile(rf"(?:\s*{IMAGE_MARK})*")
+"""Pictures in front, where they are put anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +63,35 @@ class RewardedBenchmark(Benchmark):
         return [self._lettered(item) for item in items]
 
     def _lettered(self, item: Item) -> Item:
-        question = str(item.get("question", "")).replace(IMAGE_MARK, "").strip() or "?"
-        row = {"problem": question, "answer": item.gold, "choices": item.get("choices")}
+        question = str(item.get("question", "")).strip()
+        bare = question.replace(IMAGE_MARK, "").replace(VIDEO_MARK, "").strip() or "?"
+        row = {"problem": bare, "answer": item.gold, "choices": item.get("choices")}
         problem = RowFormat(images_column=None).to_problem(Row(row, item.id, 0), item.id, None)
-        return Item(item.id, problem.answer, {**item.row, "prompt": problem.question})
+        prompt = problem.question
+        if self.own_marks and IMAGE_MARK in _LEADING.sub("", question, count=1):
+            prompt = question + prompt.removeprefix(bare)
+        return Item(item.id, problem.answer, {**item.row, "prompt": prompt})
+
+    def read_columns(self) -> list[str]:
+        """As the base class; and videos, which are not asked about."""
+        return [*super().read_columns(), _VIDEOS]
+
+    def check_asked(self, item: Item, row: Row) -> None:
+        """Refuses conversations and videos: they are asked without a benchmark alone."""
+        what = "about a video" if row.values.get(_VIDEOS) else None
+        what = "a conversation" if isinstance(item.get("question"), list) else what
+        if what is not None:
+            raise ValueError(
+                f"{row.place}: problem {item.id!r} is {what}, which benchmark={self.name} can't ask: score it by "
+                "data=jsonl data.path=FILE data.test_fraction=1, without a benchmark"
+            )
 
     def check(self, items: Sequence[Item]) -> None:
         """Raises ValueError, naming them, for answers that the reward can't compare with."""
         self.reward.check([_problem(item) for item in items])
 
     def prompt(self, item: Item) -> str:
-        """Question, choices if there are any, and the instruction."""
+        """Question, choices if there are any, and the instruction; marks where pictures don't just stand in front."""
         return f"{item.row['prompt']} {self.instruction or ''}".strip()
 
     def extract(self, response: str, item: Item) -> str | None:
