@@ -315,5 +315,13 @@ def test_the_interval_of_a_difference_agrees_with_the_normal_one():
     assert high == pytest.approx(0.06 + half, abs=0.002)
 
 
+@pytest.mark.parametrize(
+    ("change", "interval"), [(0.0, (-0.27753, 0.27753)), (1.0, (0.72247, 1.0)), (-0.5, (-0.5, -0.36123))]
+)
+def test_units_that_all_change_alike_have_an_interval(change, interval):
+    """Of ten: Wilson's upper end of 0 of 10 is z²/(10 + z²) = 3.84146/13.84146 = 0.27753; every draw is the same."""
+    assert paired_interval([3 * change] * 10, [3] * 10) == pytest.approx(interval, abs=1e-5)
+
+
 def test_stamps_differ_in_what_one_of_them_lacks():
     assert stamp_differences({"a": 1, "b": None}, {"a": 1, "c": 2}) == {"c": [None, 2]}

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from atrl.benchmarks.figures import Units
 from atrl.evaluation.finished import JUDGED, MODES, Finished, read_finished
+from atrl.evaluation.intervals import wilson_interval
 from atrl.evaluation.measured import check_alike, in_short, stamp_differences
 
 _SHOWN = 10
@@ -125,11 +126,19 @@ def paired_interval(
 ) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean difference over problems, units drawn with replacement.
 
+    Where all units changed alike every draw is the same, as if further units could bring nothing else. Then Wilson's
+    interval of as many independent samples bounds the share of units that would change otherwise: without any change
+    it is ±that bound, and of the same change of all it goes from what is left if those did not change.
+
     Args:
         differences: [units] each the sum over its problems.
         problems: [units] how many these are.
     """
     sums, sizes = np.asarray(differences, dtype=float), np.asarray(problems, dtype=float)
+    if np.ptp(sums / sizes) < _ROUNDING:
+        change, (_, others) = float(sums[0] / sizes[0]), wilson_interval(0, len(sums))
+        low, high = sorted((change * (1 - others), change))
+        return (-others, others) if abs(change) < _ROUNDING else (low, high)
     rng = np.random.default_rng(seed)
     chunk = max(1, 2_000_000 // len(sums))
     means = []
