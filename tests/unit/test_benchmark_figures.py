@@ -71,6 +71,18 @@ def test_wemath_kinds_are_a_partition():
         assert ours[f"score_{how}"] == pytest.approx(1 - 0.5 * ours["IG"] - rote - ours["IK"])
 
 
+def test_wemath_keys_that_are_none_do_not_cost_what_was_scored():
+    """A step that the composite can't have makes it not whole; other keys are refused as the rows are read."""
+    rule = WeMath()
+    rows = [{"id": 1.0, "key": f"2steps_{step}", "answer": "A"} for step in (1, 3, "multi")]
+    items = [Item(rule.item_id(row), "A", row) for row in rows]
+    assert items[0].id == "1/2steps_1"
+    ours = figures(rule, [*items, *wemath_items([("a", 2)])], [0, 0, 0, 1, 1, 1])
+    assert (ours["score_strict"], ours["2_steps"]) == (1.0, 0.5)
+    with pytest.raises(ValueError, match="problem '1/2step_1': key '2step_1' is none of We-Math's"):
+        rule.item_id({"id": 1, "key": "2step_1"})
+
+
 def test_wemath_leaves_out_composites_that_are_not_whole():
     items = wemath_items([("a", 2), ("b", 2)])[:-1]
     ours = figures(WeMath(), items, [1, 1, 1, 1, 1])

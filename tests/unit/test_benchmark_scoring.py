@@ -65,6 +65,13 @@ def test_answers_that_cant_be_used_are_refused_in_one_line(tmp_path, rows, messa
     assert "\n" not in str(error.value)
 
 
+def test_whole_numbers_that_became_floats_are_the_same_ids_in_data_and_answers(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"id": 7, "response": "x"}, {"id": 8.0, "response": "y"}])
+    rule = MathVista()
+    ids = [rule.item_id({"id": number}) for number in (7.0, 8)]
+    assert [answer.id for answer in read_answers(path, ids).answers] == ids == ["7", "8"]
+
+
 def test_problems_without_an_answer_can_be_skipped(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"id": "2", "response": "x"}])
     assert read_answers(path, ["1", "2", "3"], missing="skip").unanswered == ["1", "3"]

@@ -160,7 +160,7 @@ class Benchmark(ABC):
 
     def item_id(self, row: Mapping[str, Any]) -> str:
         """The benchmark's own id of a row."""
-        return str(row["id"])
+        return as_text(row["id"])  # as that of an answer
 
     def gold(self, row: Mapping[str, Any]) -> str:
         """The right answer, as records show it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atrl.benchmarks.base import Benchmark, Columns, Item, Scored
+from atrl.benchmarks.base import Benchmark, Columns, Item, Scored, as_text
 
 if TYPE_CHECKING:
     from atrl.benchmarks.figures import Figure, Units
@@ -83,12 +83,14 @@ class WeMath(Benchmark):
     )
 
     def item_id(self, row: Mapping[str, Any]) -> str:
-        """``<ID>/<key>``."""
-        return f"{row['id']}/{row['key']}"
+        """``<ID>/<key>``; raises ValueError for a key that is none."""
+        item_id = f"{as_text(row['id'])}/{row['key']}"
+        _steps(item_id, row["key"])
+        return item_id
 
     def unit(self, item: Item) -> str:
         """A composite and its steps: the rows with one ID and one number of steps."""
-        return f"{item.row['id']}/{_key(item)[0]}"
+        return f"{as_text(item.row['id'])}/{_key(item)[0]}"
 
     def prompt(self, item: Item) -> str:
         """Instruction, question and options."""
@@ -140,7 +142,7 @@ def _composites(items: Sequence[Item], score: np.ndarray) -> tuple[list[int], np
     whole = [
         ([group[str(step)] for step in range(1, steps + 1)], group["multi"])
         for (_, steps), group in groups.items()
-        if len(group) == steps + 1 and "multi" in group
+        if group.keys() == {*map(str, range(1, steps + 1)), "multi"}
     ]
     right = [np.array([score[step] == 1 for step in steps] or [True]) for steps, _ in whole]
     return (
@@ -153,7 +155,11 @@ def _composites(items: Sequence[Item], score: np.ndarray) -> tuple[list[int], np
 
 def _key(item: Item) -> tuple[int, str]:
     """How many steps the composite has, and which one this is ("multi" for the composite itself)."""
-    found = _KEY.fullmatch(str(item.row["key"]))
+    return _steps(item.id, item.row["key"])
+
+
+def _steps(item_id: str, key: Any) -> tuple[int, str]:
+    found = _KEY.fullmatch(str(key))
     if found is None:
-        raise ValueError(f"problem {item.id!r}: key {item.row['key']!r} is none of We-Math's, as 2steps_1: correct it")
+        raise ValueError(f"problem {item_id!r}: key {key!r} is none of We-Math's, as 2steps_1: correct it")
     return int(found.group(1)), found.group(2)
