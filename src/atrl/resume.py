@@ -85,13 +85,18 @@ def check_same_run(
         )
 
 
+def has_same_base(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Whether the adapters in `checkpoint`, if it has adapters alone, were trained beside the weights in `folder`."""
+    held = checkpoint.state.get("base")
+    return held is None or held == weights_fingerprint(folder)
+
+
 def check_same_base(checkpoint: Checkpoint, folder: Path) -> None:
     """Raises ValueError where `checkpoint` has adapters that were trained beside other weights than those in `folder`.
 
     Only they are in the checkpoint, and `model.path` may name what has changed since, as outputs/latest.
     """
-    held = checkpoint.state.get("base")
-    if held is None or held == weights_fingerprint(folder):
+    if has_same_base(checkpoint, folder):
         return
     path = checkpoint.state["config"]["model"].get("path")
     was = "" if path is None else f", model.path={path} as it was then"

@@ -22,6 +22,7 @@ from atrl.export.settings import ExportSettings
 from atrl.export.source import find_source, gather, skeleton
 from atrl.export.write import write_model
 from atrl.models.asked import NOTE, trained_instruction
+from atrl.resume import weights_fingerprint
 from atrl.weight_sync import whole_state
 from tests.unit.hub import running_hub
 from tests.unit.live_bytes import LiveBytes
@@ -331,7 +332,8 @@ def adapted_run(checkpoint: Path, run: Path, **options: object):
         sum(parameter.square().sum() + parameter.sum() for parameter in adapters).backward()
         optimizer.step()
     model = {"path": str(checkpoint), "lora": {"_target_": "os.abort", "rank": 3}, **options}
-    write_checkpoint(run / "checkpoints", {"step": 7, "config": {"model": model}}, policy, optimizer)
+    state = {"step": 7, "config": {"model": model}, "base": weights_fingerprint(checkpoint)}
+    write_checkpoint(run / "checkpoints", state, policy, optimizer)
     return policy
 
 
@@ -347,6 +349,23 @@ def test_adapters_are_exported_with_the_model_that_they_were_trained_beside(
     name = "model.language_model.layers.0.mlp.down_proj.weight"
     assert name in expected and not torch.equal(exported[name], start[name])
     assert torch.allclose(logits_of(policy_of(folder), processor), logits_of(policy.eval(), processor), atol=1e-4)
+
+
+def test_adapters_are_added_to_no_other_weights_than_those_that_they_were_trained_beside(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """The path that the run began with may name another model by now: its own, with the adapters in it already."""
+    base = shutil.copytree(checkpoint, tmp_path / "latest")
+    adapted_run(base, tmp_path / "run")
+    first = run_export(checkpoint=tmp_path / "run", path=tmp_path / "first")
+    shutil.rmtree(base)
+    shutil.copytree(first, base)
+    with pytest.raises(ValueError, match=r"beside other weights than those in \S+/latest: name .* by form=FOLDER$"):
+        run_export(checkpoint=tmp_path / "run", path=tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+    again = run_export(checkpoint=tmp_path / "run", path=tmp_path / "second", form=checkpoint)
+    expected, exported = (policy_of(folder).state_dict() for folder in (first, again))
+    assert all(torch.equal(exported[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("base, dtype", [("float32", "bfloat16"), ("bfloat16", "keep"), ("bfloat16", "float32")])

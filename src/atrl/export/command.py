@@ -103,13 +103,25 @@ def _weights(source: Source, settings: ExportSettings) -> tuple[PreTrainedModel,
 
 
 def merged(source: Source, settings: ExportSettings) -> dict[str, Tensor]:
-    """The weights that the adapters were trained beside, with these added; a checkpoint holds the adapters alone."""
+    """The weights that the adapters were trained beside, with these added; a checkpoint holds the adapters alone.
+
+    Raises:
+        ValueError: if those at `source.form` are others, as outputs/latest is once the run that began there has ended.
+    """
     from atrl.checkpoint import load_tensors
     from atrl.models.load import PretrainedModel
+    from atrl.resume import has_same_base
     from atrl.weight_sync import whole_state
 
     options: dict[str, Any] = {name: source.model[name] for name in ("dtype", "quantization") if name in source.model}
     options |= {"lora": source.lora, "trust_remote_code": settings.trust_remote_code}
-    model = PretrainedModel(path=source.form, **options).load(source.checkpoint.folder).model
+    base = PretrainedModel(path=source.form, **options)
+    folder = base.weights_folder()
+    if not has_same_base(source.checkpoint, folder):
+        raise ValueError(
+            f"{source.checkpoint.folder} holds adapters that were trained beside other weights than those in {folder}: "
+            "name the model that the run began with by form=FOLDER"
+        )
+    model = base.load(source.checkpoint.folder).model
     load_tensors(source.checkpoint, model, None)
     return whole_state(model)
