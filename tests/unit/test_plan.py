@@ -353,6 +353,20 @@ def test_the_slower_of_computation_and_messages_is_the_update() -> None:
     assert plan_time(seven(), H100).update == training_operations(seven()) / (989e12 * 0.4)
 
 
+def test_messages_take_the_network_where_the_gpus_are_on_several_nodes() -> None:
+    """However many of its GPUs a run takes of a node, and of a machine that has one device by itself."""
+    halves = seven(gpus=8, gpus_per_node=4, micro_batch=1)
+    assert plan_time(halves, H100).update == communication(halves) / (50e9 * 0.7)
+    overrides = ("hardware=h100_80gb", "trainer=fsdp", "trainer.devices=4", "trainer.num_nodes=2")
+    assert job_of(config_of(*overrides)).across_nodes and not job_of(config_of(*overrides[:3])).across_nodes
+    config = config_of("trainer.devices=2")
+    job, cpu = job_of(config), hardware_of(config)
+    assert not job.across_nodes
+    slow = replace(cpu, peak_tflops=1e6, float32_tflops=1e6)  # so that messages count
+    within, across = (plan_time(replace(job, gpus_per_node=size), slow).update for size in (2, 1))
+    assert across == pytest.approx(within * 10 / 1.25)
+
+
 def test_seconds_of_a_token_by_hand() -> None:
     """64 rollouts a GPU in one round: a token reads all weights but the embedding, and the cache."""
     job, text = seven(), seven().model.text

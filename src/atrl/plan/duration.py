@@ -38,7 +38,7 @@ def plan_time(job: Job, hardware: Hardware) -> TimePlan:
     """Every phase of a step."""
     rate = hardware.operations(job.precision.compute)
     training = training_operations(job) / rate
-    messages = communication(job) / hardware.link(job.gpus) if job.gpus > 1 else 0.0
+    messages = communication(job) / hardware.link(across_nodes=job.across_nodes) if job.gpus > 1 else 0.0
     clusters = job.rank_rollouts * job.lengths.response_mean * CLUSTER_SECONDS / max(hardware.cores, 1.0)
     return TimePlan(
         rollout=_rollout(job, hardware),
@@ -171,7 +171,7 @@ def _tensor_parallel_token(job: Job, hardware: Hardware, rows: int) -> float:
     if ways == 1:
         return 0.0
     sent = 2 * (ways - 1) / ways * 2 * job.model.text.layers * rows * job.model.text.width * job.engine.weights
-    return sent / hardware.link(ways)
+    return sent / hardware.link(across_nodes=ways > job.gpus_per_node)
 
 
 def _sync(job: Job, hardware: Hardware) -> float:
@@ -181,4 +181,4 @@ def _sync(job: Job, hardware: Hardware) -> float:
     copied = job.base_parameters * (job.precision.weights + job.engine.weights) / hardware.bandwidth
     if job.shards == 1:
         return copied
-    return copied + job.base_parameters * job.precision.weights / hardware.link(job.gpus)
+    return copied + job.base_parameters * job.precision.weights / hardware.link(across_nodes=job.across_nodes)

@@ -22,7 +22,7 @@ class Hardware:
         bandwidth_gb: of the memory, in 10⁹ bytes a second.
         node_gb: to another device of the node, one way.
         network_gb: to a device of another node, one way, each device's share.
-        per_node: devices in a node.
+        per_node: devices in a node, of which a run takes all unless it says how many.
         compute_efficiency: share of the peak that a training pass reaches.
         bandwidth_efficiency: share of the memory's bandwidth that decoding reaches.
         network_efficiency: share of either link that a collective reaches.
@@ -88,7 +88,7 @@ class Hardware:
         """Bytes a second that decoding reads."""
         return self.bandwidth_gb * GIGA * self.bandwidth_efficiency
 
-    def link(self, devices: int) -> float:
-        """Bytes a second, one way, of a collective over so many devices: the slowest link counts."""
-        slowest = self.node_gb if devices <= self.per_node else min(self.node_gb, self.network_gb)
+    def link(self, *, across_nodes: bool) -> float:
+        """Bytes a second, one way, of a collective within a node, or across several: the slowest link counts."""
+        slowest = min(self.node_gb, self.network_gb) if across_nodes else self.node_gb
         return slowest * GIGA * self.network_efficiency

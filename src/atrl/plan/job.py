@@ -130,6 +130,11 @@ class Job:
     reference: bool = False
 
     @property
+    def across_nodes(self) -> bool:
+        """Whether messages between its GPUs leave a node."""
+        return self.gpus > self.gpus_per_node
+
+    @property
     def shards(self) -> int:
         """Parts that weights, gradients and optimizer states are divided into."""
         return self.gpus if self.strategy == "fsdp" else 1
