@@ -208,6 +208,17 @@ def test_what_is_gathered_of_a_divided_policy() -> None:
     assert plan_memory(seven(), H100).part("gathered").update == 2 * outside + block * (3 * 2 + 4)
 
 
+def test_a_divided_policy_that_generates_is_whole_meanwhile() -> None:
+    """As `gathered` leaves it; an engine takes over one matrix at a time."""
+    itself = seven(engine=Engine(name="transformers", weights=2))
+    assert plan_memory(itself, H100).part("gathered").rollout == 8_292_166_656 * 2
+    assert plan_memory(seven(), H100).part("gathered").rollout == 152_064 * 3584 * 4
+    whole = replace(itself, strategy="ddp")
+    assert plan_memory(whole, H100).part("gathered").rollout == 0
+    seconds = plan_time(itself, H100).rollout - plan_time(whole, H100).rollout
+    assert seconds == pytest.approx(8_292_166_656 * 2 / (450e9 * 0.7))
+
+
 def test_a_micro_batch_that_waits_is_alive_beside_the_next() -> None:
     waiting = CreditCost(background=True)
     once, twice = (plan_memory(seven(credit=cost), H100) for cost in (CreditCost(), waiting))

@@ -137,7 +137,10 @@ def _scoring_passes(job: Job) -> int:
 
 
 def _rollout(job: Job, hardware: Hardware) -> float:
-    """Prompts once a group, then a token at a time for as many responses as the cache holds; 0 for a server's."""
+    """Prompts once a group, then a token at a time for as many responses as the cache holds; 0 for a server's.
+
+    A divided policy that generates itself is put together before.
+    """
     if job.engine.name == "server":
         return 0.0
     engine, lengths = job.engine, job.lengths
@@ -153,7 +156,10 @@ def _rollout(job: Job, hardware: Hardware) -> float:
     read = weights / engine.tensor_parallel + at_once * context * cache_per_token(job)
     computed = text_operations(job, at_once, context) + 2 * at_once * job.model.text.embedding
     token = max(read / hardware.bandwidth, computed / rate) + _tensor_parallel_token(job, hardware, at_once)
-    return prefill / rate + math.ceil(rounds) * lengths.response_mean * token
+    seconds = prefill / rate + math.ceil(rounds) * lengths.response_mean * token
+    if engine.name == "transformers" and job.shards > 1:
+        seconds += job.base_parameters * job.precision.compute / hardware.link(across_nodes=job.across_nodes)
+    return seconds
 
 
 def concurrent(job: Job, hardware: Hardware) -> int:

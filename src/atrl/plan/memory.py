@@ -57,7 +57,7 @@ def plan_memory(job: Job, hardware: Hardware) -> MemoryPlan:
     return MemoryPlan(
         (
             _always("weights", weights(job)),
-            Part(name="gathered", rollout=_gathered_for_sync(job), update=gathered(job), step=0.0),
+            Part(name="gathered", rollout=_gathered_between_updates(job), update=gathered(job), step=0.0),
             Part(name="gradients", update=_gradients_at_the_height(job), step=gradients(job)),
             _always(
                 "optimizer", 0.0 if job.cpu_offload else 2 * gradients(job), step=_optimizer_scratch(job, hardware)
@@ -196,9 +196,16 @@ def _optimizer_scratch(job: Job, hardware: Hardware) -> float:
     return max(message, gradients(job))
 
 
-def _gathered_for_sync(job: Job) -> float:
-    """With FSDP: one matrix at a time is put together for the engine; the largest is the embedding."""
-    return 0.0 if job.shards == 1 else job.model.text.embedding * FLOAT
+def _gathered_between_updates(job: Job) -> float:
+    """With FSDP: the whole policy, where it generates itself; for an engine one matrix at a time, at most the embedding.
+
+    The policy is as `compute` has it.
+    """
+    if job.strategy != "fsdp":
+        return 0.0
+    if job.engine.name == "transformers":
+        return (job.base_parameters + job.adapter_parameters) * job.precision.compute
+    return job.model.text.embedding * FLOAT
 
 
 def _rows_of_scores(job: Job) -> float:
