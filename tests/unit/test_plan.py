@@ -219,6 +219,16 @@ def test_a_divided_policy_that_generates_is_whole_meanwhile() -> None:
     assert seconds == pytest.approx(8_292_166_656 * 2 / (450e9 * 0.7))
 
 
+def test_a_policy_divided_among_one_gpu_is_put_together_all_the_same() -> None:
+    """Block by block, from where it waits, and without autocast."""
+    overrides = ("trainer=fsdp", "trainer.devices=1", "trainer.cpu_offload=true", "hardware=h100_80gb")
+    job = job_of(config_of("model=qwen2_5_vl_7b", *overrides))
+    assert (job.gpus, job.strategy, job.precision.autocast) == (1, "fsdp", False)
+    plan = plan_memory(job, H100)
+    assert plan.part("gathered") == plan_memory(seven(precision=job.precision), H100).part("gathered")
+    assert plan.part("weights").update == communication(job) == 0
+
+
 def test_a_micro_batch_that_waits_is_alive_beside_the_next() -> None:
     waiting = CreditCost(background=True)
     once, twice = (plan_memory(seven(credit=cost), H100) for cost in (CreditCost(), waiting))

@@ -102,7 +102,7 @@ def gathered(job: Job) -> float:
     Embedding, output matrix, projector and what else is outside the blocks from the first block to the last; one block
     at work and the next on its way; in the backward pass a block's gradients, also in float32 to be added up.
     """
-    if job.shards == 1:
+    if job.strategy != "fsdp":
         return 0.0
     text, vision, compute = job.model.text, job.model.vision, job.precision.compute
     blocks = text.layers * text.block_parameters + vision.layers * vision.block_parameters

@@ -56,7 +56,7 @@ def job_of(config: DictConfig) -> Job:
     settings, hardware = read_section(config.planner, PlannerSettings), hardware_of(config)
     node = hardware.per_node if config.trainer.devices == "auto" else config.trainer.devices
     gpus = node * config.trainer.num_nodes
-    strategy: Strategy = "fsdp" if config.trainer.strategy == "fsdp" and gpus > 1 else "ddp"
+    strategy: Strategy = "fsdp" if config.trainer.strategy == "fsdp" else "ddp"
     attention = OmegaConf.select(config, "model.attention") or "sdpa"
     if attention == "eager":
         raise ValueError("model.attention=eager keeps whole rows of attention and is not planned: use sdpa")
