@@ -191,7 +191,8 @@ def test_groups_that_micro_batches_cut_count_a_picture_more() -> None:
 
 
 def test_offloaded_states_are_not_on_the_gpu_and_whole_policies_send_one_message() -> None:
-    plan = plan_memory(seven(cpu_offload=True), H100)
+    plan = plan_memory(seven(cpu_offload=True, reference=True), H100)
+    assert plan.part("reference").update == 0
     assert plan.part("weights").update == plan.part("optimizer").update == plan.part("gradients").step == 0
     cpu = replace(H100, is_cpu=True)
     whole = 8_292_166_656 * 4

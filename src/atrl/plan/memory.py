@@ -90,8 +90,11 @@ def gradients(job: Job) -> float:
 
 
 def reference(job: Job) -> float:
-    """The frozen policy that the KL term compares with; with LoRA it is the policy without its adapters."""
-    if not job.reference or job.lora_rank is not None:
+    """The frozen policy that the KL term compares with; with LoRA it is the policy without its adapters.
+
+    It waits in host memory where the policy does.
+    """
+    if not job.reference or job.lora_rank is not None or job.cpu_offload:
         return 0.0
     return job.base_parameters * job.precision.weights / job.shards
 
@@ -197,9 +200,9 @@ def _optimizer_scratch(job: Job, hardware: Hardware) -> float:
 
 
 def _gathered_between_updates(job: Job) -> float:
-    """With FSDP: the whole policy, where it generates itself; for an engine one matrix at a time, at most the embedding.
+    """With FSDP: the whole policy, where it generates itself, as products take it.
 
-    The policy is as `compute` has it.
+    For an engine one matrix at a time is put together; the largest is the embedding.
     """
     if job.strategy != "fsdp":
         return 0.0
