@@ -143,6 +143,11 @@ def test_lora_trains_adapters_alone() -> None:
 def test_the_cache_of_a_token() -> None:
     assert cache_per_token(seven()) == 2 * 28 * 4 * 128 * 2  # keys and values, layers, heads, width, bytes
     assert cache_per_token(seven(engine=replace(seven().engine, tensor_parallel=2))) == 28 * 4 * 128 * 2
+    third = seven(model=shape("Qwen/Qwen2.5-VL-3B-Instruct"))  # 36 layers, 2 heads of keys, 128 wide
+    by_ways = [
+        cache_per_token(replace(third, engine=replace(third.engine, tensor_parallel=ways))) for ways in (1, 2, 8)
+    ]
+    assert by_ways == [2 * 36 * heads * 128 * 2 for heads in (2, 1, 1)]  # a head is not divided
 
 
 def test_the_transformers_sampler_keeps_a_groups_prompt_once_in_float32() -> None:

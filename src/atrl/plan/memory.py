@@ -137,9 +137,13 @@ def batch(job: Job) -> float:
 
 
 def cache_per_token(job: Job) -> float:
-    """Keys and values of one token in all layers, on one of the engine's GPUs."""
+    """Keys and values of one token in all layers, on one of the engine's GPUs.
+
+    Where there are more of these than heads of keys, each has one such head, which others have too.
+    """
     text = job.model.text
-    return 2 * text.layers * text.kv_width * job.engine.weights / job.engine.tensor_parallel
+    heads = max(1, text.kv_heads // job.engine.tensor_parallel)
+    return 2 * text.layers * heads * text.head_width * job.engine.weights
 
 
 def cache_needed(job: Job) -> float:
