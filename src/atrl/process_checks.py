@@ -47,8 +47,28 @@ def sharded_ranks_work_alike(config: DictConfig, processes: int | None = None) -
     return None
 
 
+def engines_are_whole(config: DictConfig, processes: int | None = None) -> str | None:
+    """Processes that share an engine inside them are as many as it is made of, and none is left over."""
+    sharing = OmegaConf.select(config, "rollout.sampler.tensor_parallel_size")
+    processes = processes or _processes(config)
+    if sharing is None or processes is None or OmegaConf.select(config, "stage") == "sft":
+        return None
+    return undivided(processes, sharing)
+
+
+def undivided(processes: int, sharing: int) -> str | None:
+    """One line where so many `processes` aren't whole groups of `sharing`, which have an engine together."""
+    if processes % sharing == 0:
+        return None
+    return (
+        f"rollout.sampler.tensor_parallel_size={sharing} must divide the run's number of processes, which is "
+        f"{processes}: the engine has none of its own, it runs in those that train; set it to 1, or trainer.devices to "
+        f"a multiple of {sharing}"
+    )
+
+
 def check_processes(config: DictConfig, processes: int) -> None:
     """Raises ValueError, a line a problem, where so many processes don't suit the config, which may leave them open."""
-    rules = (processes_have_work, sharded_ranks_work_alike)
+    rules = (processes_have_work, sharded_ranks_work_alike, engines_are_whole)
     if problems := [problem for rule in rules if (problem := rule(config, processes))]:
         raise ValueError("\n".join(problems))

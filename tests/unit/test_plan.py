@@ -494,6 +494,26 @@ def test_a_gpu_that_is_not_described_is_asked_for() -> None:
     assert "1 × H100" in plan(config_of("trainer=gpu", "hardware=h100_80gb"))
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("rollout.prompts_per_step=12", r"rollout\.prompts_per_step must be a multiple of 8, the processes"),
+        ("rollout.prompts_per_step=4", r"rollout\.prompts_per_step must be at least 8, got 4"),
+        ("rollout.sampler.tensor_parallel_size=3", r"rollout\.sampler\.tensor_parallel_size=3 must divide .* is 8"),
+        ("rollout.sampler.tensor_parallel_size=8", r"rollout\.sampler\.tensor_parallel_size=8 .* the model's 28 heads"),
+    ],
+)
+@pytest.mark.parametrize("devices", ["auto", "8"])
+def test_what_so_many_gpus_cannot_run_is_not_planned_for_them(override: str, line: str, devices: str) -> None:
+    """Whether the run counts them itself or is told."""
+    with pytest.raises(ValueError, match=f"^{line}"):
+        plan(
+            config_of(
+                "model=qwen2_5_vl_7b", "trainer=fsdp", f"trainer.devices={devices}", "hardware=h100_80gb", override
+            )
+        )
+
+
 def test_lengths_that_the_model_was_not_made_for_are_not_planned() -> None:
     with pytest.raises(ValueError, match=r"^rollout\.max_prompt_tokens=2000 .*=64 are 2064 tokens, .* made for 2048"):
         plan(config_of("rollout.max_prompt_tokens=2000"))

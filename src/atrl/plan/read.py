@@ -17,6 +17,7 @@ from atrl.plan.settings import PlannerSettings
 from atrl.plan.shape import ModelShape, shape_of
 from atrl.plan.table import render
 from atrl.preflight import check_lengths
+from atrl.process_checks import check_processes
 from atrl.schema import locate
 from atrl.sections import OptimizerSettings
 
@@ -27,8 +28,8 @@ def plan(config: DictConfig) -> str:
     """The plan of the run that `config` describes, as text. No model, no data and no device is looked at.
 
     Raises:
-        ValueError: for a config that could not be run either, a GPU that is not described, or a model whose shape is
-            not known.
+        ValueError: for a config that could not be run either, on as many GPUs as it is planned for, a GPU that is not
+            described, or a model whose shape is not known.
     """
     check_config(config)
     hardware = hardware_of(config)
@@ -37,7 +38,14 @@ def plan(config: DictConfig) -> str:
             "hardware=cpu describes no GPU, and trainer.accelerator=cuda takes one: plan with hardware=h100_80gb, "
             "h200_141gb or a100_80gb"
         )
-    return render(job_of(config), hardware, f"plan of {config.experiment}")
+    job = job_of(config)
+    check_processes(config, job.gpus)
+    ways, heads = job.engine.tensor_parallel, job.model.text.heads
+    if heads % ways:
+        raise ValueError(
+            f"rollout.sampler.tensor_parallel_size={ways} must divide the model's {heads} heads, or vLLM does not start"
+        )
+    return render(job, hardware, f"plan of {config.experiment}")
 
 
 def hardware_of(config: DictConfig) -> Hardware:

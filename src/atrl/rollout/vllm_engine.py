@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from atrl import parallel
+from atrl.process_checks import undivided
 from atrl.rollout.base import ModelHandle
 from atrl.rollout.memory import check_engine_memory
 
@@ -77,12 +78,8 @@ class EngineOptions:
                 f"rollout.sampler.sleep_level={self.sleep_level} needs a CUDA device, and torch finds none: vLLM can't "
                 "sleep on the CPU, set it to 0"
             )
-        if processes % self.tensor_parallel_size:
-            raise ValueError(
-                f"rollout.sampler.tensor_parallel_size={self.tensor_parallel_size} must divide the run's number of "
-                f"processes, which is {processes}: the engine has none of its own, it runs in those that train; set it "
-                f"to 1, or trainer.devices to a multiple of {self.tensor_parallel_size}"
-            )
+        if problem := undivided(processes, self.tensor_parallel_size):
+            raise ValueError(problem)
 
 
 def start_engine(options: EngineOptions, handle: ModelHandle) -> tuple[LLM, bool]:
