@@ -274,6 +274,17 @@ def test_a_budget_of_tokens_is_counted_in_rollouts_of_full_length() -> None:
     assert remedy.setting == "optimizer.micro_batch_tokens=768" and remedy.change(job).micro_batch == 8
 
 
+def test_a_deterministic_run_goes_by_prompt_whatever_is_set() -> None:
+    """In sampling and training, and with gradients added up in float64."""
+    for setting in ("optimizer.micro_batch_size=64", "optimizer.micro_batch_size=2", "optimizer.micro_batch_tokens=5"):
+        for rollout in ("vllm", "transformers"):
+            job = job_of(config_of("trainer.deterministic=true", setting, f"rollout={rollout}"))
+            assert (job.micro_batch, job.micro_batches, job.engine.sequences) == (8, 16, 8)
+            assert not any("micro_batch" in remedy.setting for remedy in remedies(job))
+    assert plan_memory(job, H100).part("gradients").update == 8 * job.trained_parameters
+    assert plan_memory(job, H100).part("gradients").step == 4 * job.trained_parameters
+
+
 def test_gradients_are_there_before_the_last_micro_batch() -> None:
     assert plan_memory(seven(), H100).part("gradients").update == gradients(seven())
     assert plan_memory(seven(micro_batch=64), H100).part("gradients").update == 0

@@ -44,7 +44,7 @@ def remedies(job: Job) -> Iterator[Remedy]:
     """Single changes, the cheapest in time first."""
     if job.engine.name == "vllm" and not job.engine.sleeps and job.engine.cache is None:
         yield _engine("rollout.sampler.sleep_level=2", sleeps=True)
-    size = job.micro_batch
+    size = 1 if job.deterministic else job.micro_batch
     while size > 1:
         size //= 2
         yield _micro_batch(job, size)

@@ -126,6 +126,8 @@ class Job:
     """Whether a micro-batch runs each of its prompts once and not with each response."""
     logit_chunk: int | None = None
     """Tokens whose logits exist at a time; None for those of a micro-batch."""
+    deterministic: bool = False
+    """Whether each group is a micro-batch of its own, and gradients are added up in float64."""
     updates: int = 1
     reference: bool = False
 

@@ -12,8 +12,7 @@ from atrl.rollout.room import room_at_the_end
 CHUNK = 5 * 16 * 2**20
 """What reading attention holds for a moment: a handful of blocks (`credit/attention.py`)."""
 DOUBLE = 8
-"""Bytes of a float64, in which the transformers sampler draws."""
-
+"""Bytes of a float64, in which the transformers sampler draws, and a deterministic run adds gradients up."""
 
 FOUR_BITS = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a NormalFloat (arXiv 2305.14314): 4 bits, for each 64 a constant of 8, for each 256 of these one of 32."""
@@ -188,7 +187,9 @@ def _trained_bytes(job: Job) -> int:
 
 def _gradients_at_the_height(job: Job) -> float:
     # The first micro-batch's backward pass makes them while activations go; from the second on they are there before.
-    return gradients(job) if job.micro_batches > 1 else 0.0
+    if job.micro_batches == 1:
+        return 0.0
+    return job.trained_parameters * DOUBLE if job.deterministic else gradients(job)
 
 
 def _optimizer_scratch(job: Job, hardware: Hardware) -> float:

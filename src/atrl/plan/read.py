@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,20 @@ def job_of(config: DictConfig) -> Job:
     algorithm, lengths, tokens = config.algorithm, _lengths(config, settings), config.optimizer.micro_batch_tokens
     shape = model_shape(config.model)
     check_lengths(config.rollout, shape.text.longest)
-    credit = _credit(config, shape)
+    credit, engine = _credit(config, shape), _engine(config, hardware, precision)
     rollouts, group = config.optimizer.micro_batch_size, config.rollout.group_size
     optimizer = read_section(config.optimizer, OptimizerSettings)
     share_prompts = optimizer.runs_prompts_once(group, whole_rows=credit.whole_rows)
-    if tokens is not None:
+    deterministic = config.trainer.deterministic
+    if deterministic:  # goes by prompt, whatever is set
+        rollouts, tokens = group, None
+    elif tokens is not None:
         rollouts = rollouts_within(tokens, lengths, group, share_prompts=share_prompts)
     return Job(
         model=shape,
         precision=precision,
         lengths=lengths,
-        engine=_engine(config, hardware, precision),
+        engine=replace(engine, sequences=min(engine.sequences, group)) if deterministic else engine,
         credit=credit,
         gpus=gpus,
         gpus_per_node=node,
@@ -100,6 +104,7 @@ def job_of(config: DictConfig) -> Job:
         micro_batch_tokens=tokens,
         share_prompts=share_prompts,
         logit_chunk=config.optimizer.logit_chunk_tokens,
+        deterministic=deterministic,
         updates=algorithm.updates_per_batch,
         reference=algorithm.kl_coefficient > 0,
     )
