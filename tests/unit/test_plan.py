@@ -480,6 +480,32 @@ def test_the_advised_setting_makes_it_fit(changes: dict, setting: str) -> None:
     assert not problems(chosen.change(job), H100)
 
 
+def test_no_setting_is_advised_that_the_run_refuses() -> None:
+    """7B has 28 heads; neither 4 bits nor determinism go with FSDP; the prompts must come out even."""
+
+    def named(part: str, **changes) -> list[str]:
+        return [remedy.setting for remedy in remedies(seven(**changes)) if part in remedy.setting]
+
+    assert named("tensor_parallel") == [f"rollout.sampler.tensor_parallel_size={ways}" for ways in (2, 4)]
+    assert [name[-1] for name in named("tensor_parallel", gpus=6, gpus_per_node=6, prompts=60)] == ["2"]
+    assert named("num_nodes", prompts=24) == [] and named("num_nodes", prompts=24, strategy="ddp") != []
+    assert named("strategy", strategy="ddp") == ["trainer.strategy=fsdp"]
+    for changes in ({"quantized": True}, {"deterministic": True}, {"prompts": 63}):
+        assert named("strategy", strategy="ddp", **changes) == []
+    assert named("tensor_parallel", strategy="ddp", deterministic=True) == []
+
+
+@pytest.mark.parametrize("rollout", ["vllm", "transformers"])
+def test_what_is_advised_is_what_the_setting_plans(rollout: str) -> None:
+    """Of the settings that change more than one thing: precision with the strategy, whole rows with single rollouts."""
+    overrides = ("trainer=ddp", "trainer.devices=2", "hardware=h100_80gb", f"rollout={rollout}")
+    for less in ((), ("optimizer.micro_batch_size=2",)):
+        job = job_of(config_of(*overrides, *less))
+        for remedy in remedies(job):
+            if remedy.setting.startswith(("trainer.strategy=", "optimizer.micro_batch_size=")):
+                assert remedy.change(job) == job_of(config_of(*overrides, *less, remedy.setting))
+
+
 def test_a_model_that_cannot_fit_is_not_said_to() -> None:
     job = seven(model=shape("Qwen/Qwen2.5-VL-72B-Instruct"), gpus=1, gpus_per_node=1, prompts=1)
     assert advice(job, replace(H100, memory_gib=24.0))[-1] == "…"

@@ -41,7 +41,19 @@ def problems(job: Job, hardware: Hardware) -> list[str]:
 
 
 def remedies(job: Job) -> Iterator[Remedy]:
-    """Single changes, the cheapest in time first."""
+    """Single changes that the run would take, the cheapest in time first."""
+    return (remedy for remedy in _changes(job) if _is_taken(remedy.change(job)))
+
+
+def _is_taken(job: Job) -> bool:
+    """What `config.CHECKS` and vLLM ask of the settings that are changed here."""
+    ways = job.engine.tensor_parallel
+    if job.strategy == "fsdp" and (job.quantized or job.deterministic or job.prompts % job.gpus):
+        return False
+    return not (ways > 1 and (job.deterministic or job.gpus % ways or job.model.text.heads % ways))
+
+
+def _changes(job: Job) -> Iterator[Remedy]:
     if job.engine.name == "vllm" and not job.engine.sleeps and job.engine.cache is None:
         yield _engine("rollout.sampler.sleep_level=2", sleeps=True)
     size = 1 if job.deterministic else job.micro_batch
@@ -51,7 +63,7 @@ def remedies(job: Job) -> Iterator[Remedy]:
     if not job.checkpointing:
         yield Remedy("trainer.activation_checkpointing=true", lambda job: replace(job, checkpointing=True))
     if job.strategy == "ddp" and job.gpus > 1:
-        yield Remedy("trainer.strategy=fsdp", lambda job: replace(job, strategy="fsdp"))
+        yield Remedy("trainer.strategy=fsdp", _divided)
     if job.engine.name == "vllm" and job.engine.cache is None:
         for share in (0.3, 0.5, 0.6, 0.7, 0.8):
             yield _engine(f"rollout.sampler.gpu_memory_utilization={share}", share=share)
@@ -107,12 +119,24 @@ def _lack(job: Job, hardware: Hardware) -> float:
 def _micro_batch(job: Job, rollouts: int) -> Remedy:
     """So many rollouts of full length at a time, by the setting that counts them."""
     if job.micro_batch_tokens is None:
-        return Remedy(f"optimizer.micro_batch_size={rollouts}", lambda job: replace(job, micro_batch=rollouts))
+        return Remedy(
+            f"optimizer.micro_batch_size={rollouts}",
+            # A single rollout runs whole (`OptimizerSettings.runs_prompts_once`).
+            lambda job: replace(job, micro_batch=rollouts, share_prompts=job.share_prompts and rollouts > 1),
+        )
     tokens = job.lengths.tokens(rollouts, math.ceil(rollouts / job.group) if job.share_prompts else rollouts)
     return Remedy(
         f"optimizer.micro_batch_tokens={tokens}",
         lambda job: replace(job, micro_batch=rollouts, micro_batch_tokens=tokens),
     )
+
+
+def _divided(job: Job) -> Job:
+    """FSDP casts whole blocks, where whole policies have single products cast."""
+    engine = job.engine
+    if engine.name == "transformers":
+        engine = replace(engine, weights=job.precision.compute)
+    return replace(job, strategy="fsdp", precision=replace(job.precision, autocast=False), engine=engine)
 
 
 def _more_gpus(setting: str, factor: int) -> Remedy:
