@@ -206,13 +206,16 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
 
 
 def write_settings(config: DictConfig, folder: Path) -> None:
-    """Leave `config.yaml`, the settings that all others follow from, `command.txt`, and what code of one's own was."""
+    """Leave `config.yaml`, how it was composed, `command.txt`, and what code of one's own was."""
+    from atrl.composed import Composed
     from atrl.own_code import own_sources, write_sources
 
     if not main_process():
         return
     write_sources(folder, own_sources(config))
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), folder / "config.yaml")
+    if (composed := Composed.now(config)) is not None:
+        composed.write(folder)
     (folder / "command.txt").write_text(f"python {shlex.join(sys.argv)}\n", encoding="utf-8")
 
 

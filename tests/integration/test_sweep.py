@@ -83,6 +83,11 @@ def test_a_second_start_does_what_is_missing(begun, tmp_path):
         other.stderr.count("holds a run with other settings: trainer.max_steps was 2 and is 3.") == 4
     )  # and the table
     assert json.loads((folder / "sweep" / "1" / "summary.json").read_text())["steps"] == 2
+    # Hydra's own record is of the start that was refused by now; the run's is not.
+    assert "trainer.max_steps=3" in (folder / "sweep" / "1" / ".hydra" / "overrides.yaml").read_text()
+    composed = json.loads((folder / "sweep" / "1" / "composed.json").read_text())
+    assert composed["choices"]["mode"] == "fast" and composed["interpolations"]["logger.csv.resume"] == "${resume}"
+    assert "trainer.max_steps=2" in composed["overrides"] and "trainer.max_steps=3" not in composed["overrides"]
 
 
 @pytest.mark.slow

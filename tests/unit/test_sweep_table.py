@@ -9,6 +9,7 @@ import pytest
 import yaml
 from matplotlib.axes import Axes
 
+from atrl.composed import Composed
 from atrl.report.metrics import Curve
 from atrl.report.sweep.axes import find_axes, group_runs, shown_value
 from atrl.report.sweep.curves import Band, band, chosen_rows, draw_curves
@@ -98,6 +99,32 @@ def test_without_hydras_record_a_component_is_named_by_its_class(jobs, tmp_path)
     runs = find_runs([tmp_path])
     assert find_axes(runs) == ["credit"]
     assert [shown_value(run, "credit") for run in runs] == ["UniformCredit", "AtrlCredit"]
+
+
+def test_a_command_that_was_refused_does_not_rename_the_run_in_its_folder(jobs, tmp_path):
+    """Hydra writes down what it composes before anybody looks at the folder."""
+    jobs({"credit": "atrl"}, {"credit": "uniform"})
+    for number, own, asked in (("0", "atrl", "uniform"), ("1", "uniform", "atrl")):
+        folder, choices = tmp_path / number, {"credit": own, "model": "scratch"}
+        Composed([f"credit={own}", "seed=0"], choices, {"model.seed": "${seed}"}).write(folder)
+        hydra = {"hydra": {"runtime": {"choices": choices | {"credit": asked}}}}
+        (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(hydra))
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([f"credit={asked}", "seed=0"]))
+        (folder / "job.json").unlink()
+    runs = find_runs([tmp_path])
+    assert [shown_value(run, "credit") for run in runs] == ["atrl", "uniform"]
+    assert [row.commands for row in make_table(runs).rows] == [
+        ["python train.py credit=atrl seed=0"], ["python train.py credit=uniform seed=0"],
+    ]  # fmt: skip
+
+
+def test_how_a_run_was_composed_is_read_as_it_was_written(tmp_path):
+    composed = Composed(["seed=3"], {"credit": "atrl", "mode": None}, {"model.seed": "${seed}"})
+    composed.write(tmp_path)
+    assert Composed.read(tmp_path) == composed
+    (tmp_path / "composed.json").write_text("{")
+    with pytest.raises(ValueError, match=r"composed\.json can't be read"):
+        Composed.read(tmp_path)
 
 
 # Rows.

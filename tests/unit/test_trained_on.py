@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from atrl.composed import Composed
 from atrl.evaluation.trained_on import check_problems
 from tests.unit.refusals import refusal
 
@@ -26,6 +27,7 @@ def run_of(folder: Path, data: dict, overrides: list[str]) -> str:
     OmegaConf.save({"data": data}, folder / "config.yaml")
     composed = {"hydra": {"overrides": {"task": overrides}, "runtime": {"choices": choices}}}
     OmegaConf.save(composed, folder / ".hydra" / "hydra.yaml")
+    OmegaConf.save(overrides, folder / ".hydra" / "overrides.yaml")
     return str(folder)
 
 
@@ -37,6 +39,14 @@ def test_a_run_is_not_scored_on_the_demos_problems_unasked(tmp_path, name):
         f"{checkpoint} was trained on data=jsonl: say which problems it is to be scored on, its own by data=jsonl "
         "'data.path=my problems.jsonl', or those of the demo by data=geometry"
     )
+
+
+def test_a_command_that_was_refused_is_not_the_runs(tmp_path):
+    """Hydra's own record is of the last one that was given for the folder."""
+    checkpoint = run_of(tmp_path / "run", OWN, ["data=geometry"])
+    Composed(OVERRIDES, {"data": "jsonl", "reward": "math", "rollout": "vllm"}).write(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"was trained on data=jsonl.*'data\.path=my problems\.jsonl'"):
+        check_problems(checkpoint, OmegaConf.create(GEOMETRY), [])
 
 
 def test_another_file_is_other_problems(tmp_path):

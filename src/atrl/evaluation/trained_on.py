@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from atrl.composed import Composed
 from atrl.models.asked import run_of
 
 _SOURCE = ("_target_", "path")
@@ -28,18 +29,20 @@ def check_problems(checkpoint: str, data: DictConfig, overrides: Sequence[str]) 
     if any(word.lstrip("+~").partition("=")[0].split(".")[0] == "data" for word in overrides):
         return
     run = run_of(Path(checkpoint).expanduser())
-    settings, composed = run / "config.yaml", run / ".hydra" / "hydra.yaml"
-    if not (settings.is_file() and composed.is_file()):
+    settings = run / "config.yaml"
+    if not settings.is_file():
         return
     trained = OmegaConf.select(OmegaConf.load(settings), "data")
     if trained is None or all(trained.get(key) == data.get(key) for key in _SOURCE):
         return
     from atrl.leave import next_commands
 
-    hydra = OmegaConf.load(composed).hydra
-    own, *_ = next_commands(checkpoint, list(hydra.overrides.task), dict(hydra.runtime.choices))
+    composed = Composed.read(run)
+    if "data" not in composed.choices:
+        return
+    own, *_ = next_commands(checkpoint, composed.overrides or [], composed.choices)
     more = [word for word in shlex.split(own)[1:] if word not in overrides and not word.startswith("checkpoint=")]
     raise ValueError(
-        f"{checkpoint} was trained on data={hydra.runtime.choices.data}: say which problems it is to be scored on, "
+        f"{checkpoint} was trained on data={composed.choices['data']}: say which problems it is to be scored on, "
         f"its own by {shlex.join(more)}, or those of the demo by data=geometry"
     )

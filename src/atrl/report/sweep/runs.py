@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from atrl.composed import Composed, read_yaml
 from atrl.report.metrics import Curve
 from atrl.report.run_folder import Grounding, RunFolder, Summary
 from atrl.settings import flat
@@ -88,19 +85,13 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: naming the file, if one is malformed.
     """
-    job = _json(folder / "job.json") or {}
-    composed = flat(_yaml(folder / ".hydra" / "config.yaml"))
-    choices = OmegaConf.create(_yaml(folder / ".hydra" / "hydra.yaml"))
-    overrides = _yaml(folder / ".hydra" / "overrides.yaml", empty=None)
+    job, composed = _json(folder / "job.json") or {}, Composed.read(folder)
     common: dict[str, Any] = {
         "folder": folder,
-        "settings": flat(_yaml(folder / "config.yaml")),
-        "derived": frozenset(key for key, value in composed.items() if isinstance(value, str) and "${" in value),
-        "choices": {
-            group.replace("/", "."): str(option)
-            for group, option in (OmegaConf.select(choices, "hydra.runtime.choices") or {}).items()
-        },
-        "overrides": job.get("overrides", overrides),
+        "settings": flat(read_yaml(folder / "config.yaml")),
+        "derived": frozenset(composed.interpolations),
+        "choices": {group.replace("/", "."): str(option) for group, option in composed.choices.items()},
+        "overrides": job.get("overrides", composed.overrides),
     }
     if (folder / "summary.json").is_file():
         run = RunFolder.read(folder)
@@ -120,15 +111,6 @@ def _folders(folder: Path) -> list[Path]:
 def _by_number(folder: Path) -> list[Any]:
     """10 comes after 9, whatever stands around the numbers."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", folder.name)]
-
-
-def _yaml(path: Path, empty: Any = ()) -> Any:
-    if not path.is_file():
-        return {} if empty == () else empty
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read: {' '.join(str(error).split())}") from None
 
 
 def _typed(path: Path) -> str | None:
