@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from atrl.sweep.record import Failure, SweepRecord, plan_sweep, read_failures
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_every_combination_is_a_job_and_the_command_line_wins():
@@ -16,6 +22,15 @@ def test_every_combination_is_a_job_and_the_command_line_wins():
     assert len(record.jobs) == 2 * 2 * 2
     assert record.jobs[1] == ["seed=0", "credit=atrl", "experiment=ablation", "+credit.x=2", "data.kinds=[read,slope]"]
     assert record.shown(record.jobs[1]) == ["seed=0", "credit=atrl", "+credit.x=2"]
+
+
+def test_options_may_be_named_by_a_pattern():
+    """As Hydra calls it, which knows the groups."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        record = plan_sweep(["algorithm=glob(gspo*)", "seed=0,1"], {}, grid=True, config_loader=loader)
+    assert record.varied == ["algorithm", "seed"]
+    assert record.jobs == [[f"algorithm={name}", f"seed={seed}"] for name in ("gspo", "gspo_token") for seed in (0, 1)]
 
 
 def test_a_search_makes_its_jobs_up_as_it_goes():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,6 +37,7 @@ class SweepCallback(Callback):
             config.hydra.sweeper.get("params") or {},
             grid=config.hydra.sweeper._target_.endswith("BasicSweeper"),
             baseline=baseline,
+            config_loader=GlobalHydra.instance().config_loader(),
         ).write(folder)
         _begun[:] = [folder]
 

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
 
 FILE, FAILURES = "sweep.json", "failures.jsonl"
 
@@ -57,7 +60,12 @@ class SweepRecord:
 
 
 def plan_sweep(
-    overrides: Sequence[str], params: Mapping[str, Any], *, grid: bool, baseline: Mapping[str, Any] | None = None
+    overrides: Sequence[str],
+    params: Mapping[str, Any],
+    *,
+    grid: bool,
+    baseline: Mapping[str, Any] | None = None,
+    config_loader: ConfigLoader | None = None,
 ) -> SweepRecord:
     """The record of a sweep.
 
@@ -66,10 +74,11 @@ def plan_sweep(
         params: ``hydra.sweeper.params``, which come first and give way to `overrides`.
         grid: whether every combination becomes a job, as Hydra's own sweeper has it.
         baseline: as the experiment names it.
+        config_loader: knows the options of each group, which ``credit=glob(*)`` asks for.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    parsed = OverridesParser.create().parse_overrides(
+    parsed = OverridesParser.create(config_loader).parse_overrides(
         [*(f"{key}={value}" for key, value in params.items()), *overrides]
     )
     last = {override.get_key_element(): override for override in parsed}
