@@ -18,6 +18,7 @@ from atrl.report.sweep.pending import pending
 from atrl.report.sweep.runs import find_runs, holds_runs, read_run
 from atrl.report.sweep.statistics import Estimate
 from atrl.report.sweep.table import make_table
+from atrl.sweep.folder import note_asked
 from atrl.sweep.record import SweepRecord
 from tests.sweep_folder import write_job, write_sweep
 
@@ -275,6 +276,17 @@ def test_a_config_is_read_and_never_resolved(tmp_path, monkeypatch):
 
 
 # What is missing.
+
+
+def test_a_finished_job_that_a_later_start_passes_over_is_not_missing(tmp_path):
+    """Said again with a setting of where it computes, its overrides are others."""
+    write_job(tmp_path / "0", seed=0)
+    asked = ["credit=atrl", "seed=0", "trainer.checkpoint_every=1"]
+    note_asked(tmp_path / "0", asked)
+    (run,) = find_runs([tmp_path])
+    assert run.overrides == ["credit=atrl", "seed=0"]
+    assert pending([run], SweepRecord("x", [], [asked])) == []
+    assert [job.name for job in pending([run], SweepRecord("x", [], [asked, [*asked, "trainer.max_steps=9"]]))] == ["1"]
 
 
 def test_failed_stopped_and_jobs_that_were_not_begun_are_told_of(tmp_path):

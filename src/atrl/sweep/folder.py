@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -98,6 +98,14 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     beside = folder / f".{JOB}"
     beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     beside.replace(folder / JOB)
+
+
+def note_asked(folder: Path, overrides: Sequence[str]) -> None:
+    """Add to a finished job's record what a later start asked of it: the same, but perhaps computed elsewhere."""
+    file = folder / JOB
+    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if record.get("overrides") != list(overrides):
+        write_record(folder, record | {"asked": list(overrides)})
 
 
 def accuracy_of(folder: Path) -> tuple[float | None, float | None]:

@@ -21,7 +21,17 @@ from atrl.settings import plain
 from atrl.sweep import command as commands
 from atrl.sweep.child import last_words, run_child
 from atrl.sweep.devices import claimed, visible
-from atrl.sweep.folder import LOG, SUMMARY, State, accuracy_of, locked, put_aside, state_of, write_record
+from atrl.sweep.folder import (
+    LOG,
+    SUMMARY,
+    State,
+    accuracy_of,
+    locked,
+    note_asked,
+    put_aside,
+    state_of,
+    write_record,
+)
 from atrl.sweep.record import Failure, SweepRecord
 
 BESIDE_EACH_OTHER = ("joblib", "submitit_local")
@@ -88,6 +98,7 @@ def _finish(config: DictConfig, job: _Job, script: Path) -> float | None:
     with locked(job.folder) as lock:
         state = state_of(job.folder, config)
         if state is State.FINISHED:
+            note_asked(job.folder, job.overrides)
             job.say(f"{_accuracy(job.folder)}, finished before")
             return accuracy_of(job.folder)[1]
         if state is State.OUTDATED:

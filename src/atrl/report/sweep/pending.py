@@ -36,7 +36,7 @@ def pending(runs: Sequence[Run], record: SweepRecord | None) -> list[Pending]:
     ]
     if record is None or record.jobs is None:
         return found
-    begun = [_plain(run.overrides) for run in runs if run.overrides is not None]
+    begun = [_plain(said) for run in runs for said in (run.overrides, run.asked) if said is not None]
     for number, job in enumerate(record.jobs):
         if _plain(job) not in begun:
             found.append(Pending(str(number), "not begun", "", _command(job, record.command)))

@@ -28,6 +28,8 @@ class Run:
         derived: keys whose values follow from others: interpolations in what Hydra composed.
         choices: the option that was taken of each config group, by the group's dotted path.
         overrides: the command line's; None where Hydra left no record.
+        asked: the overrides of a later start of its sweep, which passed it over; None where there was none, or all the
+            same.
         command: as it was typed; None where it is not known.
         summary: None unless the run finished.
         grounding: accuracy with and without the right pictures; None where it wasn't measured.
@@ -41,6 +43,7 @@ class Run:
     derived: frozenset[str] = frozenset()
     choices: dict[str, str] = field(default_factory=dict)
     overrides: list[str] | None = None
+    asked: list[str] | None = None
     command: str | None = None
     summary: Summary | None = None
     grounding: Grounding | None = None
@@ -92,6 +95,7 @@ def read_run(folder: Path) -> Run:
         "derived": frozenset(composed.interpolations),
         "choices": {group.replace("/", "."): str(option) for group, option in composed.choices.items()},
         "overrides": job.get("overrides", composed.overrides),
+        "asked": job.get("asked"),
     }
     if (folder / "summary.json").is_file():
         run = RunFolder.read(folder)
