@@ -18,6 +18,7 @@ from atrl.report.sweep.pending import pending
 from atrl.report.sweep.runs import find_runs, holds_runs, read_run
 from atrl.report.sweep.statistics import Estimate
 from atrl.report.sweep.table import make_table
+from atrl.sweep import end
 from atrl.sweep.folder import note_asked
 from atrl.sweep.record import SweepRecord
 from tests.sweep_folder import write_job, write_sweep
@@ -276,6 +277,29 @@ def test_a_config_is_read_and_never_resolved(tmp_path, monkeypatch):
 
 
 # What is missing.
+
+
+def test_runs_of_a_sweep_are_found_however_deep_their_names_put_them(tmp_path):
+    """An override that names a folder may hold a slash, as a path does; elsewhere nothing is looked for below."""
+    names = ["model.path=/data/b10,seed=0", "model.path=/data/b9,seed=0", "model/lora=none"]
+    for number, name in enumerate(names):
+        write_job(tmp_path / name, number=number)
+        (tmp_path / name / "unfinished" / "1").mkdir(parents=True)
+        (tmp_path / name / "unfinished" / "1" / "config.yaml").touch()
+    assert not holds_runs(tmp_path)
+    SweepRecord("python train.py -m …", ["model.path"], None).write(tmp_path)
+    assert holds_runs(tmp_path)
+    assert [str(run.folder.relative_to(tmp_path)) for run in find_runs([tmp_path])] == [
+        "model.path=/data/b9,seed=0", "model.path=/data/b10,seed=0", "model/lora=none",
+    ]  # fmt: skip
+
+
+def test_a_sweep_whose_folders_lie_deeper_is_reported_at_its_end(tmp_path, monkeypatch, capsys):
+    write_job(tmp_path / "model" / "lora=none")
+    SweepRecord("python train.py -m …", ["model/lora"], None).write(tmp_path)
+    monkeypatch.setattr(end, "_begun", [tmp_path])
+    assert end.end_sweep() == []
+    assert f"sweep report: {tmp_path / 'sweep.html'}" in capsys.readouterr().out
 
 
 def test_a_finished_job_that_a_later_start_passes_over_is_not_missing(tmp_path):

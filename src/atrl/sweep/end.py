@@ -10,7 +10,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from atrl.sweep.folder import JOB
 from atrl.sweep.record import plan_sweep, read_failures
 
 _begun: list[Path] = []
@@ -51,7 +50,9 @@ def end_sweep(*, interrupted: bool = False) -> list[str]:
     if not _begun:
         return []
     sweep = _begun.pop()
-    if any(sweep.glob(f"*/{JOB}")):
+    from atrl.report.sweep.runs import holds_runs
+
+    if holds_runs(sweep):
         from atrl.report.sweep import write_sweep_report
 
         print(f"sweep report: {write_sweep_report([sweep], sweep)}", flush=True)

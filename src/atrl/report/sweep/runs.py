@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from atrl.composed import Composed, read_yaml
 from atrl.report.metrics import Curve
 from atrl.report.run_folder import Grounding, RunFolder, Summary
 from atrl.settings import flat
+from atrl.sweep.record import FILE as SWEEP
 
 MARKS = ("summary.json", "job.json", "config.yaml")
 """A folder with one of these is a run's."""
@@ -65,7 +66,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     """
     found: dict[Path, None] = {}
     for folder in folders:
-        inside = [folder] if is_run(folder) else sorted(filter(is_run, _folders(folder)), key=_by_number)
+        inside = [folder] if is_run(folder) else sorted(_runs_in(folder), key=_by_number)
         if not inside:
             raise ValueError(f"{folder} holds no runs: name a run's folder, or a sweep's with a folder for each job")
         found |= dict.fromkeys(path.resolve() for path in inside)
@@ -74,7 +75,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 def holds_runs(folder: Path) -> bool:
     """Whether it is no run's own folder, but has such in it."""
-    return not is_run(folder) and any(map(is_run, _folders(folder)))
+    return not is_run(folder) and any(_runs_in(folder))
 
 
 def is_run(folder: Path) -> bool:
@@ -108,13 +109,21 @@ def read_run(folder: Path) -> Run:
 _STATUS = {"running": "unfinished", "stopped": "unfinished"}
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+def _runs_in(folder: Path) -> Iterator[Path]:
+    """The runs in `folder`; a sweep's may lie deeper, since an override that names a folder may hold a slash."""
+    open_folders, deeper = [folder], (folder / SWEEP).is_file()
+    while open_folders:
+        here = open_folders.pop()
+        for path in here.iterdir() if here.is_dir() else ():
+            if path.is_dir() and is_run(path):
+                yield path
+            elif deeper and path.is_dir() and not path.is_symlink():
+                open_folders.append(path)
 
 
 def _by_number(folder: Path) -> list[Any]:
     """10 comes after 9, whatever stands around the numbers."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", folder.name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(folder))]
 
 
 def _typed(path: Path) -> str | None:
