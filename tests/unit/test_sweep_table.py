@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -117,6 +118,40 @@ def test_a_command_that_was_refused_does_not_rename_the_run_in_its_folder(jobs, 
     assert [shown_value(run, "credit") for run in runs] == ["atrl", "uniform"]
     assert [row.commands for row in make_table(runs).rows] == [
         ["python train.py credit=atrl seed=0"], ["python train.py credit=uniform seed=0"],
+    ]  # fmt: skip
+
+
+def rewritten(file: Path, key: str, **values: Any) -> None:
+    config = yaml.safe_load(file.read_text())
+    config[key] = config.get(key, {}) | values
+    file.write_text(yaml.safe_dump(config))
+
+
+def test_a_class_that_was_changed_by_itself_is_an_axis(jobs, tmp_path):
+    """`credit._target_=mine.Scheme` keeps the option's name: its runs are no other seeds of the option's."""
+    jobs({"accuracy": 0.4}, {"accuracy": 0.9})
+    rewritten(tmp_path / "1" / "config.yaml", "credit", _target_="mine.Scheme")
+    runs = find_runs([tmp_path])
+    assert find_axes(runs) == ["credit._target_"]
+    assert [row.after.mean for row in make_table(runs).rows] == [0.4, 0.9]
+
+
+def test_options_that_only_say_where_it_computes_are_no_axis(jobs, tmp_path):
+    """trainer=cpu and trainer=ddp, with the same settings besides."""
+    jobs({"seed": 0}, {"seed": 1})
+    for number, option in (("0", "cpu"), ("1", "ddp")):
+        rewritten(tmp_path / number / ".hydra" / "hydra.yaml", "hydra", runtime={"choices": {"trainer": option}})
+    assert find_axes(find_runs([tmp_path])) == []
+
+
+def test_what_refers_to_another_setting_in_some_runs_alone_is_an_axis(jobs, tmp_path):
+    """`model.seed=5` beside runs in which it is `seed`'s."""
+    jobs({"seed": 0}, {"seed": 1}, {"seed": 0, "model__seed": 5})
+    rewritten(tmp_path / "2" / ".hydra" / "config.yaml", "model", seed=5)
+    runs = find_runs([tmp_path])
+    assert find_axes(runs) == ["model.seed"]
+    assert [(group.values, sorted(group.runs)) for group in group_runs(runs, ["model.seed"])] == [
+        (("${seed}",), [0, 1]), (("5",), [0]),
     ]  # fmt: skip
 
 

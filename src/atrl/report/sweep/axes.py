@@ -30,25 +30,29 @@ def find_axes(runs: Sequence[Run], order: Sequence[str] = ()) -> list[str]:
     """The dotted keys by which `runs` differ, seeds apart.
 
     A component that differs is one axis, named by the option that was taken, or by its class; what is below it follows
-    from it, and is an axis only where it differs between runs with the same component. Interpolations follow from what
-    they refer to, and `FREE` keys compute the same.
+    from it, and is an axis only where it differs between runs with the same component; so is its class, where that was
+    changed by itself. Settings that are an interpolation in all runs follow from what they refer to, and `FREE` keys
+    compute the same.
 
     Args:
         runs: any number.
         order: keys that come first, as the sweep varied them; the others follow by name.
     """
     components = _components(runs)
-    keys = {key for run in runs for key in run.settings if not key.endswith(f".{TARGET}")} - {"seed", *components}
+    keys = {key for run in runs for key in run.settings} - {"seed", *components}
     plain = [key for key in keys if not _passed_over(key, runs) and _varies(key, components, runs)]
     return sorted(components + plain, key=lambda key: (order.index(key) if key in order else len(order), key))
 
 
 def shown_value(run: Run, axis: str) -> str | None:
-    """A setting in words: the option or class of a component, else the value as JSON has it; None where it's absent."""
+    """A setting in words: the option or class of a component, what an interpolation says, else the value as JSON has
+    it; None where it's absent."""
     if axis in run.choices and _is_component(run, axis):
         return run.choices[axis]
     if f"{axis}.{TARGET}" in run.settings:
         return str(run.settings[f"{axis}.{TARGET}"]).rpartition(".")[2]
+    if axis in run.derived:
+        return run.derived[axis]
     return words(run.settings[axis]) if axis in run.settings else None
 
 
@@ -79,9 +83,11 @@ def _components(runs: Sequence[Run]) -> list[str]:
 
 
 def _is_component(run: Run, path: str) -> bool:
-    """Whether the config has something at the path of a group; those that set other keys have nothing there."""
-    below = f"{path}."
-    return (path in run.settings and run.settings[path] is None) or any(key.startswith(below) for key in run.settings)
+    """Whether the config has a component, or room for one, at the path of a group.
+
+    A plain section (`trainer`) has settings of its own, and those that set other keys have nothing there.
+    """
+    return f"{path}.{TARGET}" in run.settings or (path in run.settings and run.settings[path] is None)
 
 
 def _varies(key: str, components: Sequence[str], runs: Sequence[Run]) -> bool:
@@ -94,7 +100,13 @@ def _varies(key: str, components: Sequence[str], runs: Sequence[Run]) -> bool:
 
 
 def _passed_over(key: str, runs: Sequence[Run]) -> bool:
-    if any(key == name or key.startswith(f"{name}.") for name in FREE) or any(key in run.derived for run in runs):
+    if any(key == name or key.startswith(f"{name}.") for name in FREE):
         return True
-    values: list[Any] = [run.settings.get(key) for run in runs]
-    return key.endswith(".seed") and all(run.seed == value for run, value in zip(runs, values, strict=True))
+    having = [run for run in runs if key in run.settings]
+    if having and all(key in run.derived for run in having):
+        return True
+    if len(having) < len(runs):
+        return False
+    return all(run.settings[key] == runs[0].settings[key] for run in runs) or (
+        key.endswith(".seed") and all(run.settings[key] == run.seed for run in runs)
+    )

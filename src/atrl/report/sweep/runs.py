@@ -26,7 +26,7 @@ class Run:
     Attributes:
         folder: its own.
         settings: the resolved config by dotted key; empty where it left none.
-        derived: keys whose values follow from others: interpolations in what Hydra composed.
+        derived: by dotted key, settings whose values follow from others, as they were written.
         choices: the option that was taken of each config group, by the group's dotted path.
         overrides: the command line's; None where Hydra left no record.
         asked: the overrides of a later start of its sweep, which passed it over; None where there was none, or all the
@@ -41,7 +41,7 @@ class Run:
 
     folder: Path
     settings: dict[str, Any]
-    derived: frozenset[str] = frozenset()
+    derived: dict[str, str] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
     overrides: list[str] | None = None
     asked: list[str] | None = None
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> Run:
     common: dict[str, Any] = {
         "folder": folder,
         "settings": flat(read_yaml(folder / "config.yaml")),
-        "derived": frozenset(composed.interpolations),
+        "derived": composed.interpolations,
         "choices": {group.replace("/", "."): str(option) for group, option in composed.choices.items()},
         "overrides": job.get("overrides", composed.overrides),
         "asked": job.get("asked"),
