@@ -117,7 +117,7 @@ def wandb_logger(
         table_tokens: likewise.
 
     Raises:
-        ValueError: for a tag that W&B would refuse, or a table that can't be.
+        ValueError: for a tag that W&B would refuse, a table that can't be, or as `logged_in`.
     """
     for option, value, least in (
         ("table_every", table_every, 1),
@@ -131,8 +131,8 @@ def wandb_logger(
             raise ValueError(f"logger.wandb.tags: {tag!r} has {len(tag)} characters, and W&B takes 1 to {MAX_TAG}")
     from atrl.wandb_run import RunLogger
 
-    offline = mode == "offline" or (mode == "auto" and not logged_in())
     os.environ.setdefault("WANDB_SILENT", "true")
+    offline = mode == "offline" or (mode == "auto" and not logged_in())
     return RunLogger(
         table=TableSettings(table_every, table_rollouts, table_tokens),
         log_model=log_model,
@@ -172,10 +172,19 @@ def _run_id(folder: Path, *, goes_on: bool) -> str:
 
 
 def logged_in() -> bool:
-    """Whether W&B has credentials for this user; never asks, and never goes to the network."""
+    """Whether W&B has credentials for this user; never asks, and never goes to the network to try them.
+
+    Raises:
+        ValueError: for credentials that can't be any.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")  # else it asks the server for the name to greet
     import wandb
 
-    return wandb.login(prompt=False)
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except wandb.errors.AuthenticationError as error:
+        words = " ".join(str(error).split())
+        raise ValueError(f"W&B: {words}: run `wandb login` again, or set logger.wandb.mode=offline") from None
 
 
 def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:

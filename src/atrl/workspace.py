@@ -73,7 +73,11 @@ def main() -> int:
         return _refuse(f"{asked!r} must be ENTITY/PROJECT, as in the address of the project's page")
     if find_spec("wandb_workspaces") is None:
         return _refuse("a saved view needs the package wandb-workspaces: pip install 'atrl[workspaces]'")
-    if not logged_in():
+    try:
+        known = logged_in()
+    except ValueError as error:
+        return _refuse(str(error))
+    if not known:
         return _refuse("there is no login for W&B on this machine: run `wandb login`, then this again")
     print(build(entity, project).save().url)
     return 0

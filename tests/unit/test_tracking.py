@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
+import subprocess
 import sys
 import time
 from html import unescape
@@ -44,6 +46,25 @@ def shown(**changes) -> ShownRollout:
 
 def content_of(artifact) -> dict[str, Path]:
     return {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+
+
+@pytest.mark.parametrize(("key", "said"), [("a" * 40, "True"), ("short", "W&B: WANDB_API_KEY invalid: ")])
+def test_whether_somebody_is_logged_in_is_asked_of_no_server(tmp_path: Path, key: str, said: str) -> None:
+    """A run on a machine without a network would end there."""
+    look = (
+        "from atrl.tracking import logged_in\ntry:\n  print(logged_in())\nexcept ValueError as error:\n  print(error)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environment |= {"HOME": str(tmp_path), "WANDB_API_KEY": key}
+        environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        done = subprocess.run(
+            [sys.executable, "-c", look], env=environment, capture_output=True, text=True, timeout=120, check=True
+        )
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert done.stdout.startswith(said) and done.stdout.count("\n") == 1
 
 
 def test_what_an_offline_run_keeps_is_in_its_folder(tmp_path: Path, finish) -> None:
