@@ -18,6 +18,7 @@ from report_run import COMMAND, HOSTILE, grounding, summary, write_run
 from atrl.report import __main__ as command_line
 from atrl.report.build import write_report
 from atrl.report.run_folder import RunFolder
+from atrl.report.text import breakable
 
 
 class _Page(HTMLParser):
@@ -51,6 +52,10 @@ def run_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def page_text(run_dir) -> str:
     return write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_a_long_name_may_end_a_line_at_its_underscores_and_stays_text():
+    assert breakable("visual_dependency <b>") == "visual_<wbr>dependency &lt;b&gt;"
 
 
 def test_page_needs_nothing_outside_itself(page_text):

@@ -17,7 +17,7 @@ from atrl.report.groups import extremes, status_health
 from atrl.report.panels import PHASE_COLOURS, STATUS_COLOURS
 from atrl.report.run_folder import RunFolder
 from atrl.report.selection import choose_samples
-from atrl.report.text import printable
+from atrl.report.text import breakable, printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -100,6 +100,7 @@ def environment() -> Environment:
     )  # fmt: skip
     found.filters |= {
         "percent": figures.percent, "duration": figures.duration, "number": figures.number, "printable": printable,
+        "breakable": breakable,
     }  # fmt: skip
     return found
 
