@@ -170,6 +170,43 @@ def test_a_heads_small_map_shows_all_pictures(tmp_path):
     assert first == [4, 2, [255, 0, 0, 0, 0, 0, 0, 0]] and second == [4, 2, [0, 0, 0, 128, 0, 0, 0, 255]]
 
 
+OVERLAY_PROBE = """
+const heads = document.querySelector("details.heads");
+heads.open = true;
+heads.dispatchEvent(new Event("toggle"));
+heads.querySelectorAll("button")[1].focus();
+const cells = [...document.querySelectorAll(".heat rect")].map((cell) => Number(cell.getAttribute("fill-opacity")));
+const fact = [...document.querySelectorAll(".facts dd")].find((dd) => dd.textContent === "visual_dependency");
+const line = document.createRange();
+line.setStart(fact.firstChild, 0);
+line.setEnd(fact.firstChild, "visual_".length);
+const seen = { cells, lines: line.getClientRects().length };
+document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: JSON.stringify(seen) }));
+"""
+
+
+def test_a_heads_map_stays_on_its_picture_where_another_picture_is_gone(tmp_path):
+    """And a long name in a tile breaks at its underscore."""
+    run = write_run(tmp_path / "run", steps=40, samples=0)
+    (sample, *_) = (json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines() if "photo" in line)
+    sample["heads"] = {
+        "layers": 1, "heads": 2, "grids": [[1, 2], [2, 1]], "peaks": [0.1, 0.2],
+        "levels": base64.b64encode(bytes([255, 0, 0, 0, 255, 255, 0, 255])).decode(),
+    }  # fmt: skip
+    (run / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    (run / "samples" / "photo.jpg").unlink()
+    left = json.loads((run / "summary.json").read_text())
+    left["credit"] |= {"scheme": "visual_dependency", "num_clusters": None}
+    (run / "summary.json").write_text(json.dumps(left))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", write_report(run).read_text())
+    (tmp_path / "probed.html").write_text(text.replace("</body>", f"<script>{OVERLAY_PROBE}</script></body>"))
+    document, console = browse(tmp_path / "probed.html", tmp_path / "profile")
+    assert console == []
+    seen = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', document, re.DOTALL)[1]))
+    # The second head looked at the lower half of the second picture, whose overlay has 14 rows of 6 cells.
+    assert seen == {"cells": [0] * 42 + [1] * 42, "lines": 1}
+
+
 LARGE_PROBE = """
 const long = document.querySelector(".rollout");
 const seen = { elements: document.getElementsByTagName("*").length, heat: long.querySelectorAll(".heat rect").length };

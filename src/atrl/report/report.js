@@ -121,11 +121,14 @@
     if (rollout.clusters !== null) setUpClusters(article, rollout.clusters, tokens, addFolded);
     if (rollout.heads !== null) setUpHeads(article, rollout.heads, paintHead, () => choose(focused));
 
-    // A head's map has cells of its own number: the overlay is drawn anew in its grid.
+    // A head's map has cells of its own number: the overlay is drawn anew in its grid. A picture whose file is gone has
+    // no overlay, but its cells are in the map.
     function paintHead(head) {
-      let start = head * rollout.heads.cells;
-      maps.forEach((map, picture) => {
+      const sizes = rollout.heads.grids.map(([rows, columns]) => rows * columns);
+      maps.forEach((map) => {
+        const picture = Number(map.dataset.picture);
         const [rows, columns] = rollout.heads.grids[picture];
+        const start = sizes.slice(0, picture).reduce((sum, size) => sum + size, head * rollout.heads.cells);
         const [, , width, height] = map.getAttribute("viewBox").split(" ").map(Number);
         const first = Number(map.dataset.start);
         [...map.children].forEach((cell, i) => {
@@ -133,7 +136,6 @@
           const column = Math.floor(((i % width) * columns) / width);
           cell.setAttribute("fill-opacity", (rollout.heads.bytes[start + row * columns + column] / 255).toFixed(3));
         });
-        start += rows * columns;
       });
     }
   }
