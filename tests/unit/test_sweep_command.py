@@ -82,3 +82,11 @@ def test_several_ranks_go_through_torchrun():
 )
 def test_flags_that_say_where_configs_lie_are_read_from_a_command(text, flags):
     assert config_flags(text) == flags
+
+
+def test_a_search_path_belongs_to_a_command_and_what_hydra_does_with_the_sweep_does_not():
+    text = (
+        "python train.py -m 'hydra.searchpath=[file:///my confs]' credit=mine hydra/launcher=joblib hydra.sweep.dir=x "
+        "hydra.run.dir=y data.path=hydra.jsonl"
+    )
+    assert config_flags(text) == ["hydra.searchpath=[file:///my confs]"]

@@ -43,8 +43,13 @@ def inherited(overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if not key_of(text).startswith(OF_THE_SWEEP)]
 
 
+def _is_hydras(word: str) -> bool:
+    return "=" in word and key_of(word).startswith("hydra.")
+
+
 def config_flags(command: str | None) -> list[str]:
-    """Those of `OF_CONFIGS` in a command that was written down, with their values as they were given."""
+    """Those of `OF_CONFIGS` in a command that was written down, and what a job inherits, as ``hydra.searchpath``; with
+    their values as they were given."""
     try:
         words = shlex.split(command or "")
     except ValueError:  # somebody has edited it
@@ -53,7 +58,7 @@ def config_flags(command: str | None) -> list[str]:
     for word, value in zip(words, [*words[1:], ""], strict=False):
         if word in OF_CONFIGS:
             found += [word, value]
-        elif word.partition("=")[0] in OF_CONFIGS:
+        elif word.partition("=")[0] in OF_CONFIGS or (_is_hydras(word) and inherited([word])):
             found.append(word)
     return found
 
