@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from atrl.types import Problem
 
 WARM_UP_METRICS = ("loss/sft", "eval/selection_accuracy")
+OF_A_POLICY = ("eval/accuracy", "eval/picture_true")
+"""In the rows of `metrics.csv` that are of the policy after so many steps as they say, and not of a step."""
 AT_THE_END = "eval/picture_true"
-"""In the rows of `metrics.csv` that a run logs once more after its last step."""
+"""In those of them that a run logs once more after its last step."""
 RECORDS = ("metrics.csv", "rollouts.jsonl", "checkpoints", "summary.json")
 """What a run leaves in its folder as it goes."""
 LEFT = ("model", "summary.json", "report.html")
@@ -191,7 +193,8 @@ def _trained(settings: Mapping[str, Any]) -> str:
 
 
 def _row_filter(steps: int, ends_again: bool) -> Callable[[str], bool]:
-    """Whether a line of `metrics.csv` stays: the header, and rows of steps, which are counted from 0.
+    """Whether a line of `metrics.csv` stays: the header, rows of steps, which are counted from 0, and accuracies of the
+    policy after no more than `steps`.
 
     A warm-up before them counts its own steps in the same column, and is over once there is a checkpoint.
     """
@@ -205,9 +208,12 @@ def _row_filter(steps: int, ends_again: bool) -> Callable[[str], bool]:
         row = dict(zip(columns, cells, strict=False))  # a killed run may have left less of its last row
         if steps and any(row.get(name) for name in WARM_UP_METRICS):
             return True
-        if not row.get("step", "").isdecimal() or int(row["step"]) >= steps:
+        if not row.get("step", "").isdecimal():
             return False
-        return not (ends_again and int(row["step"]) == steps - 1 and row.get(AT_THE_END))
+        step, of_a_policy = int(row["step"]), any(row.get(name) for name in OF_A_POLICY)
+        if step > steps or (step == steps and not (steps and of_a_policy)):
+            return False
+        return not (ends_again and step == steps and row.get(AT_THE_END))
 
     return keep
 

@@ -187,10 +187,14 @@ def logged_in() -> bool:
         raise ValueError(f"W&B: {words}: run `wandb login` again, or set logger.wandb.mode=offline") from None
 
 
-def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Log `metrics` for this training step; `LightningModule.log` would repeat them at every later one."""
+def log_once(trainer: Trainer, metrics: dict[str, float], *, step: int | None = None) -> None:
+    """Log `metrics` at `step`, or else this training step; `LightningModule.log` would repeat them at every later one.
+
+    What is measured of a policy belongs to as many steps as it has had. So do rollouts, whose metrics are logged at the
+    steps that came before theirs: both are the same policy's at the same place.
+    """
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=step_now(trainer))
+        logger.log_metrics(metrics, step=step_now(trainer) if step is None else step)
 
 
 def forget_last_step(trainer: Trainer) -> None:

@@ -37,7 +37,7 @@ def test_a_policy_that_reads_is_lost_without_its_pictures(train) -> None:
             assert found[moment][name]["accuracy"] < found[moment]["true"]["accuracy"] - 0.15
     assert run.trained.grounding["blank"].accuracy == found["after"]["blank"]["accuracy"]
     before, after = logged(run.folder)
-    assert (before["step"], after["step"]) == (0, 1)
+    assert (before["step"], after["step"]) == (0, 2)
     for row, moment in ((before, "before"), (after, "after")):
         for name, entry in found[moment].items():
             assert row[f"eval/picture_{name}"] == pytest.approx(entry["accuracy"])
@@ -53,7 +53,7 @@ def test_measuring_it_changes_nothing_else_and_zero_leaves_it_out(train) -> None
     first = [rewards[0].status.value == "right" for rewards in with_it.trained.after.rewards[:6]]
     assert found["after"]["true"]["accuracy"] == pytest.approx(sum(first) / 6)
     rows = logged(with_it.folder)
-    assert [row["step"] for row in rows] == [0, 0, 1]  # before, after the first step, after the second and last
+    assert [row["step"] for row in rows] == [0, 1, 2]  # before, after the first step, after the second and last
     for row, moment in ((rows[0], "before"), (rows[-1], "after")):
         for name, entry in found[moment].items():
             assert row[f"eval/picture_{name}"] == pytest.approx(entry["accuracy"])

@@ -295,7 +295,7 @@ def test_the_best_checkpoints_stay(train) -> None:
     )
     scores = json.loads((run.folder / "checkpoints" / "last" / "state.json").read_text())["scores"]
     rows = metrics_of(run.folder)
-    logged = {f"step_{int(row['step']) + 1:06d}": float(row["eval/accuracy"]) for row in rows if "eval/accuracy" in row}
+    logged = {f"step_{int(row['step']):06d}": float(row["eval/accuracy"]) for row in rows if "eval/accuracy" in row}
     assert len(logged) == 5 and scores.items() <= logged.items()
     best = sorted(logged, key=lambda name: (-logged[name], name))[:2]
     kept = {path.name for path in (run.folder / "checkpoints").glob("step_*")}

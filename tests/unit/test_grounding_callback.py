@@ -66,7 +66,7 @@ class Run:
 
     @property
     def curve(self) -> list[tuple[int, dict[str, float]]]:
-        """Steps, counted from 0, and the three accuracies."""
+        """How many steps the policy has had, and the three accuracies."""
         return [
             (step, {name.removeprefix("eval/picture_"): value for name, value in metrics.items()})
             for step, metrics in self.logged
@@ -76,9 +76,9 @@ class Run:
 
 def test_the_three_are_measured_before_on_the_way_and_after(tmp_path, processor):
     run = Run(tmp_path, processor, every=2).train(5)
-    assert run.curve == [(0, GUESSING), (1, READING), (3, READING), (4, READING)]
+    assert run.curve == [(0, GUESSING), (2, READING), (4, READING), (5, READING)]
     assert [(step, metrics["eval/accuracy"]) for step, metrics in run.logged if "eval/accuracy" in metrics] == [
-        (1, 1.0), (3, 1.0),
+        (2, 1.0), (4, 1.0),
     ]  # fmt: skip
     found = json.loads((tmp_path / "grounding.json").read_text())
     for moment, expected in (("before", GUESSING), ("after", READING)):
@@ -95,7 +95,7 @@ def test_every_time_the_same_problems_and_random_numbers(tmp_path, processor):
 
 def test_the_last_step_is_not_scored_twice(tmp_path, processor):
     run = Run(tmp_path, processor, every=2).train(4)
-    assert [step for step, _ in run.curve] == [0, 1, 3]
+    assert [step for step, _ in run.curve] == [0, 2, 4]
     assert len(run.reader.asked) == 9
     assert run.evaluation.after.accuracy == 1.0
     assert {name: score.accuracy for name, score in run.grounding.after.items()} == READING
@@ -103,7 +103,7 @@ def test_the_last_step_is_not_scored_twice(tmp_path, processor):
 
 def test_without_evaluations_on_the_way_there_are_two_points(tmp_path, processor):
     run = Run(tmp_path, processor, every=None).train(3)
-    assert run.curve == [(0, GUESSING), (2, READING)]
+    assert run.curve == [(0, GUESSING), (3, READING)]
 
 
 def test_what_was_measured_when_the_run_began_is_not_measured_again(tmp_path, processor):
@@ -112,4 +112,4 @@ def test_what_was_measured_when_the_run_began_is_not_measured_again(tmp_path, pr
     for name in ("evaluation", "grounding"):
         getattr(goes_on, name).load_state_dict(json.loads(json.dumps(getattr(first, name).state_dict())))
     goes_on.train(2)
-    assert [step for step, _ in goes_on.curve] == [1] and len(goes_on.reader.asked) == 3
+    assert [step for step, _ in goes_on.curve] == [2] and len(goes_on.reader.asked) == 3

@@ -173,14 +173,16 @@ def test_the_warm_up_before_the_steps_stays(tmp_path: Path) -> None:
 
 def test_what_is_logged_after_the_last_step_goes_where_it_comes_again(tmp_path: Path) -> None:
     """Not what was logged on the way, nor other metrics of that step."""
-    lines = ["eval/accuracy,eval/picture_true,loss/policy,step", ",0.5,,0", ",0.6,,1", ",,0.1,1", "0.7,,,2", ",,0.2,2"]
-    for more in ("", ",0.7,,2\n"):
+    lines = ["eval/accuracy,eval/picture_true,loss/policy,step", ",0.5,,0", ",0.6,,2", ",,0.1,1", "0.7,,,3", ",,0.2,2"]
+    for more in ("", ",0.7,,3\n"):
         (tmp_path / "metrics.csv").write_text("\n".join([*lines, more]))
         keep_until(tmp_path, 3, ends_again=True)
         assert (tmp_path / "metrics.csv").read_text() == "\n".join([*lines, ""])
     (tmp_path / "metrics.csv").write_text("\n".join([*lines, more]))
     keep_until(tmp_path, 3)
     assert (tmp_path / "metrics.csv").read_text() == "\n".join([*lines, more])
+    keep_until(tmp_path, 2)  # the policy after two steps is the checkpoint's
+    assert (tmp_path / "metrics.csv").read_text() == "\n".join([*lines[:4], ""])
 
 
 @pytest.mark.parametrize("record", ["metrics.csv", "rollouts.jsonl", "checkpoints", "summary.json"])

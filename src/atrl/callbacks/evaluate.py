@@ -73,7 +73,7 @@ class EvaluateCallback(Callback):
             sampled, greedy = self._both(pl_module)
             self.latest = StepScore(pl_module.steps_done, sampled, greedy)
             more = {} if greedy is None else {"eval/greedy_accuracy": greedy.accuracy}
-            log_once(trainer, {"eval/accuracy": sampled.accuracy, **more})
+            log_once(trainer, {"eval/accuracy": sampled.accuracy, **more}, step=pl_module.steps_done)
 
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training leaves it; the last step's score on the way is of the same."""

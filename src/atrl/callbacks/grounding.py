@@ -72,7 +72,8 @@ class GroundingCallback(Callback):
             "blank": self._evaluation.score(pl_module, self._controls.blank),
             "swapped": self._evaluation.score(pl_module, self._controls.swapped),
         }
-        log_once(trainer, {f"eval/picture_{name}": score.accuracy for name, score in scores.items()})
+        found = {f"eval/picture_{name}": score.accuracy for name, score in scores.items()}
+        log_once(trainer, found, step=pl_module.steps_done)
         return scores
 
     def _as_json(self) -> dict[str, Any]:
