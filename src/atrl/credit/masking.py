@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,6 +15,10 @@ from atrl.credit.base import Hiding, PictureMask, seed_of
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
+
+
+Hide = Callable[[Mapping[str, Tensor], float, torch.Generator], dict[str, Tensor]]
+"""What a processor made of a prompt's pictures, share of patches, generator → what of it is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +84,12 @@ def mask_pixels(
     Which ones is a function of the mask's seed and of the rollout's key without its sample number alone, so that the
     responses of a group see the same masked picture, whatever the batch is cut into.
     """
-    hide = {"black": partial(_blackened, black=(mean, std)), "shuffled": _shuffled}[mask.by]
+    ways: dict[Hiding, Hide] = {"black": partial(_blackened, black=(mean, std)), "shuffled": _shuffled}
     done: dict[int, dict[str, Tensor]] = {}
     for entry, key in zip(pixels, keys, strict=True):
         if id(entry) not in done:
             generator = torch.Generator().manual_seed(seed_of("mask", mask.seed, key.rsplit("/", 1)[0]))
-            done[id(entry)] = entry | hide(entry, mask.ratio, generator)
+            done[id(entry)] = entry | ways[mask.by](entry, mask.ratio, generator)
     return [done[id(entry)] for entry in pixels]
 
 
