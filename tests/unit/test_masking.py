@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from atrl.credit.base import PictureMask
+from atrl.credit.bound import picture_scale
 from atrl.credit.masking import PictureScale, black_patch, mask_pixels, mask_scale
+from atrl.credit.visual_dependency import VisualDependencyCredit
 
 SCALE = {"mean": (0.5, 0.25, 0.0), "std": (0.5, 0.5, 2.0)}
 
@@ -174,7 +176,11 @@ def test_who_asks_for_black_patches_is_told_where_there_are_none():
         == mask_scale(processor(merge_size=2, videos=[0.5]), *asked)
         == scale
     )
-    assert mask_scale(processor(merge_size=2, videos=[0.4]), *asked, "shuffled") == scale  # of which none is black
+    other = processor(merge_size=2, videos=[0.4])
+    assert mask_scale(other, *asked, "shuffled") == scale  # of which none is black
+    assert picture_scale(VisualDependencyCredit(mask="shuffled"), other) == scale
+    with pytest.raises(ValueError, match=r"^credit=visual_dependency masks pictures and videos with the same black"):
+        picture_scale(VisualDependencyCredit(), other)
     with pytest.raises(ValueError, match=r"^credit\.head_criterion=dependency masks patches, and this model's Simple"):
         mask_scale(processor(), *asked)
     with pytest.raises(

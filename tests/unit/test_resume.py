@@ -183,6 +183,8 @@ def test_what_is_logged_after_the_last_step_goes_where_it_comes_again(tmp_path: 
     assert (tmp_path / "metrics.csv").read_text() == "\n".join([*lines, more])
     keep_until(tmp_path, 2)  # the policy after two steps is the checkpoint's
     assert (tmp_path / "metrics.csv").read_text() == "\n".join([*lines[:4], ""])
+    keep_until(tmp_path, 0)  # what was measured before training comes again
+    assert (tmp_path / "metrics.csv").read_text() == lines[0] + "\n"
 
 
 @pytest.mark.parametrize("record", ["metrics.csv", "rollouts.jsonl", "checkpoints", "summary.json"])
