@@ -555,6 +555,10 @@ def test_mmvet_reads_a_judges_score(reply, score):
         (r"so $\boxed{\frac{1}{2}}$", "free-form", "0.5", 1),
         ("The answer is 2√{3}.", "free-form", r"2\sqrt{3}", 1),
         ("The answer is 90°.", "free-form", "90", 1),
+        ("The answer is 50 degrees.", "free-form", "50^{\\circ}", 1),
+        (r"\boxed{50.0 degrees}", "free-form", "50", 1),
+        ("The answer is 50 degrees Celsius.", "free-form", "50", 0),
+        ("The answer is 40 degrees.", "free-form", "50^{\\circ}", 0),
         ("it is x", "free-form", "y", 0),
     ],
 )

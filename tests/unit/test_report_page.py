@@ -276,3 +276,13 @@ def test_malformed_summaries_are_named(tmp_path, capsys, monkeypatch):
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
     assert command_line.main() == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+
+
+def test_a_single_run_has_no_baseline(tmp_path, capsys, monkeypatch):
+    """It was left unsaid that the option does nothing."""
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path), "--baseline", "credit=uniform"])
+    assert command_line.main() == 2
+    said = capsys.readouterr().err
+    assert said == f"error: --baseline credit=uniform: {tmp_path} is one run, to which there is nothing to compare\n"
+    assert not (tmp_path / "report.html").exists()

@@ -133,5 +133,5 @@ def _equal(gold: str, answer: str) -> bool:
 
 def _bare(text: str) -> str:
     text = text.strip().strip("$").strip().rpartition("=")[2]
-    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°|\\text\s*\{[^{}]*\}", "", text)
+    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°|\\text\s*\{[^{}]*\}|(?<=\d) ?degrees?\b", "", text)
     return re.sub(r"√\s*\{?(\d+)\}?", r"\\sqrt{\1}", text).rstrip(". ")

@@ -42,6 +42,9 @@ def _write(folders: list[Path], target: Path | None, baseline: dict[str, str] | 
 
     one = len(folders) == 1
     if one and target is None and not holds_runs(folders[0]):
+        if baseline:
+            compared = " ".join(f"{key}={value}" for key, value in baseline.items())
+            raise ValueError(f"--baseline {compared}: {folders[0]} is one run, to which there is nothing to compare")
         return write_report(folders[0])
     return write_sweep_report(folders, target or (folders[0] if one else Path()), baseline=baseline)
 
