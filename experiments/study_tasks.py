@@ -24,12 +24,15 @@ SCHEMES = {
     "visual_dependency": ["credit=visual_dependency"],
     "found_reading": ["credit=visual_dependency", "credit._target_=partly_found.FoundReading"],
     "reading_and_found": ["credit=visual_dependency", "credit._target_=partly_found.ReadingAndFound"],
+    "found_with_digits": ["credit=visual_dependency", "credit._target_=extra_anchors.FoundWithDigits"],
+    "found_with_words": ["credit=visual_dependency", "credit._target_=extra_anchors.FoundWithWords"],
     "shuffled_patches": ["credit=visual_dependency", "credit.mask=shuffled", "credit.mask_ratio=1"],
     "two_heads": ["credit=token_level", "credit.heads=auto", "credit.auto_heads=2"],
 }
 BY_DEPENDENCY = ("dependency_15", "dependency_only", "visual_dependency")
 MIXED = ("found_reading", "reading_and_found")
-FOUND_LATER = ("random_soft", *BY_DEPENDENCY, *MIXED, "shuffled_patches", "two_heads")
+WITH_EXTRAS = ("found_with_digits", "found_with_words")
+FOUND_LATER = ("random_soft", *BY_DEPENDENCY, *MIXED, *WITH_EXTRAS, "shuffled_patches", "two_heads")
 """The schemes that not every task has: they were planned once others had run."""
 MIGHT_WIN = ("uniform", "atrl", "token_level", "oracle")
 """The schemes that get the most seeds, and what they are compared with."""
@@ -141,6 +144,18 @@ TASKS = {
         schemes=("uniform", "oracle", "shuffled_patches"),
         rates=(4e-4,),
         first_seed=10,
+        seeds=8,
+        more_seeds={},
+        controls=(),
+        variants=(),
+    ),
+    # The command of wordy_again's checkpoint on another processor, where it trains another one.
+    "wordy_third": Task(
+        overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=512"),
+        checkpoint=("experiment=wordy_checkpoint", "seed=1"),
+        schemes=("uniform", "oracle", "found_reading", *WITH_EXTRAS),
+        rates=(4e-4,),
+        first_seed=20,
         seeds=8,
         more_seeds={},
         controls=(),

@@ -176,7 +176,7 @@ def test_an_interrupted_study_says_that_it_can_be_gone_on_with(study, monkeypatc
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
     """By hand: of geometry 60 + 70 + 10 + 60 cells, of wordy 45 + 6 + 3, of geometry_again 60 + 10, of wordy_again
-    24 + 115, of wordy_fresh 24 and of easy_vqa 54 + 65 + 10, and before three of them their checkpoints.
+    24 + 115, of wordy_fresh 24, of wordy_third 40 and of easy_vqa 54 + 65 + 10, and before four of them their checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
@@ -189,7 +189,7 @@ def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys)
         *("easy_vqa's checkpoint", *("easy_vqa",) * 129),
     ]
     assert [asked_by(command) for command in processes.commands] == expected
-    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 70 + 139 + 24 + 129
+    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 70 + 139 + 24 + 40 + 129
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
@@ -318,7 +318,7 @@ def test_a_single_rate_is_everybodys(study):
 
 
 def test_some_schemes_may_have_a_choice_of_rates_where_others_have_one(study):
-    """Six on two seeds; until one of them is chosen its seeds wait, those of the other seven do not."""
+    """Six on two seeds; until one of them is chosen its seeds wait, those of the others do not."""
     cells = study.rate_cells("wordy_again")
     assert len(cells) == 6 * 2 * 2 and {cell.scheme for cell in cells}.isdisjoint({"uniform", "token_level", "oracle"})
     assert study.chosen_rate("wordy_again", "uniform") == 4e-4 and len(study.main_cells("wordy_again")) == 85
