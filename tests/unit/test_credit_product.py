@@ -21,6 +21,7 @@ from atrl.credit.product import ProductCredit
 from atrl.credit.random import RandomCredit
 from atrl.credit.token_level import TokenLevelCredit
 from atrl.credit.uniform import UniformCredit
+from atrl.credit.visual_dependency import VisualDependencyCredit
 from atrl.credit.vppo import VppoCredit
 from atrl.preflight import check_reads
 from atrl.types import CreditOutput, Evidence, MaskedView
@@ -294,5 +295,7 @@ def test_all_are_opened_and_closed():
 def test_faulty_products_are_refused():
     with pytest.raises(ValueError, match=r"^credit\.schemes must name at least one scheme"):
         ProductCredit(schemes=[])
-    with pytest.raises(ValueError, match=r"^credit\.schemes must agree on mask_ratio and seed, got 0\.5 .* and 0\.6 "):
+    with pytest.raises(ValueError, match=r"^credit\.schemes must agree on mask, .*, got 0\.5 .* and 0\.6 "):
         ProductCredit(schemes=[VppoCredit(), PapoCredit()])
+    with pytest.raises(ValueError, match=r"got 0\.5 black \(seed 0\) and 0\.5 shuffled \(seed 0\): "):
+        ProductCredit(schemes=[VppoCredit(), VisualDependencyCredit(mask="shuffled")])

@@ -39,8 +39,10 @@ class ProductCredit(CreditScheme):
             raise ValueError("credit.schemes must name at least one scheme, got none: try credit=uniform")
         masks = {scheme.picture_mask for scheme in self.schemes} - {None}
         if len(masks) > 1:
-            given = " and ".join(f"{mask.ratio} (seed {mask.seed})" for mask in sorted(masks, key=str))
-            raise ValueError(f"credit.schemes must agree on mask_ratio and seed, got {given}: they share a masked view")
+            given = " and ".join(f"{mask.ratio} {mask.by} (seed {mask.seed})" for mask in sorted(masks, key=str))
+            raise ValueError(
+                f"credit.schemes must agree on mask, mask_ratio and seed, got {given}: they share a masked view"
+            )
         searches = dict.fromkeys(scheme.head_search for scheme in self.schemes if scheme.head_search is not None)
         if len(searches) > 1:
             raise ValueError(
