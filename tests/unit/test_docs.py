@@ -18,6 +18,8 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from atrl.benchmarks.run import without
 from atrl.config import ROOTS, check_config
+from atrl.report.panels import PANELS
+from atrl.tracking import METRIC_GROUPS
 from tests.unit.refusals import refusal
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,6 +89,16 @@ def test_every_page_is_in_the_sites_navigation() -> None:
     settings = yaml.load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
     listed = {page for entry in settings["nav"] for page in leaves(entry)}
     assert listed == {page.name for page in (REPOSITORY / "docs").glob("*.md")}
+
+
+@pytest.mark.parametrize("group", METRIC_GROUPS)
+def test_the_table_of_metrics_names_all_that_reports_draw(group: str) -> None:
+    page = (REPOSITORY / "docs" / "tracking.md").read_text(encoding="utf-8")
+    named = {row[1]: set(re.findall(r"`(\w+)`", row[2])) for row in re.finditer(r"^\| `(\w+)/` \|(.*)$", page, re.M)}
+    named["memory"] |= named["time"]  # whose phases they are
+    named["reward"] |= {"math_verify"}  # one of the parts that `math` is an example of
+    drawn = {column for panel in PANELS for line in panel.lines for column in line.columns}
+    assert not {name.removeprefix(f"{group}/") for name in drawn if name.startswith(f"{group}/")} - named[group]
 
 
 def leaves(entry: object) -> list[str]:
