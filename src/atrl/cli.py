@@ -52,8 +52,9 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, config_path: str
     Returns:
         The exit code: 0, 3 for a run that an alarm stopped, 2 for an error of the user's (bad overrides, a
         ``ValueError`` raised in the code of atrl or a plug-in, or by a component of the user's own while it is built, a
-        file that can't be opened), 130 for Ctrl-C. Such errors are lines on stderr that start with ``error:``; with
-        ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the environment they are raised.
+        file that can't be opened), 128 and the signal's number for a run that was told to end, so 130 for Ctrl-C. Such
+        errors are lines on stderr that start with ``error:``; with ``ATRL_DEBUG=1`` or ``HYDRA_FULL_ERROR=1`` in the
+        environment they are raised.
 
     Raises:
         Exception: whatever else went wrong, which is a bug. One in a component of the user's own ends in a line that
