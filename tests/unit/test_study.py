@@ -176,7 +176,8 @@ def test_an_interrupted_study_says_that_it_can_be_gone_on_with(study, monkeypatc
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
     """By hand: of geometry 60 + 70 + 10 + 60 cells, of wordy 45 + 6 + 3, of geometry_again 60 + 10, of wordy_again
-    24 + 115, of wordy_fresh 24, of wordy_third 40 and of easy_vqa 54 + 65 + 10, and before four of them their checkpoints.
+    24 + 115, of wordy_fresh 24, of wordy_third 40 and of easy_vqa 54 + 65 + 10, and before four of them their
+    checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
     """
@@ -186,6 +187,7 @@ def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys)
         *("wordy's checkpoint", *("wordy",) * 54),
         *("geometry_again",) * 70,
         *("wordy_again's checkpoint", *("wordy_again",) * (139 + 24)),  # the last of them wordy_fresh's
+        *("wordy_third's checkpoint", *("wordy_third",) * 40),
         *("easy_vqa's checkpoint", *("easy_vqa",) * 129),
     ]
     assert [asked_by(command) for command in processes.commands] == expected
@@ -206,11 +208,13 @@ def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys)
 def asked_by(command: list[str]) -> str:
     """Which task asks for a run, or for a checkpoint."""
     if "experiment=wordy_checkpoint" in command:
-        return "wordy_again's checkpoint" if "seed=1" in command else "wordy's checkpoint"
+        (folder,) = (word for word in command if word.startswith("hydra.run.dir="))
+        return f"{Path(folder).parent.name.removesuffix('_checkpoint')}'s checkpoint"
     if {"experiment=easy_vqa", "stage=sft"} < set(command):
         return "easy_vqa's checkpoint"
     if "experiment=wordy" in command:
-        return "wordy_again" if any("wordy_again_checkpoint" in word for word in command) else "wordy"
+        (start,) = (word for word in command if word.startswith("model.path="))
+        return Path(start).parent.name.removesuffix("_checkpoint")
     if "data=easy_vqa" in command:
         return "easy_vqa"
     again = {f"seed={seed}" for seed in range(10, 20)}  # elsewhere seeds are below 10 or above 99
