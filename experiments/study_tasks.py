@@ -153,7 +153,7 @@ TASKS = {
     "wordy_third": Task(
         overrides=("experiment=wordy", "data.selection_size=512", "trainer.grounding_samples=512"),
         checkpoint=("experiment=wordy_checkpoint", "seed=1"),
-        schemes=("uniform", "oracle", "found_reading", *WITH_EXTRAS),
+        schemes=("uniform", "found_reading", *WITH_EXTRAS),
         rates=(4e-4,),
         first_seed=20,
         seeds=8,

@@ -643,11 +643,17 @@ def test_every_scheme_can_be_planned(scheme: str) -> None:
         ("planner.image_tokens=257", r"planner\.image_tokens must be at most 256"),
         ("planner.response_tokens=65", r"planner\.response_tokens must be at most 64"),
         ("model.attention=eager", r"model\.attention=eager keeps whole rows"),
+        ("stage=sft", "plan=true plans steps of reinforcement, and stage=sft has none"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_a_line(override: str, line: str) -> None:
     with pytest.raises(ValueError, match=f"^{line}"):
         plan(config_of(override))
+
+
+def test_a_plan_says_that_the_warm_up_is_not_in_it() -> None:
+    both, rl = (plan(config_of("model=scratch", f"stage={stage}")).splitlines() for stage in ("sft_rl", "rl"))
+    assert both[0] == f"{rl[0]}, the supervised warm-up before it left out" and both[1:] == rl[1:]
 
 
 def test_adapters_are_planned_as_the_run_has_them() -> None:

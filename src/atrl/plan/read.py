@@ -33,6 +33,10 @@ def plan(config: DictConfig) -> str:
             described, or a model whose shape is not known.
     """
     check_config(config)
+    if config.stage == "sft":
+        raise ValueError(
+            "plan=true plans steps of reinforcement, and stage=sft has none: plan with stage=rl, or leave plan=true out"
+        )
     hardware = hardware_of(config)
     if hardware.is_cpu and config.trainer.accelerator == "cuda":
         raise ValueError(
@@ -46,7 +50,8 @@ def plan(config: DictConfig) -> str:
         raise ValueError(
             f"rollout.sampler.tensor_parallel_size={ways} must divide the model's {heads} heads, or vLLM does not start"
         )
-    return render(job, hardware, f"plan of {config.experiment}")
+    before = ", the supervised warm-up before it left out" if config.stage == "sft_rl" else ""
+    return render(job, hardware, f"plan of {config.experiment}{before}")
 
 
 def hardware_of(config: DictConfig) -> Hardware:
