@@ -176,9 +176,10 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
     """The checkpoint that the run goes on from; the run's files are cut back to it, and later checkpoints set aside.
 
     Raises:
-        ValueError: if it can't be found, or is of a run with other settings, or of adapters to another model; the
-            run's files are then as they were.
+        ValueError: if it can't be found, or is of a run with other settings, or of adapters to another model, or the
+            reference that belongs to it is missing; the run's files are then as they were.
     """
+    from atrl.reference import check_reference
     from atrl.resume import (
         ABANDONED,
         check_same_base,
@@ -192,6 +193,8 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
     start = find_checkpoint(parts.run.resume, parts.folder)
     if start is not None:
         check_same_run(start, config, data.train, allow=parts.run.resume_allow)
+        if parts.run.stage == "sft_rl" and parts.objective.kl_coefficient > 0:
+            check_reference(start)
         base = parts.model.weights_folder()
         if base is not None:
             check_same_base(start, base)

@@ -30,6 +30,7 @@ from atrl.models.lora import has_adapters
 from atrl.module import PolicyModule
 from atrl.pipeline import Data, Parts, main_process, processes
 from atrl.prompt_module import PromptModule
+from atrl.reference import keep_reference
 from atrl.sft import HeldOutScore, SelectBest, SupervisedModule, TargetLoader
 from atrl.splitting import EvenSplit, GroupSplit, Split, TokenBudgetSplit
 from atrl.strategy import EndsAlone, EveryStep, precision_of, sharding_of, strategy_of
@@ -133,6 +134,8 @@ def reinforce(
         seed=parts.run.seed,
     )
     module = policy_module(parts, loaded, stream=loader)
+    if module.reference is not None and parts.run.stage == "sft_rl":
+        keep_reference(parts.folder / "checkpoints", module.reference, start)
     record = record_callback(parts, loaded)
     # The engine must take as many pictures as the problems with the most of them, wherever those are.
     handle = parts.rollout.handle(loaded, [*examples(data.train), *examples(data.test)])

@@ -154,6 +154,17 @@ def test_so_does_one_that_trains_adapters(adapted: Path, tmp_path: Path) -> None
     assert len(left) == len(names) == 2 * 7 * 3  # two matrices for each of seven layers in three blocks
 
 
+def test_one_that_warmed_up_goes_on_with_its_own_reference(tmp_path: Path) -> None:
+    """At a rate that moves nothing the policy stays the reference: the KL term is 0 after the warm-up, and later."""
+    options = ("stage=sft_rl", "algorithm.kl_coefficient=0.1", "optimizer.learning_rate=1e-12", "credit=none")
+    options += ("sft.steps=3", "sft.batch_size=4", "sft.warmup_steps=1", "data.selection_size=4")
+    folder = tmp_path / "warmed"
+    finish(folder, *options, "trainer.max_steps=1")
+    finish(folder, *options, "trainer.max_steps=2", "resume_allow=[trainer.max_steps]")
+    found = [float(row["loss/kl"]) for row in metrics_of(folder) if "loss/kl" in row]
+    assert found == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
 def in_a_file(layer: str) -> str:
     """The name of a layer of the language half in Qwen2.5-VL's files."""
     return layer.replace("model.language_model.", "model.")
