@@ -176,8 +176,8 @@ def starting_point(config: DictConfig, parts: Parts, data: Data) -> Checkpoint |
     """The checkpoint that the run goes on from; the run's files are cut back to it, and later checkpoints set aside.
 
     Raises:
-        ValueError: if it can't be found, or is of a run with other settings, or of adapters to another model, or the
-            reference that belongs to it is missing; the run's files are then as they were.
+        ValueError: if it can't be found, or is of a run with other settings, or of adapters to another model or with
+            another reference; the run's files are then as they were.
     """
     from atrl.reference import check_reference
     from atrl.resume import (
@@ -223,13 +223,16 @@ def write_settings(config: DictConfig, folder: Path) -> None:
 
 
 def settings_to_keep(config: DictConfig, data: Data, loaded: LoadedModel) -> dict[str, Any]:
-    """What checkpoints hold so that another run is not taken for the same, nor another model for their adapters'."""
+    """What checkpoints hold so that another run is not taken for the same, nor another model for what they need of it:
+    the weights beside their adapters, or the reference of a KL term.
+    """
     from atrl.models.lora import has_adapters
     from atrl.own_code import own_sources
     from atrl.resume import fingerprint, weights_fingerprint
     from atrl.settings import settings_of
 
-    base = {"base": weights_fingerprint(loaded.folder)} if has_adapters(loaded.model) else {}
+    compared = (OmegaConf.select(config, "algorithm.kl_coefficient") or 0) > 0 and config.stage == "rl"
+    base = {"base": weights_fingerprint(loaded.folder)} if has_adapters(loaded.model) or compared else {}
     return {"config": settings_of(config), "data": fingerprint(data.train), "sources": own_sources(config)} | base
 
 

@@ -88,23 +88,29 @@ def check_same_run(
 
 
 def has_same_base(checkpoint: Checkpoint, folder: Path) -> bool:
-    """Whether the adapters in `checkpoint`, if it has adapters alone, were trained beside the weights in `folder`."""
+    """Whether the weights in `folder` are those that `checkpoint` needs, if any: beside its adapters, or as the reference
+    of its KL term.
+    """
     held = checkpoint.state.get("base")
     return held is None or held == weights_fingerprint(folder)
 
 
 def check_same_base(checkpoint: Checkpoint, folder: Path) -> None:
-    """Raises ValueError where `checkpoint` has adapters that were trained beside other weights than those in `folder`.
+    """Raises ValueError where `checkpoint` has adapters that were trained beside other weights than those in `folder`,
+    or a KL term that compared with others.
 
-    Only they are in the checkpoint, and `model.path` may name what has changed since, as outputs/latest.
+    They are not in the checkpoint, and `model.path` may name what has changed since, as outputs/latest.
     """
     if has_same_base(checkpoint, folder):
         return
-    path = checkpoint.state["config"]["model"].get("path")
+    config = checkpoint.state["config"]
+    path, compares = config["model"].get("path"), (config.get("algorithm") or {}).get("kl_coefficient")
+    alone = bool(config["model"].get("lora")) or not compares
+    holds = "holds adapters that were trained beside" if alone else "is of a run whose KL term compared with"
     was = "" if path is None else f", model.path={path} as it was then"
     raise ValueError(
-        f"{checkpoint.folder} holds adapters that were trained beside other weights than those in {folder}: go on with "
-        f"the model that the run began with{was}, or start a new run"
+        f"{checkpoint.folder} {holds} other weights than those in {folder}: go on with the model that "
+        f"the run began with{was}, or start a new run"
     )
 
 

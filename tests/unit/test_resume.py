@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from atrl.checkpoint import Checkpoint
 from atrl.own_code import own_sources
+from atrl.pipeline import settings_to_keep
 from atrl.resume import (
     check_same_base,
     check_same_run,
@@ -142,6 +146,19 @@ def test_the_weights_beside_adapters_are_known_by_all_their_tensors(tmp_path: Pa
             refused.value
         )
         check_same_base(Checkpoint(checkpoint.folder, {"config": {}}), other)  # all weights are in it
+
+
+@pytest.mark.parametrize("stage, coefficient, needs", [("rl", 0.1, True), ("rl", 0.0, False), ("sft_rl", 0.1, False)])
+def test_so_are_those_that_a_kl_term_compares_with(tmp_path: Path, stage: str, coefficient: float, needs: bool) -> None:
+    """What a warm-up left is kept elsewhere."""
+    base, other = write_weights(tmp_path / "base", 1), write_weights(tmp_path / "other", 1, b_layer=4.0)
+    config = OmegaConf.create({"stage": stage, "algorithm": {"kl_coefficient": coefficient}, "model": {"path": "base"}})
+    loaded = SimpleNamespace(folder=base, model=torch.nn.Linear(1, 1))
+    checkpoint = Checkpoint(Path("old/step_000002"), settings_to_keep(config, SimpleNamespace(train=[]), loaded))
+    check_same_base(checkpoint, base)
+    refused = pytest.raises(ValueError, match=r"whose KL term compared with other .*path=base as")
+    with refused if needs else nullcontext():
+        check_same_base(checkpoint, other)
 
 
 def test_nested_settings_by_hand() -> None:
