@@ -88,8 +88,8 @@ def check_same_run(
 
 
 def has_same_base(checkpoint: Checkpoint, folder: Path) -> bool:
-    """Whether the weights in `folder` are those that `checkpoint` needs, if any: beside its adapters, or as the reference
-    of its KL term.
+    """Whether the weights in `folder` are those that `checkpoint` needs, if any: beside its adapters, or as the
+    reference of its KL term.
     """
     held = checkpoint.state.get("base")
     return held is None or held == weights_fingerprint(folder)

@@ -147,9 +147,12 @@ def test_a_loss_that_is_not_finite_stops_where_its_gradient_is(train) -> None:
 
 
 def test_without_the_callback_a_run_stops_all_the_same(train) -> None:
-    poison = Poison("gradient", 0, float("nan"))
-    with pytest.raises(NonFiniteStop):
-        train(*OPTIONS[:2], "callbacks=none", watch=poison)
+    """And leaves its last finished step."""
+    poison = Poison("gradient", 1, float("nan"))
+    with pytest.raises(NonFiniteStop, match=r"^step 2: alarm non_finite: .*; state in ") as caught:
+        train(*OPTIONS[:2], "callbacks=none", "credit=none", watch=poison)
+    saved = load_file(Path(str(caught.value).rpartition("state in ")[2]) / "rank_00000.safetensors")
+    assert torch.equal(saved[f"model/{NORM}"], poison.before[NORM])
 
 
 def test_the_command_line_says_it_in_one_line_and_exits_with_3(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from atrl.alarms import Alarm, AlarmStop, Bound, NonFiniteStop
+from atrl.alarms import Alarm, AlarmStop, Bound
 from atrl.callbacks.checkpoint import CheckpointCallback
 from atrl.module import PolicyModule
 
@@ -20,8 +20,8 @@ class AlarmCallback(Callback):
     """Looks at the metrics of every step, which are the same on every rank, so that all stop together.
 
     A run that stops leaves a checkpoint, from which it can go on with other settings, beside those it had, and raises
-    `AlarmStop`: after the step's metrics are written, before the policy is evaluated. After a loss or gradient that is
-    not finite that is the last finished step's, which is saved if the step that is given up has not changed it.
+    `AlarmStop`: after the step's metrics are written, before the policy is evaluated. A loss or gradient that is not
+    finite stops a run without this callback too, and `CheckpointCallback` saves.
 
     Args:
         bounds: by the alarm's name.
@@ -74,14 +74,6 @@ class AlarmCallback(Callback):
         if self._cause is not None:
             saved = _checkpoints(trainer).save(trainer, pl_module, keep_others=True)
             raise AlarmStop(f"{self._cause}; state in {saved}")
-
-    def on_exception(self, trainer, pl_module: PolicyModule, exception: BaseException) -> None:
-        """Save what a step that was given up has left untouched, and say where the last finished step is."""
-        if not isinstance(exception, NonFiniteStop):
-            return
-        saved = _checkpoints(trainer).save_untouched(trainer, pl_module)
-        where = "" if saved is None else f"; state in {saved}"
-        exception.args = (f"step {pl_module.steps_done + 1}: {exception}{where}",)
 
 
 def _checkpoints(trainer) -> CheckpointCallback:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from lightning import Callback, Trainer
 
 from atrl import parallel
-from atrl.alarms import AlarmStop
+from atrl.alarms import AlarmStop, NonFiniteStop
 from atrl.callbacks.evaluate import EvaluateCallback
 from atrl.checkpoint import Checkpoint, write_checkpoint
 from atrl.data.loader import PromptLoader
@@ -87,8 +87,15 @@ class CheckpointCallback(Callback):
         self._at_rest = (pl_module.steps_done, _updates(trainer).completed)
 
     def on_exception(self, trainer, pl_module: PolicyModule, exception: BaseException) -> None:
-        """Save the last finished step; the error itself goes on. Ctrl-C doesn't wait for that, and alarms save."""
-        if isinstance(exception, Exception) and not isinstance(exception, AlarmStop):
+        """Save the last finished step; the error itself goes on. Ctrl-C doesn't wait for that, and alarms save.
+
+        What is not finite stops all ranks, which save together what the step that is given up has left untouched.
+        """
+        if isinstance(exception, NonFiniteStop):
+            saved = self.save_untouched(trainer, pl_module)
+            where = "" if saved is None else f"; state in {saved}"
+            exception.args = (f"step {pl_module.steps_done + 1}: {exception}{where}",)
+        elif isinstance(exception, Exception) and not isinstance(exception, AlarmStop):
             self._announce(f"{type(exception).__name__}: {exception}")
 
     def on_train_end(self, trainer, pl_module: PolicyModule) -> None:
