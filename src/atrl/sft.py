@@ -12,6 +12,7 @@ from lightning import Callback
 from torch import Tensor
 
 from atrl import parallel
+from atrl.alarms import NonFiniteStop, clip_gradients
 from atrl.checkpoint import state_tensors
 from atrl.data.loader import PromptLoader
 from atrl.data.templates import padding_id
@@ -55,14 +56,36 @@ class SupervisedModule(PromptModule):
         self._tokenizer, self._end_id = tokenizer, end_id
 
     def training_step(self, prompts: list[Prompt], batch_index: int) -> Float[Tensor, ""]:
-        """Mean negative log-probability of the batch's answer tokens, in nats; a rank's share of it."""
+        """Mean negative log-probability of the batch's answer tokens, in nats; a rank's share of it.
+
+        Raises:
+            NonFiniteStop: if it is not finite.
+        """
         loss = -mean_target_logprob(self.policy, self._tokenizer, prompts, self._end_id, chunk=self._chunk)
-        self.log("loss/sft", parallel.sums([loss.item()])[0], prog_bar=True, batch_size=1)
+        whole = parallel.sums([loss.item()])[0]
+        if not math.isfinite(whole):
+            raise NonFiniteStop(f"{self._here}: alarm non_finite: the loss is {whole}")
+        self.log("loss/sft", whole, prog_bar=True, batch_size=1)
         return loss
 
     def on_after_backward(self) -> None:
         """Ranks have different answers; their gradients add up to the batch's."""
         parallel.add_gradients(list(self.policy.parameters()))
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """As Lightning clips, which would let what is not finite through to the weights.
+
+        Raises:
+            NonFiniteStop: if the gradient is not finite, before the weights change.
+        """
+        try:
+            clip_gradients(self.policy, gradient_clip_val, [])
+        except NonFiniteStop as stop:
+            raise NonFiniteStop(f"{self._here}: {stop}") from None
+
+    @property
+    def _here(self) -> str:
+        return f"warm-up, step {self.global_step + 1}"
 
     def configure_optimizers(self):
         """AdamW, warmed up linearly and then decayed by a cosine to 5 % of the peak."""

@@ -8,12 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
 
 from atrl import parallel
+from atrl.alarms import NonFiniteStop
 from atrl.rewards.exact import ExactAnswer
 from atrl.rewards.weighted import WeightedReward
 from atrl.rollout.base import Sampling
-from atrl.sft import HeldOutScore, SelectBest, cosine_factor, mean_target_logprob
+from atrl.sections import SftSettings
+from atrl.sft import HeldOutScore, SelectBest, SupervisedModule, cosine_factor, mean_target_logprob
 from tests.unit.ranks import run_ranks
 from tests.unit.scripted import RIGHT, WRONG, Scripted, numbered_prompts
 
@@ -70,6 +74,26 @@ def test_the_shares_of_ranks_add_up_to_the_batchs_mean(policy, processor, checkp
     with torch.no_grad():
         whole = mean_target_logprob(policy, processor.tokenizer, answered, processor.tokenizer.eos_token_id).item()
     assert sum(run_ranks(share_of_the_loss, checkpoint, answered)) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_warm_up_before_the_weights_change(policy, processor, answered, what):
+    settings = SftSettings(steps=2, warmup_steps=1)
+    module = SupervisedModule(policy=policy, tokenizer=processor.tokenizer, end_id=0, settings=settings)
+    norm, head = policy.model.language_model.norm.weight, policy.lm_head.weight
+    if what == "loss":
+        with torch.no_grad():
+            norm[0] = torch.nan
+    else:
+        norm.register_hook(lambda gradient: gradient * torch.nan)
+    before = head.clone()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, gradient_clip_val=1.0, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteStop, match=rf"^warm-up, step 1: alarm non_finite: the {what} is"):
+        trainer.fit(module, DataLoader([answered, answered], batch_size=None))
+    assert torch.equal(head, before)
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_a_twentieth():
