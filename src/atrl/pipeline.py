@@ -24,6 +24,7 @@ from atrl.preflight import (
     check_pictures,
     check_reading,
     check_reads,
+    check_targets,
     check_videos_taken,
 )
 from atrl.process_checks import check_processes
@@ -266,7 +267,8 @@ def load_data(parts: Parts) -> Data:
 
     Raises:
         ValueError: if one can't be, naming it; if a split that is needed is empty; if credit needs what they don't say
-            or show; if they have videos that model or sampler don't take.
+            or show, or a warm-up worked answers that they don't have; if they have videos that model or sampler don't
+            take.
     """
     from atrl.data.images import check_images
     from atrl.data.videos import check_videos
@@ -284,6 +286,8 @@ def load_data(parts: Parts) -> Data:
             check_videos(problems)
             parts.reward.check(problems)
         check_videos_taken(problems, parts.model.model_type(), parts.rollout.sampler)
+    if warms_up:
+        check_targets(splits["train"])
     if parts.run.stage != "sft":
         check_reading(parts.credit, splits["train"])
         check_pictures(parts.credit, splits["train"])

@@ -163,6 +163,16 @@ def check_reading(scheme: Any, problems: Sequence[Problem]) -> None:
         raise ValueError("credit=oracle needs problems with a reading rule, and these have none: try data=geometry")
 
 
+def check_targets(problems: Sequence[Problem]) -> None:
+    """Raises ValueError, in one line, where one of the problems has no worked answer, which a warm-up learns from."""
+    first = next((problem.id for problem in examples(problems) if not problem.target), None)
+    if first is not None:
+        raise ValueError(
+            f"problem {first} has no worked answer to learn from: stage=sft needs data with targets (data=geometry or "
+            "data=easy_vqa), or start at stage=rl from a trained model"
+        )
+
+
 def check_pictures(scheme: CreditScheme | None, problems: Sequence[Problem]) -> None:
     """Raises ValueError, in one line, where heads are told apart by pictures and none of the problems has one.
 

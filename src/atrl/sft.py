@@ -19,6 +19,7 @@ from atrl.data.templates import padding_id
 from atrl.evaluation.score import Score, score_together
 from atrl.experience import collate
 from atrl.forward import ForwardPass
+from atrl.preflight import check_targets
 from atrl.prompt_module import PromptModule
 from atrl.sections import SftSettings
 from atrl.tracking import log_once
@@ -216,10 +217,5 @@ class TargetLoader(PromptLoader):
 
     def __iter__(self) -> Iterator[list[Prompt]]:
         for batch in super().__iter__():
-            for prompt in batch:
-                if not prompt.problem.target:
-                    raise ValueError(
-                        f"problem {prompt.problem.id} has no worked answer to learn from: stage=sft needs data with "
-                        "targets (data=geometry or data=easy_vqa), or start at stage=rl from a trained model"
-                    )
+            check_targets([prompt.problem for prompt in batch])
             yield batch

@@ -33,6 +33,7 @@ from atrl.preflight import (
     check_masks,
     check_pictures,
     check_reading,
+    check_targets,
     check_videos_taken,
     within_positions,
 )
@@ -312,3 +313,20 @@ def test_a_run_without_patches_is_refused_before_its_model_loads(tmp_path):
     options = ("rollout=transformers", "model=pretrained", f"model.path={folder}", "rollout.max_prompt_tokens=440")
     config = compose_config(tmp_path, *options, "rollout.max_response_tokens=8", "credit=vppo")
     assert "credit=vppo masks patches" in refusal(pipeline.instantiate_parts, config, tmp_path)
+
+
+def test_a_warm_up_needs_worked_answers(tmp_path):
+    """Before a model loads, and of RL alone nothing is asked."""
+    lines = [f'{{"problem": "What is {number} + 1?", "answer": "{number + 1}"}}\n' for number in range(30)]
+    (tmp_path / "problems.jsonl").write_text("".join(lines))
+    options = (f"data.path={tmp_path / 'problems.jsonl'}", "data.images_column=null", "data.selection_fraction=0.3")
+    options += ("data=jsonl", "credit=none", "rollout=transformers")
+
+    def loading(stage: str) -> str | None:
+        config = compose_config(tmp_path, *options, f"stage={stage}")
+        return refusal(pipeline.load_data, pipeline.instantiate_parts(config, tmp_path))
+
+    assert loading("rl") is None
+    for stage in ("sft", "sft_rl"):
+        assert loading(stage).startswith("problem problems:") and "has no worked answer to learn from" in loading(stage)
+    assert refusal(check_targets, GeometryProblems().load("train")) is None
