@@ -113,3 +113,12 @@ def test_what_was_measured_when_the_run_began_is_not_measured_again(tmp_path, pr
         getattr(goes_on, name).load_state_dict(json.loads(json.dumps(getattr(first, name).state_dict())))
     goes_on.train(2)
     assert [step for step, _ in goes_on.curve] == [2] and len(goes_on.reader.asked) == 3
+
+
+def test_a_run_that_goes_on_may_begin_to_measure_it(tmp_path, processor):
+    """A checkpoint holds the accuracy and not the rollouts that it is of, so these are drawn."""
+    first = Run(tmp_path, processor, every=2).train(2)
+    goes_on = Run(tmp_path, processor, every=2)
+    goes_on.evaluation.load_state_dict(json.loads(json.dumps(first.evaluation.state_dict())))
+    goes_on.train(1)
+    assert [found for _, found in goes_on.curve] == [GUESSING, GUESSING]

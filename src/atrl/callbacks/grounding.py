@@ -48,7 +48,10 @@ class GroundingCallback(Callback):
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
         """The policy as training found it."""
         if self.before is None:
-            self.before = self._measure(trainer, pl_module, self._evaluation.before)
+            true = self._evaluation.before
+            if true is not None and not true.groups:  # of a checkpoint, from before this was measured
+                true = self._evaluation.score(pl_module, self._controls.true)
+            self.before = self._measure(trainer, pl_module, true)
 
     def on_train_batch_end(self, trainer, pl_module: PolicyModule, outputs, batch, batch_idx) -> None:
         """The policy on the way, at the steps at which `evaluation` scores it."""
