@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from lightning import Callback
 
 from atrl.alarms import AlarmStop
-from atrl.callbacks.checkpoint import CheckpointCallback
+from atrl.callbacks.checkpoint import CheckpointCallback, states_of
 
 
 def broken_off(folder: Path, *, done: int, begun: int, completed: int, at_rest: tuple[int, int]) -> CheckpointCallback:
@@ -63,3 +65,22 @@ def test_who_saves_when_a_run_ends_early(monkeypatch, tmp_path: Path, error: Bas
     monkeypatch.setattr(saving, "rescue", lambda: asked.append(True) or "saved")
     saving.on_exception(None, None, error)
     assert bool(asked) == rescued
+
+
+class Keeping(Callback):
+    """A callback of a user's own."""
+
+    def __init__(self, state) -> None:
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+
+def test_what_callbacks_keep_is_refused_before_training_where_it_can_not_be_kept(tmp_path: Path) -> None:
+    saving = broken_off(tmp_path, done=0, begun=0, completed=0, at_rest=(0, 0))
+    trainer = saving._trainer
+    trainer.callbacks = [saving, Keeping({"best": torch.tensor(1.0)})]
+    with pytest.raises(ValueError, match=r"^callbacks: what Keeping\.state_dict returns .*Tensor.*: let it return"):
+        saving.on_train_start(trainer, trainer.lightning_module)
+    assert states_of([saving, Keeping({"best": [1.0, None]})]) == {"Keeping": {"best": [1.0, None]}}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,7 +71,12 @@ class CheckpointCallback(Callback):
         self._rescuing = threading.Lock()
 
     def on_train_start(self, trainer, pl_module: PolicyModule) -> None:
-        """Note where the run stands, and stand by for its end."""
+        """Note where the run stands, and stand by for its end.
+
+        Raises:
+            ValueError: as `states_of`; at the first checkpoint, perhaps the only one, all steps would be lost.
+        """
+        states_of(trainer.callbacks)
         self._trainer = trainer
         self._at_rest = (pl_module.steps_done, _updates(trainer).completed)
         _before_lightning_kills(self._announce)
@@ -180,13 +186,12 @@ class CheckpointCallback(Callback):
         scored = self._score_of(done)
         if scored is not None:
             self._scores[f"step_{done:06d}"] = scored
-        callbacks = {type(callback).__name__: callback.state_dict() for callback in trainer.callbacks}
         state = self._settings | {
             "step": done,
             "seconds": time.time() - self._started,
             "phases": pl_module.timer.total,
             "loader": self._loader.state_after(done),
-            "callbacks": {name: state for name, state in callbacks.items() if state},
+            "callbacks": states_of(trainer.callbacks),
             "scores": self._scores,
         }
         if not write_checkpoint(self._root, state, pl_module.policy, optimizer_of(pl_module), still=still):
@@ -214,6 +219,27 @@ class CheckpointCallback(Callback):
             return False
         best = self._best()
         return len(best) < self._keep_best or score > self._scores[best[-1]]
+
+
+def states_of(callbacks: Iterable[Callback]) -> dict[str, Any]:
+    """What callbacks keep in a checkpoint, by class; nothing of one that keeps nothing.
+
+    Raises:
+        ValueError: if that is more than JSON has.
+    """
+    states = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        if state := callback.state_dict():
+            try:
+                json.dumps(state)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"callbacks: what {name}.state_dict returns can't be kept in a checkpoint ({error}): let it return "
+                    "numbers, texts, lists and dictionaries of these"
+                ) from error
+            states[name] = state
+    return states
 
 
 def _updates(trainer: Trainer):
