@@ -161,3 +161,9 @@ def test_all_ranks_stop_where_one_has_the_broken_part(checkpoint) -> None:
     (_, _, first), (_, _, second) = run_ranks(clip_divided, checkpoint, True)
     assert first == second
     assert f"the gradient is not finite, though the loss is (gradient of 1 of 68 parameters, the first {NAME})" in first
+
+
+def test_nothing_is_no_multiple_of_nothing() -> None:
+    """A metric that was 0 in the first steps is beyond a factor of that once it is above 0, and not before."""
+    alarm = Alarm("clips", Bound(metric="loss/clip_share", warn=2, stop=3, reference_steps=2), patience=1)
+    assert [alarm.look(value)[0] for value in (0.0, 0.0, 0.0, 0.1)] == ["fine", "fine", "fine", "stop"]
