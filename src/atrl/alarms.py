@@ -81,10 +81,8 @@ class Alarm:
             self.first.append(value)
             return "fine", ""
         reference = sum(self.first) / len(self.first) if self.first else 1.0
-        if reference:
-            measured = value / reference
-        else:
-            measured = math.inf * value if value else 1.0  # what is still 0 has not moved
+        from_zero = math.inf * value if value else 1.0  # what is still 0 has not moved
+        measured = value / reference if reference else from_zero
         self.beyond_warn = self.beyond_warn + 1 if self.bound.passed(measured, self.bound.warn) else 0
         self.beyond_stop = self.beyond_stop + 1 if self.bound.passed(measured, self.bound.stop) else 0
         if self.beyond_stop >= self.patience:

@@ -18,6 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from atrl.reference import REFERENCE
 from tests.integration.conftest import REPOSITORY
 
 OPTIONS = (
@@ -163,6 +164,7 @@ def test_one_that_warmed_up_goes_on_with_its_own_reference(tmp_path: Path) -> No
     finish(folder, *options, "trainer.max_steps=2", "resume_allow=[trainer.max_steps]")
     found = [float(row["loss/kl"]) for row in metrics_of(folder) if "loss/kl" in row]
     assert found == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert (folder / "checkpoints" / REFERENCE).is_file()
 
 
 def in_a_file(layer: str) -> str:
