@@ -176,7 +176,7 @@ def test_an_interrupted_study_says_that_it_can_be_gone_on_with(study, monkeypatc
 
 def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys):
     """By hand: of geometry 60 + 70 + 10 + 60 cells, of wordy 45 + 6 + 3, of geometry_again 60 + 10, of wordy_again
-    24 + 115, of wordy_fresh 24, of wordy_third 32 and of easy_vqa 54 + 65 + 10, and before four of them their
+    24 + 115, of wordy_fresh 24, of wordy_third 16 and of easy_vqa 54 + 65 + 10, and before four of them their
     checkpoints.
 
     The largest rate is the best of every scheme, so that no uniform credit at another rate is wanted.
@@ -187,11 +187,11 @@ def test_one_command_runs_the_whole_study(study, processes, monkeypatch, capsys)
         *("wordy's checkpoint", *("wordy",) * 54),
         *("geometry_again",) * 70,
         *("wordy_again's checkpoint", *("wordy_again",) * (139 + 24)),  # the last of them wordy_fresh's
-        *("wordy_third's checkpoint", *("wordy_third",) * 32),
+        *("wordy_third's checkpoint", *("wordy_third",) * 16),
         *("easy_vqa's checkpoint", *("easy_vqa",) * 129),
     ]
     assert [asked_by(command) for command in processes.commands] == expected
-    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 70 + 139 + 24 + 32 + 129
+    assert len(list(study.RESULTS.rglob("*.json"))) == 200 + 54 + 70 + 139 + 24 + 16 + 129
     assert {cell.rate for cell in study.main_cells("geometry")} == {8e-4}
     capsys.readouterr()
     say(study, monkeypatch, "table")
