@@ -33,12 +33,15 @@ def main(config: DictConfig) -> float | None:
         return job.run_job(config, Path(__file__).resolve())
 
     from atrl import pipeline
+    from atrl.claim import claim
     from atrl.launch import main_process
     from atrl.resume import check_same_base, check_unused, is_finished
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.resume is None and main_process():  # before another process of this run writes there
-        check_unused(folder)
+    if main_process():  # before another process of this run writes there
+        claim(folder)
+        if config.resume is None:
+            check_unused(folder)
     parts = pipeline.instantiate_parts(config, folder)
     pipeline.prepare_process(parts)
     data = pipeline.load_data(parts)  # bad data stops here, before any model loads
