@@ -37,6 +37,7 @@ def test_a_folder_is_one_run_s_until_that_ends(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
         claim(tmp_path)
+        claim(tmp_path)  # its own
     finally:
         os.kill(child, signal.SIGKILL)
     assert list(tmp_path.iterdir()) == []
