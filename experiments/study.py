@@ -13,9 +13,9 @@ the reward does not depend on; its checkpoint is trained before its first cell, 
 several times as long, so it has fewer: seven schemes at one rate, three to ten seeds. `easy_vqa` has published
 pictures, a checkpoint of its own too, and nine schemes. `geometry_again` and `wordy_again` test what the others
 suggest, on fresh seeds and from another checkpoint with 16 schemes, where those that train a part of the tokens have a
-choice of two rates; `wordy_fresh` is three of them on fresh seeds from that checkpoint, and `wordy_third` asks
-of a third one which of the anchors that don't read do harm. A checkpoint that is trained
-again, on another processor say, is another one: a task whose kept runs began with another is not gone on with.
+choice of two rates; `wordy_fresh` is three of them on fresh seeds from that checkpoint, and `wordy_third` asks of a
+third one which of the anchors that don't read do harm. A checkpoint that is trained again, on another processor say, is
+another one: a task whose kept runs began with another is not gone on with.
 
 `--add` runs a scheme of your own by the same plan, as `--add mine='credit=mine credit.power=2' --task geometry`: its
 rates, its seeds, and uniform credit at its rate where that is another. The table shows it beside the others. A run is
