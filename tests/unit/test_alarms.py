@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from atrl import parallel
 from atrl.alarms import Alarm, AlarmStop, Bound, NonFiniteStop, clip_gradients
 from atrl.callbacks.alarms import AlarmCallback
 from atrl.cli import user_message
@@ -84,6 +86,22 @@ def test_what_a_resumed_run_knows_of_its_beginning() -> None:
     assert second._alarms["m"].look(31.0)[0] == "stop"
     with pytest.raises(ValueError, match=r"^callbacks\.alarms\.patience must be at least 1"):
         AlarmCallback(patience=0)
+
+
+def end_of_step() -> tuple[bool, str | None]:
+    """On each rank, of a step that took rank r r seconds: whether it stops, and why."""
+    alarms = AlarmCallback(bounds={"slow": Bound(metric="time/update", stop=0.5)}, patience=1)
+    trainer = SimpleNamespace(callback_metrics={"loss/policy": 0.0}, should_stop=False)
+    step = SimpleNamespace(step=3, metrics={"time/update": float(parallel.rank())})
+    alarms.on_train_batch_end(trainer, SimpleNamespace(last_step=step), None, None, 2)
+    return trainer.should_stop, alarms._cause
+
+
+def test_all_ranks_stop_by_what_one_measured() -> None:
+    """Seconds and memory are a rank's own; the others would wait for it for ever."""
+    first, second = run_ranks(end_of_step)
+    assert first == second == (True, "step 3: alarm slow: time/update is 1, above 0.5")
+    assert end_of_step() == (False, None)
 
 
 def test_an_alarm_is_a_message_for_the_user() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from atrl import parallel
 from atrl.alarms import Alarm, AlarmStop, Bound
 from atrl.callbacks.checkpoint import CheckpointCallback
 from atrl.module import PolicyModule
@@ -17,7 +18,7 @@ LOSS = "loss/policy"
 
 
 class AlarmCallback(Callback):
-    """Looks at the metrics of every step, which are the same on every rank, so that all stop together.
+    """Looks at the metrics of every step; where a bound is passed on one rank, all stop together.
 
     A run that stops leaves a checkpoint, from which it can go on with other settings, beside those it had, and raises
     `AlarmStop`: after the step's metrics are written, before the policy is evaluated. A loss or gradient that is not
@@ -61,6 +62,8 @@ class AlarmCallback(Callback):
                 rank_zero_warn(f"step {step.step}: {line}")
             if verdict == "stop":
                 causes.append(line)
+        # Seconds and bytes are each rank's own, and a rank that ended by itself would leave the others waiting.
+        causes = [cause for found in parallel.gather(causes) for cause in found]
         if causes:
             self._cause = f"step {step.step}: {causes[0]}"
             trainer.should_stop = True
