@@ -84,3 +84,15 @@ def test_what_callbacks_keep_is_refused_before_training_where_it_can_not_be_kept
     with pytest.raises(ValueError, match=r"^callbacks: what Keeping\.state_dict returns .*Tensor.*: let it return"):
         saving.on_train_start(trainer, trainer.lightning_module)
     assert states_of([saving, Keeping({"best": [1.0, None]})]) == {"Keeping": {"best": [1.0, None]}}
+
+
+class Named(Keeping):
+    """Of which there may be several."""
+
+    @property
+    def state_key(self) -> str:
+        return f"Named {self.state}"
+
+
+def test_several_callbacks_of_a_class_keep_what_is_theirs_where_they_say_which_is_which() -> None:
+    assert states_of([Named([1]), Named([2])]) == {"Named [1]": [1], "Named [2]": [2]}

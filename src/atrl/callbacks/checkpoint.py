@@ -222,23 +222,23 @@ class CheckpointCallback(Callback):
 
 
 def states_of(callbacks: Iterable[Callback]) -> dict[str, Any]:
-    """What callbacks keep in a checkpoint, by class; nothing of one that keeps nothing.
+    """What callbacks keep in a checkpoint, by `state_key`: the class, where it doesn't say. Nothing of one that keeps
+    nothing.
 
     Raises:
         ValueError: if that is more than JSON has.
     """
     states = {}
     for callback in callbacks:
-        name = type(callback).__name__
         if state := callback.state_dict():
             try:
                 json.dumps(state)
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"callbacks: what {name}.state_dict returns can't be kept in a checkpoint ({error}): let it return "
-                    "numbers, texts, lists and dictionaries of these"
+                    f"callbacks: what {type(callback).__name__}.state_dict returns can't be kept in a checkpoint "
+                    f"({error}): let it return numbers, texts, lists and dictionaries of these"
                 ) from error
-            states[name] = state
+            states[callback.state_key] = state
     return states
 
 

@@ -34,6 +34,6 @@ class StartCallback(Callback):
         # By the settings of now, which may allow another rate, length or number of updates a batch.
         set_progress(schedule_of(pl_module), self._start.step * pl_module.objective.updates_per_batch)
         for callback in trainer.callbacks:
-            if type(callback).__name__ in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][type(callback).__name__])
+            if callback.state_key in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][callback.state_key])
         pl_module.rollouts.update_weights(named_parameters(pl_module.policy), version=pl_module.steps_done)
