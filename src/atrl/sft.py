@@ -129,7 +129,7 @@ def mean_target_logprob(
 
 
 def cosine_factor(step: int, warmup_steps: int, steps: int) -> float:
-    """The learning rate's factor: up linearly to 1, then down along half a cosine to 0.05 at the last step."""
+    """The learning rate's factor: up linearly to 1, then down along half a cosine, to 0.05 after the last step."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
