@@ -69,3 +69,17 @@ def test_data_of_which_nothing_fits_is_refused(processor):
     message = rf"rollout\.max_prompt_tokens=3: .* found 0, and the shortest of the others has {shortest} tokens: raise"
     with pytest.raises(ValueError, match=message):
         PromptLoader(PROBLEMS, builder, batch_size=2, steps=1, seed=0).take(1)
+
+
+@pytest.mark.parametrize(("long", "enough"), [(3, True), (7, True), (15, False)])
+def test_small_data_fill_a_large_batch_where_one_in_ten_fits(processor, long, enough):
+    """One that fits among `long` that don't: 25 of it are as many passes, and not too few after one."""
+    short = Problem(id="short", question="?", answer="1")
+    problems = [short, *(replace(short, id=f"long{n}", question="?" * 60) for n in range(long))]
+    builder = PromptBuilder(processor=processor, max_prompt_tokens=40)
+    loader = PromptLoader(problems, builder, batch_size=25, steps=1, seed=0)
+    if enough:
+        assert {prompt.problem.id for prompt in loader.take(25)} == {"short"}
+        return
+    with pytest.raises(ValueError, match=r"^hardly any prompt fits into rollout\.max_prompt_tokens=40"):
+        loader.take(25)

@@ -11,6 +11,9 @@ from atrl import parallel
 from atrl.data.prompts import SHORTEN, PromptBuilder
 from atrl.types import Problem, Prompt
 
+RARE = 10
+"""Problems of which at least one must fit for a batch to be worth the search, beyond a pass over the data."""
+
 
 class PromptLoader:
     """`steps` batches of `batch_size` prompts, through as many shuffled passes over `problems` as that takes.
@@ -50,13 +53,13 @@ class PromptLoader:
         """The next `count` prompts that fit.
 
         Raises:
-            ValueError: if a whole pass over the data finds fewer.
+            ValueError: if a whole pass over the data finds fewer, and not one in `RARE` fits.
         """
         batch: list[Prompt] = []
         lengths: list[int] = []
         tried = 0
         while len(batch) < count:
-            if tried > len(self._problems) + count:
+            if tried > len(self._problems) + count and len(batch) * RARE < tried:
                 raise ValueError(
                     f"hardly any prompt fits into rollout.max_prompt_tokens={self._builder.max_prompt_tokens}: a whole "
                     f"pass over the data found {len(batch)}, and the shortest of the others has {min(lengths)} tokens: "
